@@ -1,0 +1,19 @@
+/** GET /billing/balance. What the caller's account holds, right after registering too. */
+import { query } from "#kernel/database";
+import { endpoint, ok } from "#kernel/endpoint";
+import { readBalance, toNumber } from "#kernel/money";
+import { Problem } from "#kernel/problem";
+import { Balance } from "./money-movement.ts";
+
+export default endpoint({
+  method: "GET",
+  caller: "user",
+  answers: { 200: Balance, 409: ["account-not-open"] },
+  async handle({ user }) {
+    const [row] = await query<{ balance: string | null }>("balance", "select billing.balance($1) as balance", [
+      user.id,
+    ]);
+    if (!row || row.balance === null) return new Problem("account-not-open");
+    return ok({ balance: toNumber(readBalance(row.balance)) });
+  },
+});

@@ -1,0 +1,161 @@
+create schema billing;
+
+-- Money is counted in minor units (cents). A balance stays within what a JSON number carries exactly.
+create table billing.accounts (
+  id uuid primary key,
+  kind text not null check (kind in ('user', 'cash-in', 'cash-out', 'revenue')),
+  balance bigint not null default 0 check (balance >= 0 and balance <= 9007199254740991),
+  transfers bigint not null default 0,
+  last_hash bytea not null default ''::bytea,
+  opened_at timestamptz not null default clock_timestamp()
+);
+
+-- System accounts keep no balance of their own: every payment would queue up for that one row.
+insert into billing.accounts (id, kind) values
+  ('00000000-0000-0000-0000-000000000001', 'cash-in'),
+  ('00000000-0000-0000-0000-000000000002', 'cash-out'),
+  ('00000000-0000-0000-0000-000000000003', 'revenue');
+
+-- Numbered within the user's account that they move: a gap is a lost row. The numbers are also the order of history.
+-- No foreign keys to system accounts: sharing a lock on three rows is what every payment would do.
+create table billing.transfers (
+  account_id uuid not null references billing.accounts,
+  number bigint not null,
+  kind text not null check (kind in ('deposit', 'withdrawal', 'charge')),
+  debit_account uuid not null,
+  credit_account uuid not null,
+  amount bigint not null check (amount > 0),
+  balance_after bigint not null check (balance_after >= 0),
+  reference uuid,
+  created_at timestamptz not null,
+  hash bytea not null,
+  primary key (account_id, number),
+  check (debit_account <> credit_account),
+  check (account_id = case kind when 'deposit' then credit_account else debit_account end)
+);
+
+-- The hash of a transfer covers all of its columns and the hash of the one before it in the same account.
+create function billing.transfer_hash(previous bytea, t billing.transfers)
+returns bytea language sql immutable parallel safe as $$
+  select sha256(previous || convert_to(concat_ws('|', t.account_id, t.number, t.kind, t.debit_account, t.credit_account,
+    t.amount, t.balance_after, coalesce(t.reference::text, '-'),
+    (extract(epoch from t.created_at) * 1000000)::bigint), 'UTF8'))
+$$;
+
+-- Opens the account of a user, once, and settles the event that asked for it.
+create function billing.open_account(user_id uuid, event_key uuid)
+returns void language plpgsql volatile security definer set search_path = '' as $$
+begin
+  insert into billing.accounts (id, kind) values (open_account.user_id, 'user') on conflict do nothing;
+  perform events.settle(event_key, 'billing-open-account');
+end $$;
+
+-- Locks the account of a user. One that is not open yet, but whose registration is on its way, is opened here and now:
+-- nobody waits for an event to be delivered. No row: there is no such user.
+create function billing.lock_account(user_id uuid)
+returns setof billing.accounts language plpgsql volatile security definer set search_path = '' as $$
+declare
+  pending jsonb;
+begin
+  return query select * from billing.accounts a where a.id = user_id and a.kind = 'user' for no key update;
+  if not found then
+    pending := events.unsettled(user_id, 'user-registered', 'billing-open-account', 1) -> 0;
+    if pending is not null then
+      perform billing.open_account(user_id, (pending -> 'event' ->> 'id')::uuid);
+    end if;
+    -- Also when nothing was pending: a trigger may have opened the account since this transaction looked for it.
+    return query select * from billing.accounts a where a.id = user_id and a.kind = 'user' for no key update;
+  end if;
+end $$;
+
+-- The one place that moves money. A refusal is an outcome: insufficient-funds, balance-limit, account-not-open.
+create function billing.transfer(user_id uuid, kind text, amount bigint, reference uuid,
+  out outcome text, out balance bigint)
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  a billing.accounts;
+  t billing.transfers;
+begin
+  select * into a from billing.lock_account(transfer.user_id);
+  if not found then
+    outcome := 'account-not-open';
+    return;
+  end if;
+  balance := a.balance;
+  t.balance_after := a.balance + case transfer.kind when 'deposit' then amount else -amount end;
+  if t.balance_after < 0 then
+    outcome := 'insufficient-funds';
+    return;
+  end if;
+  if t.balance_after > 9007199254740991 then
+    outcome := 'balance-limit';
+    return;
+  end if;
+  t.account_id := a.id;
+  t.number := a.transfers + 1;
+  t.kind := transfer.kind;
+  t.debit_account := case transfer.kind when 'deposit' then '00000000-0000-0000-0000-000000000001'::uuid else a.id end;
+  t.credit_account := case transfer.kind when 'deposit' then a.id
+    when 'withdrawal' then '00000000-0000-0000-0000-000000000002'::uuid
+    else '00000000-0000-0000-0000-000000000003'::uuid end;
+  t.amount := transfer.amount;
+  t.reference := transfer.reference;
+  t.created_at := clock_timestamp();
+  t.hash := billing.transfer_hash(a.last_hash, t);
+  insert into billing.transfers values (t.*);
+  update billing.accounts b set balance = t.balance_after, transfers = t.number, last_hash = t.hash where b.id = a.id;
+  outcome := 'done';
+  balance := t.balance_after;
+end $$;
+
+-- What another service may do: charge a user for something it names by `reference`.
+create function billing.charge(user_id uuid, amount bigint, reference uuid, out outcome text, out balance bigint)
+language sql volatile security definer set search_path = '' as $$
+  select * from billing.transfer(user_id, 'charge', amount, reference)
+$$;
+
+-- Puts money on an account (deposit) or takes it off (withdrawal), and tells the user of the outcome, good or bad.
+create function billing.move_money(user_id uuid, email text, kind text, amount bigint, key text, fingerprint text,
+  source text, traceparent text)
+returns table (answer jsonb, emitted jsonb) language plpgsql volatile security definer set search_path = '' as $$
+declare
+  moved record;
+begin
+  answer := events.begin_request(user_id, key, fingerprint);
+  if answer is not null then
+    emitted := '[]';
+    return next;
+    return;
+  end if;
+  select * into moved from billing.transfer(user_id, kind, amount, null);
+  answer := jsonb_build_object('outcome', moved.outcome, 'balance', moved.balance);
+  emitted := '[]';
+  if moved.outcome <> 'account-not-open' then
+    emitted := jsonb_build_array(events.emit('notification-requested', 1, source, user_id, traceparent, jsonb_build_object(
+      'userId', user_id, 'recipient', email,
+      'kind', kind || case moved.outcome when 'done' then '-done' else '-refused' end,
+      'amount', events.decimal(amount), 'balance', events.decimal(moved.balance))));
+  end if;
+  perform events.end_request(user_id, key, answer);
+  return next;
+end $$;
+
+-- The balance of a user in minor units; null when there is no account.
+create function billing.balance(user_id uuid)
+returns bigint language plpgsql volatile security definer set search_path = '' as $$
+declare
+  found_balance bigint;
+begin
+  select a.balance into found_balance from billing.accounts a where a.id = user_id and a.kind = 'user';
+  if not found then
+    select a.balance into found_balance from billing.lock_account(user_id) a;
+  end if;
+  return found_balance;
+end $$;
+
+revoke all on all functions in schema billing from public;
+grant usage on schema billing to billing, "order";
+-- Read only: money moves through the functions above, and through nothing else.
+grant select on billing.accounts, billing.transfers to billing;
+grant execute on function billing.open_account, billing.move_money, billing.balance, billing.transfer_hash to billing;
+grant execute on function billing.charge to "order";

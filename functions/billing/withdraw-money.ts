@@ -1,0 +1,12 @@
+/** POST /billing/withdraw-money?money=100. Takes money off the caller's account; a notification tells of it, done or refused. */
+import { endpoint } from "#kernel/endpoint";
+import { Balance, MoneyQuery, moveMoney } from "./money-movement.ts";
+
+export default endpoint({
+  method: "POST",
+  caller: "user",
+  idempotent: true,
+  query: MoneyQuery,
+  answers: { 200: Balance, 400: ["insufficient-funds"], 409: ["account-not-open"] },
+  handle: (request) => moveMoney("withdrawal", request),
+});

@@ -1,0 +1,132 @@
+/** The database: Neon's driver over its WebSocket, one pool a process, prepared statements. */
+import { type Client, neonConfig, Pool } from "@neondatabase/serverless";
+import { WebSocket } from "ws";
+import { failure, log } from "./log.ts";
+import { Problem } from "./problem.ts";
+import {
+  POOL_CONNECTIONS_MAX,
+  POOL_IDLE_MILLISECONDS_MAX,
+  POOL_WAIT_MILLISECONDS_MAX,
+  readSettingFile,
+  required,
+  STATEMENT_MILLISECONDS_MAX,
+  settings,
+} from "./settings.ts";
+
+/**
+ * Joins what the driver writes in one turn of the event loop into one message. The driver's own `coalesceWrites` waits for a
+ * timer, a millisecond at least for every statement.
+ */
+class CoalescingWebSocket extends WebSocket {
+  #pending: Uint8Array[] = [];
+
+  constructor(url: string) {
+    super(url, { perMessageDeflate: false });
+  }
+
+  override send(data: Uint8Array): void {
+    if (this.#pending.push(data) > 1) return;
+    process.nextTick(() => {
+      const pending = this.#pending;
+      this.#pending = [];
+      // A socket that was cut meanwhile reports that by its own error and close events.
+      if (this.readyState === WebSocket.OPEN) super.send(pending.length === 1 ? data : Buffer.concat(pending));
+    });
+  }
+}
+
+let pool: Pool | undefined;
+
+function openPool(): Pool {
+  const { DATABASE_RELAY_URL: relay, DATABASE_PASSWORD_FILE: passwordFile } = settings();
+  neonConfig.webSocketConstructor = CoalescingWebSocket;
+  neonConfig.coalesceWrites = false;
+  if (relay !== undefined) {
+    const { host, pathname, protocol } = new URL(relay);
+    neonConfig.wsProxy = () => host + pathname;
+    neonConfig.useSecureWebSocket = protocol === "wss:";
+  }
+  const opened = new Pool({
+    connectionString: required("DATABASE_URL"),
+    ...(passwordFile === undefined ? {} : { password: () => readSettingFile("DATABASE_PASSWORD_FILE") }),
+    max: POOL_CONNECTIONS_MAX,
+    connectionTimeoutMillis: POOL_WAIT_MILLISECONDS_MAX,
+    idleTimeoutMillis: POOL_IDLE_MILLISECONDS_MAX,
+    statement_timeout: STATEMENT_MILLISECONDS_MAX,
+    // Above the server's limit, so that this one speaks only when the server does not.
+    query_timeout: STATEMENT_MILLISECONDS_MAX + 1_000,
+  });
+  // Without listeners a connection that is cut while idle would end the process.
+  const report = (error: unknown) =>
+    log("warning", "a database connection was lost", { reason: failure(error).reason ?? "" });
+  opened.on("error", report);
+  opened.on("connect", (client: Client) => client.on("error", report));
+  return opened;
+}
+
+/** What a lost connection means for a statement that was already sent. */
+export type Repetition =
+  /** It changes nothing, or the same thing only once: send it again. */
+  | "repeatable"
+  /** It may have been committed: say so. */
+  | "once";
+
+/** SQLSTATE classes of a server that cannot work now: 08 connection, 53 resources, 57 operator intervention. */
+const UNAVAILABLE = /^(08|53|57)/;
+
+function sqlState(error: unknown): string | undefined {
+  const code = (error as { code?: unknown } | null)?.code;
+  return typeof code === "string" && /^[0-9A-Z]{5}$/.test(code) ? code : undefined;
+}
+
+const unavailable = () =>
+  new Problem("unavailable", "The database does not answer. Nothing was changed; try again in a moment.", {
+    headers: { "retry-after": "1" },
+  });
+
+const outcomeUnknown = () =>
+  new Problem(
+    "outcome-unknown",
+    "The connection was lost before the outcome was known. Look whether it happened before you repeat it; with an Idempotency-Key you could simply repeat it.",
+  );
+
+/**
+ * Runs one prepared statement: one round trip, one transaction.
+ * @param name names the prepared statement; one text a name
+ * @throws {Problem} `unavailable` when the database cannot be reached and nothing was changed, `outcome-unknown` when a
+ *   statement that must not be repeated was cut off
+ */
+export async function query<Row>(
+  name: string,
+  text: string,
+  values: readonly unknown[],
+  repetition: Repetition = "repeatable",
+): Promise<Row[]> {
+  pool ??= openPool();
+  for (let attempt = 1; ; attempt++) {
+    const client = await pool.connect().catch((error: unknown) => {
+      log("error", "no database connection", { reason: failure(error).reason ?? "" });
+      throw unavailable();
+    });
+    try {
+      const { rows } = await client.query({ name, text, values: values as unknown[] });
+      client.release();
+      return rows as Row[];
+    } catch (error) {
+      const state = sqlState(error);
+      // A server that reports an error has rolled back; without a report nobody knows, and the connection is of no use.
+      client.release(state === undefined || UNAVAILABLE.test(state));
+      if (state !== undefined && !UNAVAILABLE.test(state)) throw error;
+      log("warning", "a statement was cut off", { reason: failure(error).reason ?? "" });
+      if (repetition === "once" && state === undefined) throw outcomeUnknown();
+      if (attempt > 1) throw unavailable();
+    }
+  }
+}
+
+/** Closes the pool: statements in progress finish first. Safe to call when none was opened. */
+export async function closeDatabase(): Promise<void> {
+  const closing = pool;
+  pool = undefined;
+  await closing?.end();
+}

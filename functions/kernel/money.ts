@@ -1,0 +1,58 @@
+/** Exact money: minor units (cents) in a bigint everywhere inside, decimal text or a JSON number outside. */
+import * as v from "valibot";
+
+/** Minor units; 890.5 is 89050n. */
+export type Money = bigint;
+
+const MINOR_UNITS = 100n;
+/** 1 000 000 000.00, in minor units. */
+export const AMOUNT_MAX: Money = 1_000_000_000n * MINOR_UNITS;
+/** What a JSON number carries exactly, in minor units. The ledger refuses a balance above it. */
+export const BALANCE_MAX: Money = BigInt(Number.MAX_SAFE_INTEGER);
+
+const DECIMAL = /^(0|[1-9][0-9]{0,15})(?:\.([0-9]{1,2}))?$/;
+
+/** Reads decimal text with at most two decimals. Undefined when it is not that. */
+function parseMoney(text: string): Money | undefined {
+  const match = DECIMAL.exec(text);
+  if (match?.[1] === undefined) return undefined;
+  return BigInt(match[1]) * MINOR_UNITS + BigInt((match[2] ?? "").padEnd(2, "0"));
+}
+
+/** 89050n -> 890.5. Exact for everything up to BALANCE_MAX. */
+export function toNumber(money: Money): number {
+  return Number(money) / Number(MINOR_UNITS);
+}
+
+/** 89050n -> "890.5". */
+export function toText(money: Money): string {
+  return String(toNumber(money));
+}
+
+/**
+ * A balance as the database gave it: minor units, as text or number.
+ * @throws {RangeError} when it is negative or above BALANCE_MAX: the ledger's own promise, checked on this side as well
+ */
+export function readBalance(value: string | number): Money {
+  const balance = BigInt(value);
+  if (balance < 0n || balance > BALANCE_MAX)
+    throw new RangeError(`The ledger gave a balance of ${balance} minor units.`);
+  return balance;
+}
+
+const EXPECTED = "must be an amount above 0 and at most 1000000000, with at most two decimals, such as 10 or 10.50";
+
+/** An amount that a person asks for: decimal text, or the text of a JSON number. */
+export const Amount = v.pipe(
+  v.string(EXPECTED),
+  v.metadata({ description: `An amount of money: it ${EXPECTED}.`, pattern: DECIMAL.source }),
+  v.transform(parseMoney),
+  v.check((money) => money !== undefined && money > 0n && money <= AMOUNT_MAX, EXPECTED),
+  v.transform((money) => money as Money),
+);
+
+/** An amount in an event: decimal text. */
+export const AmountText = v.pipe(v.string(), v.regex(DECIMAL, "must be decimal text with at most two decimals"));
+
+/** A balance or a price in an answer: a JSON number in major units. */
+export const AmountNumber = v.pipe(v.number(), v.minValue(0));

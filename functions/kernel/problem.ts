@@ -1,0 +1,89 @@
+/** Refusals, as RFC 9457 problem details. `code` is stable: clients may switch on it. */
+const PROBLEMS = {
+  "invalid-request": [400, "The request is not valid"],
+  "malformed-body": [400, "The body cannot be read"],
+  "insufficient-funds": [400, "Not enough money"],
+  "balance-limit": [400, "The account cannot hold that much"],
+  unauthenticated: [401, "A valid token is needed"],
+  "invalid-credentials": [401, "The email or the password is wrong"],
+  "not-found": [404, "There is nothing at this address"],
+  "unknown-subscription": [404, "There is no such subscription"],
+  "method-not-allowed": [405, "This address does not take that method"],
+  "email-taken": [409, "The email is taken"],
+  "account-not-open": [409, "There is no account for this user"],
+  "body-too-large": [413, "The body is too large"],
+  "unsupported-media-type": [415, "The body is of a media type that is not taken"],
+  "idempotency-key-reused": [422, "The Idempotency-Key was used for another request"],
+  "too-many-attempts": [429, "Too many attempts"],
+  internal: [500, "Something went wrong on our side"],
+  unavailable: [503, "Not available at the moment"],
+  "outcome-unknown": [503, "The outcome is not known"],
+} as const satisfies Record<string, readonly [number, string]>;
+
+export type ProblemCode = keyof typeof PROBLEMS;
+
+/** The codes that go with a status. */
+export type CodeOf<Status extends number> = {
+  [Code in ProblemCode]: (typeof PROBLEMS)[Code][0] extends Status ? Code : never;
+}[ProblemCode];
+
+/** The HTTP status that goes with a code. */
+export function statusOf(code: ProblemCode): number {
+  return PROBLEMS[code][0];
+}
+
+/** The title of a code, the same for every occurrence (RFC 9457 §3.1.3). */
+export function titleOf(code: ProblemCode): string {
+  return PROBLEMS[code][1];
+}
+
+/** One field that is wrong: which, and what was expected. */
+export interface FieldError {
+  readonly field: string;
+  readonly detail: string;
+}
+
+export interface ProblemExtras {
+  /** Response headers, such as Allow and Retry-After. */
+  readonly headers?: Readonly<Record<string, string>>;
+  /** Extension members (RFC 9457 §3.2). */
+  readonly members?: Readonly<Record<string, unknown>>;
+}
+
+/** A refusal. A handler returns it, or throws it from below. */
+export class Problem extends Error {
+  readonly code: ProblemCode;
+  readonly detail: string;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly members: Readonly<Record<string, unknown>>;
+
+  constructor(code: ProblemCode, detail = `${titleOf(code)}.`, extras: ProblemExtras = {}) {
+    super(detail);
+    this.code = code;
+    this.detail = detail;
+    this.headers = extras.headers ?? {};
+    this.members = extras.members ?? {};
+  }
+
+  get status(): number {
+    return statusOf(this.code);
+  }
+
+  /** The document of RFC 9457. */
+  toJSON(): Record<string, unknown> {
+    return {
+      type: `urn:lotus:problem:${this.code}`,
+      title: titleOf(this.code),
+      status: this.status,
+      code: this.code,
+      detail: this.detail,
+      ...this.members,
+    };
+  }
+}
+
+/** The refusal of a request whose fields are wrong. */
+export function invalid(errors: readonly FieldError[]): Problem {
+  const detail = errors.map(({ field, detail }) => `${field}: ${detail}.`).join(" ");
+  return new Problem("invalid-request", detail, { members: { errors } });
+}

@@ -1,0 +1,179 @@
+/**
+ * The listener around the functions framework. The framework's own command line cannot drain, takes bodies of a gigabyte and
+ * closes kept-alive connections after five seconds; everything else, the framework does.
+ */
+import { createServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse } from "node:http";
+import { setTimeout as delay } from "node:timers/promises";
+import { cloudEvent, http } from "@google-cloud/functions-framework";
+import { getTestServer } from "@google-cloud/functions-framework/testing";
+import { closeDatabase } from "./database.ts";
+import { bodyTooLarge, type Endpoint, toHttpFunction, type Use, writeProblem } from "./endpoint.ts";
+import { disconnectKafka } from "./kafka.ts";
+import { failure, log, logAs } from "./log.ts";
+import { flushQueue } from "./outbox.ts";
+import { Problem } from "./problem.ts";
+import {
+  DRAIN_DATABASE_MILLISECONDS_MAX,
+  DRAIN_EVENTS_MILLISECONDS_MAX,
+  DRAIN_REQUESTS_MILLISECONDS_MAX,
+  EVENT_BODY_BYTES_MAX,
+  KEEP_ALIVE_MILLISECONDS,
+  REQUEST_BODY_BYTES_MAX,
+  REQUEST_HEADER_BYTES_MAX,
+  REQUEST_RECEIVE_MILLISECONDS_MAX,
+  REQUESTS_IN_FLIGHT_MAX,
+  required,
+  SettingsError,
+  settings,
+} from "./settings.ts";
+import { type Subscriber, toCloudEventFunction } from "./subscriber.ts";
+
+/** Registers a description under the function's name: with the framework in this bundle, or with the one that loads it. */
+export function register(name: string, description: Endpoint | Subscriber, framework = { http, cloudEvent }): void {
+  logAs(name);
+  if ("method" in description) framework.http(name, toHttpFunction(name, description) as Parameters<typeof http>[1]);
+  else framework.cloudEvent(name, toCloudEventFunction(name, description) as Parameters<typeof cloudEvent>[1]);
+}
+
+type RequestWithBody = IncomingMessage & { body?: Buffer; rawBody?: Buffer };
+
+/** Reads a body up to a limit. Undefined: it is longer. */
+async function readBody(request: IncomingMessage, bytesMax: number): Promise<Buffer | undefined> {
+  if (Number(request.headers["content-length"] ?? 0) > bytesMax) return undefined;
+  const chunks: Buffer[] = [];
+  let length = 0;
+  for await (const chunk of request as AsyncIterable<Buffer>) {
+    length += chunk.length;
+    if (length > bytesMax) return undefined;
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks, length);
+}
+
+/**
+ * A server for one function, not yet listening. The framework finds the body already read, so that it parses nothing itself.
+ * @param name the function's name, such as order-pay
+ */
+export function createFunctionServer(
+  name: string,
+  description: Endpoint | Subscriber,
+): { server: Server; drain(): Promise<void> } {
+  register(name, description);
+  const framework = getTestServer(name).listeners("request")[0] as RequestListener;
+  const bodyBytesMax = "method" in description ? REQUEST_BODY_BYTES_MAX : EVENT_BODY_BYTES_MAX;
+  const inFlight = new Set<ServerResponse>();
+  let draining = false;
+
+  const serve = async (request: RequestWithBody, response: ServerResponse): Promise<void> => {
+    if (draining) response.setHeader("connection", "close");
+    if (inFlight.size >= REQUESTS_IN_FLIGHT_MAX) {
+      const detail = `This function works on ${REQUESTS_IN_FLIGHT_MAX} requests already. Nothing was changed; try again in a moment.`;
+      return writeProblem(response, new Problem("unavailable", detail, { headers: { "retry-after": "1" } }));
+    }
+    inFlight.add(response);
+    response.once("close", () => {
+      inFlight.delete(response);
+      if (draining) server.closeIdleConnections();
+    });
+    const { "content-length": length, "transfer-encoding": encoding } = request.headers;
+    if (encoding !== undefined || (length !== undefined && length !== "0")) {
+      const body = await readBody(request, bodyBytesMax);
+      if (body === undefined) return writeProblem(response, bodyTooLarge());
+      request.body = body;
+      request.rawBody = body;
+    }
+    // A source's trace header is that of some other record of its batch; the event's own extension is the one to follow.
+    if (!("method" in description)) delete request.headers.traceparent;
+    framework(request, response);
+  };
+
+  const server = createServer(
+    {
+      maxHeaderSize: REQUEST_HEADER_BYTES_MAX,
+      keepAliveTimeout: KEEP_ALIVE_MILLISECONDS,
+      requestTimeout: REQUEST_RECEIVE_MILLISECONDS_MAX,
+    },
+    (request, response) => {
+      serve(request, response).catch((error: unknown) => {
+        // The client went away, or sent a body that breaks off: there is nobody to answer.
+        log("warning", "a request broke off", failure(error));
+        response.destroy();
+      });
+    },
+  );
+  // Requests in flight may take as long as Knative lets them; the database's limits end them long before.
+  server.timeout = 0;
+
+  const drain = async (): Promise<void> => {
+    draining = true;
+    for (const response of inFlight) if (!response.headersSent) response.setHeader("connection", "close");
+    const closed = new Promise<void>((resolve) => server.close(() => resolve()));
+    server.closeIdleConnections();
+    await within(closed, DRAIN_REQUESTS_MILLISECONDS_MAX, "requests were cut off");
+    server.closeAllConnections();
+    await within(flushQueue(), DRAIN_EVENTS_MILLISECONDS_MAX, "events were left to the relay");
+    await within(
+      Promise.all([disconnectKafka(), closeDatabase()]),
+      DRAIN_DATABASE_MILLISECONDS_MAX,
+      "connections were cut",
+    );
+  };
+  return { server, drain };
+}
+
+/** Waits for `work`, but not longer than that. */
+async function within(work: Promise<unknown>, milliseconds: number, otherwise: string): Promise<void> {
+  const late = Symbol("late");
+  const first = await Promise.race([work.catch((error: unknown) => error), delay(milliseconds, late, { ref: false })]);
+  if (first === late) log("warning", `draining took too long: ${otherwise}`, { milliseconds });
+  else if (first instanceof Error) log("warning", "draining failed", failure(first));
+}
+
+/** What a function uses besides the network. */
+export function usesOf(description: Endpoint | Subscriber): readonly Use[] {
+  if (!("method" in description)) return ["database"];
+  return description.uses ?? (description.caller === "user" ? ["database", "public-keys"] : ["database"]);
+}
+
+/** What a function of this description cannot run without; the generated Knative Service gives it just that. */
+export function settingsOf(description: Endpoint | Subscriber) {
+  const uses = usesOf(description);
+  return (["DATABASE_URL", "JWKS_FILE", "SIGNING_KEY_FILE"] as const).filter((name) => uses.includes(USE_OF[name]));
+}
+
+const USE_OF = { DATABASE_URL: "database", JWKS_FILE: "public-keys", SIGNING_KEY_FILE: "signing-key" } as const;
+
+/** The program of a function's process: listens on PORT until SIGTERM, then drains and ends. */
+export function main(name: string, description: Endpoint | Subscriber): void {
+  let port: number;
+  try {
+    port = settings().PORT;
+    for (const name of settingsOf(description)) required(name);
+  } catch (error) {
+    if (!(error instanceof SettingsError)) throw error;
+    process.stderr.write(`${error.message}\n`);
+    process.exit(1);
+  }
+  const { server, drain } = createFunctionServer(name, description);
+  let stopping = false;
+  const stop = () => {
+    if (stopping) return;
+    stopping = true;
+    void drain().finally(() => process.exit());
+  };
+  process.on("SIGTERM", stop);
+  process.on("SIGINT", stop);
+  // The local gateway starts functions with a channel: when it dies, they do not stay behind.
+  process.on("disconnect", stop);
+  process.on("uncaughtException", (error) => {
+    log("error", "an error that nobody caught; the process ends", failure(error));
+    process.exitCode = 1;
+    stop();
+  });
+  server.once("error", (error: NodeJS.ErrnoException) => {
+    const reason = error.code === "EADDRINUSE" ? `Port ${port} is taken; set PORT to another.` : error.message;
+    process.stderr.write(`${name} cannot listen: ${reason}\n`);
+    process.exit(1);
+  });
+  server.listen(port);
+}

@@ -1,0 +1,144 @@
+/** What a function process is told by its environment, and the limits that it keeps. */
+import { readFileSync } from "node:fs";
+import * as v from "valibot";
+
+/** A request's body; a CloudEvent's data may be larger, because a broker lets foreign producers send that much. */
+export const REQUEST_BODY_BYTES_MAX = 64 * 1024;
+export const EVENT_BODY_BYTES_MAX = 1024 * 1024;
+/** Requests in progress in one process; one more is answered 503 at once. */
+export const REQUESTS_IN_FLIGHT_MAX = 1000;
+/** A request line and its headers. Node's default, named here because it is a limit that people meet. */
+export const REQUEST_HEADER_BYTES_MAX = 16 * 1024;
+export const REQUEST_RECEIVE_MILLISECONDS_MAX = 30_000;
+/** Above queue-proxy's 90 s, so that the proxy, never the function, gives up an idle connection. */
+export const KEEP_ALIVE_MILLISECONDS = 95_000;
+
+/** Draining after SIGTERM: requests in flight, then events, then connections. Together below Knative's `timeoutSeconds`. */
+export const DRAIN_REQUESTS_MILLISECONDS_MAX = 20_000;
+export const DRAIN_EVENTS_MILLISECONDS_MAX = 5_000;
+export const DRAIN_DATABASE_MILLISECONDS_MAX = 2_000;
+
+export const POOL_CONNECTIONS_MAX = 8;
+export const POOL_WAIT_MILLISECONDS_MAX = 5_000;
+export const POOL_IDLE_MILLISECONDS_MAX = 30_000;
+export const STATEMENT_MILLISECONDS_MAX = 10_000;
+
+/** Events that wait in memory to be published. What does not fit stays in the outbox for the relay. */
+export const PUBLISH_QUEUE_EVENTS_MAX = 1_000;
+export const PUBLISH_BATCH_EVENTS_MAX = 100;
+export const PUBLISH_MILLISECONDS_MAX = 10_000;
+
+/** The relay: what counts as overdue, how many in one statement, how many in one run. */
+export const RELAY_OVERDUE_SECONDS = 10;
+export const RELAY_BATCH_EVENTS_MAX = 500;
+export const RELAY_RUN_MILLISECONDS_MAX = 45_000;
+/** Publications of one event before the dead-letter sink buries it instead of leaving it to the relay: about an hour. */
+export const PUBLISH_ATTEMPTS_MAX = 12;
+export const IDEMPOTENCY_KEY_DAYS = 7;
+export const IDEMPOTENCY_KEY_LENGTH_MAX = 255;
+
+export const PAGE_ROWS_DEFAULT = 50;
+export const PAGE_ROWS_MAX = 100;
+export const CURSOR_LENGTH_MAX = 200;
+
+export const TOKEN_ISSUER = "lotus";
+export const TOKEN_AUDIENCE = "lotus";
+export const TOKEN_SECONDS = 3600;
+export const TOKEN_LENGTH_MAX = 4096;
+export const TOKEN_CACHE_ENTRIES_MAX = 10_000;
+/** How often, at most, a token signed by an unknown key makes a process read the key file again. */
+export const KEY_RELOAD_MILLISECONDS_MIN = 1_000;
+
+const port = v.pipe(
+  v.string(),
+  v.regex(/^\d{1,5}$/, "a port number, 0 to 65535"),
+  v.transform(Number),
+  v.maxValue(65535, "a port number, 0 to 65535"),
+);
+const url = (...protocols: string[]) =>
+  v.pipe(
+    v.string(),
+    v.check(
+      (text) => URL.canParse(text) && protocols.includes(new URL(text).protocol),
+      `a URL that begins with ${protocols.map((protocol) => `${protocol}//`).join(" or ")}`,
+    ),
+  );
+const list = v.pipe(
+  v.string(),
+  v.transform((text) => text.split(",").map((entry) => entry.trim())),
+  v.array(v.pipe(v.string(), v.regex(/^[^\s:]+:\d{1,5}$/, "host:port, several separated by commas"))),
+);
+
+const Environment = v.object({
+  /** Knative's: the port to listen on. */
+  PORT: v.optional(port, "8080"),
+  /** Where the database is: postgres://role:password@host:port/name. */
+  DATABASE_URL: v.optional(url("postgres:", "postgresql:")),
+  /** A file that holds the password, when it is not in DATABASE_URL: a mounted secret. */
+  DATABASE_PASSWORD_FILE: v.optional(v.string()),
+  /** The WebSocket relay in front of a Postgres that is not Neon: ws://host:port. */
+  DATABASE_RELAY_URL: v.optional(url("ws:", "wss:")),
+  /** Kafka's brokers. Without them events go to K_SINK. */
+  KAFKA_BROKERS: v.optional(list),
+  /** Knative's: where CloudEvents are sent over HTTP. */
+  K_SINK: v.optional(url("http:", "https:")),
+  /** The public keys (RFC 7517 JWK Set), and, for profile-login only, the private key (JWK). */
+  JWKS_FILE: v.optional(v.string()),
+  SIGNING_KEY_FILE: v.optional(v.string()),
+});
+
+export type Settings = v.InferOutput<typeof Environment>;
+
+/** The environment is wrong. `message` holds a sentence for each variable. */
+export class SettingsError extends Error {}
+
+/**
+ * Reads the settings from an environment.
+ * @throws {SettingsError} when a variable has a value that cannot be used
+ */
+export function readSettings(environment: Record<string, string | undefined>): Settings {
+  const given = Object.fromEntries(Object.entries(environment).filter(([, value]) => value !== ""));
+  const result = v.safeParse(Environment, given);
+  if (result.success) return result.output;
+  throw new SettingsError(
+    result.issues
+      .map((issue) => {
+        const name = String(issue.path?.[0]?.key);
+        const value = name.includes("URL") ? "its value" : JSON.stringify(given[name]);
+        return `The environment variable ${name} must be ${issue.message}; ${value} is not.`;
+      })
+      .join("\n"),
+  );
+}
+
+let known: Settings | undefined;
+
+/** The settings of this process, read once, at the first call. Throws SettingsError. */
+export function settings(): Settings {
+  known ??= readSettings(process.env);
+  return known;
+}
+
+/**
+ * One setting that this function cannot do without.
+ * @throws {SettingsError} when it is not set
+ */
+export function required<Name extends keyof Settings>(name: Name): NonNullable<Settings[Name]> {
+  const value = settings()[name];
+  if (value === undefined)
+    throw new SettingsError(`The environment variable ${name} is not set, and this function needs it.`);
+  return value;
+}
+
+/**
+ * The text of a file that a setting names.
+ * @throws {SettingsError} when it cannot be read
+ */
+export function readSettingFile(name: "JWKS_FILE" | "SIGNING_KEY_FILE" | "DATABASE_PASSWORD_FILE"): string {
+  const path = required(name);
+  try {
+    return readFileSync(path, "utf8").trim();
+  } catch (error) {
+    throw new SettingsError(`The file that ${name} names, ${path}, cannot be read: ${(error as Error).message}.`);
+  }
+}

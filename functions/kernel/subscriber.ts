@@ -1,0 +1,176 @@
+/** A function that an event invokes: what it takes, and the handler. What can never succeed is buried, with its reason. */
+import { createHash } from "node:crypto";
+import * as v from "valibot";
+import { query } from "./database.ts";
+import { failure, log, type Trace, traceFrom, traceparent } from "./log.ts";
+import type { CloudEvent } from "./outbox.ts";
+import { EVENT_BODY_BYTES_MAX } from "./settings.ts";
+
+// biome-ignore lint/suspicious/noExplicitAny: a schema of any input and output; `unknown` would refuse those that transform
+type Schema = v.GenericSchema<any, any>;
+
+/** An event as a handler sees it. */
+export interface Delivery<Data> {
+  /** Its identity: of two deliveries with the same key, the second changes nothing. */
+  readonly key: string;
+  readonly data: Data;
+  readonly time: string;
+  /** The CloudEvents attributes, extensions included, as they came. */
+  readonly attributes: Readonly<Record<string, string>>;
+  /** The data as it came: nobody has parsed it yet. */
+  readonly body: Buffer | undefined;
+  /** The function's name and its place in the trace. */
+  readonly source: string;
+  readonly traceparent: string;
+}
+
+/** The event can never be handled. Thrown by a handler, it buries the event; `message` is the reason that people read. */
+export class Unacceptable extends Error {}
+
+interface OfTopic<S extends Schema> {
+  /** Events of this topic, delivered by a KafkaSource. */
+  readonly topic: string;
+  readonly data: S;
+  handle(delivery: Delivery<v.InferOutput<S>>): Promise<void>;
+}
+
+interface OfSchedule {
+  /** A PingSource's schedule, in cron's five fields. */
+  readonly schedule: string;
+  handle(delivery: Delivery<undefined>): Promise<void>;
+}
+
+interface OfDeadLetters {
+  /** What the sources could not deliver. */
+  readonly deadLetters: true;
+  handle(delivery: Delivery<undefined>): Promise<void>;
+}
+
+export type Subscriber = { readonly kind: "subscriber" } & (OfTopic<Schema> | OfSchedule | OfDeadLetters);
+
+/** Describes a function that events invoke: those of a topic, of a schedule, or those that nobody could handle. */
+export function subscriber<S extends Schema>(description: OfTopic<S>): Subscriber;
+export function subscriber(description: OfSchedule | OfDeadLetters): Subscriber;
+export function subscriber(description: OfTopic<Schema> | OfSchedule | OfDeadLetters): Subscriber {
+  return { kind: "subscriber", ...description };
+}
+
+const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
+
+/**
+ * An event is what its source and id say (CloudEvents 1.0 §3.1), so a foreign event's key is made of both. A UUID is unique by
+ * itself. The id that KafkaSource makes up for a plain record is its offset, which begins anew with a topic: hence the time.
+ */
+function keyOf({ id, source, type, time }: Record<string, string>): string {
+  if (id !== undefined && UUID.test(id)) return id.toLowerCase();
+  const parts = type === "dev.knative.kafka.event" ? [source, id, time] : [source, id];
+  const hash = createHash("sha256").update(JSON.stringify(parts)).digest("hex");
+  return `${hash.slice(0, 8)}-${hash.slice(8, 12)}-8${hash.slice(13, 16)}-8${hash.slice(17, 20)}-${hash.slice(20, 32)}`;
+}
+
+/** What the framework hands over: attributes beside `data`, or, for a request that is no binary CloudEvent, its bare body. */
+function read(event: CloudEvent | Buffer): { attributes: Record<string, string>; body: Buffer | undefined } {
+  const whole = Buffer.isBuffer(event) ? (parseJson(event) as CloudEvent) : event;
+  if (typeof whole !== "object" || whole === null || typeof whole.id !== "string" || typeof whole.source !== "string") {
+    throw new Unacceptable("The request is not a CloudEvent: it has no id or no source.");
+  }
+  const { data, ...rest } = whole;
+  const attributes = Object.entries(rest).filter((entry): entry is [string, string] => typeof entry[1] === "string");
+  const body = data === undefined ? undefined : Buffer.isBuffer(data) ? data : Buffer.from(JSON.stringify(data));
+  return { attributes: Object.fromEntries(attributes), body: body?.length === 0 ? undefined : body };
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true });
+
+function parseJson(body: Buffer): unknown {
+  try {
+    return JSON.parse(utf8.decode(body));
+  } catch (error) {
+    throw new Unacceptable(`The data is not JSON in UTF-8: ${(error as Error).message}.`);
+  }
+}
+
+/** Events of other producers are taken when their data fits; one of our own types must be of the version we know. */
+function readData({ topic, data }: OfTopic<Schema>, type: string | undefined, body: Buffer | undefined): unknown {
+  if (type?.startsWith("lotus.") && type !== `lotus.${topic}.v1`) {
+    throw new Unacceptable(`The type ${type} is not known here; this subscriber knows lotus.${topic}.v1.`);
+  }
+  if (body === undefined) throw new Unacceptable("The event has no data.");
+  if (body.length > EVENT_BODY_BYTES_MAX) {
+    throw new Unacceptable(`The data has ${body.length} bytes; at most ${EVENT_BODY_BYTES_MAX} are taken.`);
+  }
+  const result = v.safeParse(data, parseJson(body));
+  if (result.success) return result.output;
+  const wrong = result.issues.map((issue) => `${v.getDotPath(issue) ?? "data"}: ${issue.message}`);
+  throw new Unacceptable(`The data is not that of ${topic}: ${wrong.join("; ")}.`);
+}
+
+/**
+ * Puts an event among the dead letters and settles it, in one statement.
+ * @param attemptsBefore an event that is still in the outbox, and was published fewer times, stays there instead
+ * @returns whether it was buried
+ */
+export async function bury(
+  { key, attributes, body, source }: Pick<Delivery<unknown>, "key" | "attributes" | "body" | "source">,
+  reason: string,
+  attemptsBefore = 0,
+): Promise<boolean> {
+  const [row] = await query<{ buried: boolean }>("bury", "select events.bury($1, $2, $3, $4, $5, $6) as buried", [
+    key,
+    source,
+    reason,
+    JSON.stringify(attributes),
+    body ?? null,
+    attemptsBefore,
+  ]);
+  return row?.buried ?? false;
+}
+
+/** The CloudEvent function that the functions framework runs. It throws to be tried again, and returns when it is done. */
+export function toCloudEventFunction(source: string, description: Subscriber) {
+  return async (event: CloudEvent | Buffer): Promise<void> => {
+    const began = performance.now();
+    let attributes: Record<string, string> = {};
+    let body: Buffer | undefined = Buffer.isBuffer(event) ? event : undefined;
+    let trace: Trace = traceFrom(undefined);
+    let reason: string | undefined;
+    let failed = {};
+    try {
+      try {
+        ({ attributes, body } = read(event));
+        trace = traceFrom(attributes.traceparent);
+        const data = "topic" in description ? readData(description, attributes.type, body) : undefined;
+        await description.handle({
+          key: keyOf(attributes),
+          data: data as never,
+          time: Number.isNaN(Date.parse(attributes.time ?? ""))
+            ? new Date().toISOString()
+            : (attributes.time as string),
+          attributes,
+          body,
+          source,
+          traceparent: traceparent(trace),
+        });
+      } catch (error) {
+        if (!(error instanceof Unacceptable)) throw error;
+        reason = error.message;
+        await bury({ key: keyOf(attributes), attributes, body, source }, reason);
+      }
+    } catch (error) {
+      failed = failure(error);
+      // The framework answers 500 and prints the message; the whole story is in the log line below.
+      throw Object.assign(new Error(`${source} failed: ${failure(error).reason}`), { stack: undefined });
+    } finally {
+      const level = "reason" in failed ? "error" : reason === undefined ? "info" : "warning";
+      log(level, level === "error" ? "failed; to be delivered again" : reason === undefined ? "handled" : "buried", {
+        trace: trace.traceId,
+        ...(attributes.id === undefined ? {} : { event: attributes.id }),
+        ...("topic" in description ? { topic: description.topic } : {}),
+        ...(attributes.subject === undefined ? {} : { caller: attributes.subject }),
+        ...(reason === undefined ? {} : { reason }),
+        milliseconds: Math.round((performance.now() - began) * 10) / 10,
+        ...failed,
+      });
+    }
+  };
+}

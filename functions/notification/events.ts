@@ -1,0 +1,30 @@
+/** The events that the notification service takes: facts, which it words itself. */
+import * as v from "valibot";
+import { AmountText } from "#kernel/money";
+
+const MESSAGE_LENGTH_MAX = 1000;
+
+const to = {
+  userId: v.pipe(v.string(), v.uuid()),
+  /** The email address that the message is for. */
+  recipient: v.pipe(v.string(), v.email()),
+};
+const money = { amount: AmountText, balance: AmountText };
+const order = { ...money, orderId: v.pipe(v.string(), v.uuid()) };
+
+/** notification-requested, version 1: somebody is to be told something. */
+export const NotificationRequested = v.variant("kind", [
+  v.object({ ...to, kind: v.literal("welcome") }),
+  v.object({ ...to, ...money, kind: v.literal("deposit-done") }),
+  v.object({ ...to, ...money, kind: v.literal("deposit-refused") }),
+  v.object({ ...to, ...money, kind: v.literal("withdrawal-done") }),
+  v.object({ ...to, ...money, kind: v.literal("withdrawal-refused") }),
+  v.object({ ...to, ...order, kind: v.literal("order-paid") }),
+  v.object({ ...to, ...order, kind: v.literal("order-refused") }),
+  /** A message in the words of whoever sends it. */
+  v.object({
+    ...to,
+    kind: v.literal("message"),
+    message: v.pipe(v.string(), v.minLength(1), v.maxLength(MESSAGE_LENGTH_MAX)),
+  }),
+]);

@@ -1,0 +1,18 @@
+/** POST /order/create {"price":10}. Charges the caller a price and records the order; a notification tells of it. */
+import * as v from "valibot";
+import { created, endpoint, textOrNumber } from "#kernel/endpoint";
+import { Amount } from "#kernel/money";
+import { Problem } from "#kernel/problem";
+import { Payment, placeOrder } from "./order.ts";
+
+export default endpoint({
+  method: "POST",
+  caller: "user",
+  idempotent: true,
+  body: v.object({ price: textOrNumber(Amount) }),
+  answers: { 201: Payment, 400: ["insufficient-funds"], 409: ["account-not-open"] },
+  async handle({ body, ...request }) {
+    const placed = await placeOrder(body, request);
+    return placed instanceof Problem ? placed : created(placed);
+  },
+});

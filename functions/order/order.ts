@@ -1,0 +1,82 @@
+/** What an order is, and how one is placed: charged, recorded and told of in one transaction. */
+import * as v from "valibot";
+import { query } from "#kernel/database";
+import type { Idempotency } from "#kernel/endpoint";
+import { AmountNumber, type Money, readBalance, toNumber, toText } from "#kernel/money";
+import type { Envelope } from "#kernel/outbox";
+import { type CodeOf, Problem } from "#kernel/problem";
+import type { User } from "#kernel/token";
+
+export const Order = v.object({
+  id: v.pipe(v.string(), v.uuid()),
+  /** Null for an order that is for no subscription. */
+  idSubscription: v.nullable(v.pipe(v.number(), v.integer())),
+  price: AmountNumber,
+  status: v.picklist(["paid", "refused"]),
+  createdAt: v.pipe(v.string(), v.isoTimestamp()),
+});
+
+/** A paid order, and what the account holds after it. */
+export const Payment = v.object({ order: Order, balance: AmountNumber });
+
+/** A row of "order".orders. */
+export interface OrderRow {
+  id: string;
+  subscription_id: number | null;
+  price: string | number;
+  status: "paid" | "refused";
+  created_at: string;
+}
+
+/** An order as the API shows it. */
+export function present(row: OrderRow): v.InferInput<typeof Order> {
+  return {
+    id: row.id,
+    idSubscription: row.subscription_id,
+    price: toNumber(BigInt(row.price)),
+    status: row.status,
+    createdAt: new Date(row.created_at).toISOString(),
+  };
+}
+
+interface Placed {
+  answer: { outcome: "done" | CodeOf<400 | 404 | 409 | 422>; balance: number; order: OrderRow };
+  emitted: Envelope[];
+}
+
+interface Placement {
+  user: User;
+  idempotency: Idempotency;
+  source: string;
+  traceparent: string;
+  publish(envelopes: readonly Envelope[]): void;
+}
+
+/** Places an order for a subscription or for a price. Returns what was paid, or why it was refused. */
+export async function placeOrder(
+  what: { idSubscription: number } | { price: Money },
+  { user, idempotency, source, traceparent, publish }: Placement,
+): Promise<v.InferInput<typeof Payment> | Problem> {
+  const [subscriptionId, price] = "price" in what ? [null, what.price] : [what.idSubscription, null];
+  const [row] = await query<Placed>(
+    "place-order",
+    'select * from "order".place($1, $2, $3, $4, $5, $6, $7, $8)',
+    [user.id, user.email, subscriptionId, price, idempotency.key, idempotency.fingerprint, source, traceparent],
+    idempotency.repetition,
+  );
+  if (!row) throw new Error('"order".place gave no row');
+  publish(row.emitted);
+  const { outcome, balance, order } = row.answer;
+  if (outcome === "unknown-subscription") {
+    return new Problem(outcome, `There is no subscription ${subscriptionId}. GET /order/subscriptions lists them.`);
+  }
+  if (outcome === "insufficient-funds") {
+    const cost = toText(BigInt(order.price));
+    const detail = `Not enough money: the order costs ${cost}, the balance is ${toText(readBalance(balance))}. Nothing was charged.`;
+    return new Problem(outcome, detail, {
+      members: { order: present(order), balance: toNumber(readBalance(balance)) },
+    });
+  }
+  if (outcome !== "done") return new Problem(outcome);
+  return { order: present(order), balance: toNumber(readBalance(balance)) };
+}

@@ -1,0 +1,21 @@
+/** POST /order/pay?idSubscription=1. Charges the caller for a subscription and records the order; a notification tells of it. */
+import * as v from "valibot";
+import { endpoint, ok } from "#kernel/endpoint";
+import { Problem } from "#kernel/problem";
+import { Payment, placeOrder } from "./order.ts";
+
+const expected = "must be the id of a subscription, a whole number such as 1";
+
+export default endpoint({
+  method: "POST",
+  caller: "user",
+  idempotent: true,
+  query: v.object({
+    idSubscription: v.pipe(v.string(expected), v.regex(/^(0|[1-9][0-9]{0,8})$/, expected), v.transform(Number)),
+  }),
+  answers: { 200: Payment, 400: ["insufficient-funds"], 404: ["unknown-subscription"], 409: ["account-not-open"] },
+  async handle({ query, ...request }) {
+    const placed = await placeOrder(query, request);
+    return placed instanceof Problem ? placed : ok(placed);
+  },
+});

@@ -1,0 +1,21 @@
+/** GET /order/subscriptions. What can be paid for, and what it costs. */
+import * as v from "valibot";
+import { query } from "#kernel/database";
+import { endpoint, ok } from "#kernel/endpoint";
+import { AmountNumber, toNumber } from "#kernel/money";
+
+const Subscription = v.object({ id: v.pipe(v.number(), v.integer()), name: v.string(), price: AmountNumber });
+
+export default endpoint({
+  method: "GET",
+  caller: "anyone",
+  answers: { 200: v.array(Subscription) },
+  async handle() {
+    const rows = await query<{ id: number; name: string; price: string }>(
+      "subscriptions",
+      'select id, name, price from "order".subscriptions order by id',
+      [],
+    );
+    return ok(rows.map(({ id, name, price }) => ({ id, name, price: toNumber(BigInt(price)) })));
+  },
+});

@@ -1,0 +1,57 @@
+/** POST /profile/login. Gives a token for an email and its password; too many attempts have to wait. */
+import * as v from "valibot";
+import { query } from "#kernel/database";
+import { endpoint, ok } from "#kernel/endpoint";
+import { Problem } from "#kernel/problem";
+import { TOKEN_SECONDS } from "#kernel/settings";
+import { passwordMatches } from "./password.ts";
+import { signToken } from "./signing.ts";
+import { Email } from "./user.ts";
+
+/** Attempts in one window. An address stands for many people behind one router, so it is allowed more. */
+const ATTEMPTS_PER_ACCOUNT_MAX = 10;
+const ATTEMPTS_PER_ADDRESS_MAX = 100;
+const ATTEMPTS_WINDOW = "15 minutes";
+
+interface Opened {
+  retry_after_seconds: number;
+  id: string | null;
+  user_email: string | null;
+  password_hash: string | null;
+}
+
+export default endpoint({
+  method: "POST",
+  caller: "anyone",
+  uses: ["database", "signing-key"],
+  // Any text may be tried as a password: whether it would be accepted for a new one is not asked here.
+  body: v.object({
+    email: Email,
+    password: v.pipe(v.string("must be text"), v.maxLength(128, "must be at most 128 characters")),
+  }),
+  answers: {
+    200: v.object({ token: v.string(), expiresIn: v.pipe(v.number(), v.integer()) }),
+    401: ["invalid-credentials"],
+    429: ["too-many-attempts"],
+  },
+  async handle({ body, address }) {
+    const [opened] = await query<Opened>("begin-login", "select * from profile.begin_login($1, $2, $3, $4, $5)", [
+      body.email,
+      address,
+      ATTEMPTS_PER_ACCOUNT_MAX,
+      ATTEMPTS_PER_ADDRESS_MAX,
+      ATTEMPTS_WINDOW,
+    ]);
+    const wait = opened?.retry_after_seconds ?? 0;
+    if (wait > 0) {
+      const detail = `Too many logins have failed. Try again in ${wait} seconds.`;
+      return new Problem("too-many-attempts", detail, { headers: { "retry-after": String(wait) } });
+    }
+    const matches = await passwordMatches(body.password, opened?.password_hash ?? null);
+    if (!matches || !opened?.id || !opened.user_email) {
+      return new Problem("invalid-credentials", "No user has this email and this password.");
+    }
+    await query("end-login", "select profile.end_login($1, $2)", [body.email, address]);
+    return ok({ token: await signToken({ id: opened.id, email: opened.user_email }), expiresIn: TOKEN_SECONDS });
+  },
+});

@@ -1,0 +1,23 @@
+/** GET /profile/me. Tells the caller who they are. */
+import type * as v from "valibot";
+import { query } from "#kernel/database";
+import { endpoint, ok } from "#kernel/endpoint";
+import { Problem } from "#kernel/problem";
+import { User } from "./user.ts";
+
+interface Row extends Omit<v.InferInput<typeof User>, "createdAt"> {
+  created_at: Date;
+}
+
+export default endpoint({
+  method: "GET",
+  caller: "user",
+  answers: { 200: User },
+  async handle({ user }) {
+    const [row] = await query<Row>("me", "select id, email, username, created_at from profile.users where id = $1", [
+      user.id,
+    ]);
+    if (!row) return new Problem("unauthenticated", "The user that this token was given to does not exist any more.");
+    return ok({ id: row.id, email: row.email, username: row.username, createdAt: row.created_at.toISOString() });
+  },
+});

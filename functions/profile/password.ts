@@ -1,0 +1,36 @@
+/** Password hashes with scrypt, as OWASP's Password Storage Cheat Sheet has it: N = 2^14, r = 8, p = 5; 16 MiB each. */
+import { randomBytes, scrypt, timingSafeEqual } from "node:crypto";
+
+const COST = { N: 2 ** 14, r: 8, p: 5 };
+const SALT_BYTES = 16;
+const HASH_BYTES = 32;
+
+function derive(password: string, salt: Buffer, { N, r, p } = COST): Promise<Buffer> {
+  // NFKC: the same password typed on another keyboard or system is the same password (RFC 8265 §4.2).
+  const text = password.normalize("NFKC");
+  return new Promise((resolve, reject) => {
+    scrypt(text, salt, HASH_BYTES, { N, r, p, maxmem: 256 * N * r }, (error, hash) =>
+      error ? reject(error) : resolve(hash),
+    );
+  });
+}
+
+/** Hashes a password with a salt of its own. The result names its parameters, so that they may grow. */
+export async function hashPassword(password: string): Promise<string> {
+  const salt = randomBytes(SALT_BYTES);
+  const hash = await derive(password, salt);
+  return ["scrypt", COST.N, COST.r, COST.p, salt.toString("base64url"), hash.toString("base64url")].join("$");
+}
+
+/** Nobody's password: comparing with it takes as long as comparing with somebody's. */
+const NOBODY = ["scrypt", COST.N, COST.r, COST.p, "AAAAAAAAAAAAAAAAAAAAAA", "A".repeat(43)].join("$");
+
+/**
+ * Whether a password is the one that was hashed. Without a hash, as for an email that nobody has registered, the answer is
+ * false after the same work.
+ */
+export async function passwordMatches(password: string, hashed: string | null): Promise<boolean> {
+  const [, N, r, p, salt = "", hash = ""] = (hashed ?? NOBODY).split("$");
+  const derived = await derive(password, Buffer.from(salt, "base64url"), { N: Number(N), r: Number(r), p: Number(p) });
+  return timingSafeEqual(derived, Buffer.from(hash, "base64url")) && hashed !== null;
+}

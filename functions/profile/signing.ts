@@ -1,0 +1,17 @@
+/** Signing tokens. Only login is given the private key. */
+import { importJWK, type JWK, SignJWT } from "jose";
+import { readSettingFile, TOKEN_AUDIENCE, TOKEN_ISSUER, TOKEN_SECONDS } from "#kernel/settings";
+import type { User } from "#kernel/token";
+
+/** A token for a user, valid for TOKEN_SECONDS. The key is read anew each time: a rotation needs no restart. */
+export async function signToken(user: User): Promise<string> {
+  const jwk = JSON.parse(readSettingFile("SIGNING_KEY_FILE")) as JWK & { kid: string };
+  return new SignJWT({ email: user.email })
+    .setProtectedHeader({ alg: "EdDSA", kid: jwk.kid, typ: "JWT" })
+    .setSubject(user.id)
+    .setIssuer(TOKEN_ISSUER)
+    .setAudience(TOKEN_AUDIENCE)
+    .setIssuedAt()
+    .setExpirationTime(`${TOKEN_SECONDS}s`)
+    .sign(await importJWK(jwk, "EdDSA"));
+}

@@ -1,0 +1,37 @@
+/** What a user is, and what an email and a password must be. */
+import * as v from "valibot";
+
+export const EMAIL_LENGTH_MAX = 254;
+export const PASSWORD_LENGTH_MIN = 8;
+export const PASSWORD_LENGTH_MAX = 128;
+export const USERNAME_LENGTH_MAX = 100;
+
+const emailExpected = `must be an email address of at most ${EMAIL_LENGTH_MAX} characters`;
+export const Email = v.pipe(
+  v.string(emailExpected),
+  v.maxLength(EMAIL_LENGTH_MAX, emailExpected),
+  v.email(emailExpected),
+);
+
+const passwordExpected = `must be ${PASSWORD_LENGTH_MIN} to ${PASSWORD_LENGTH_MAX} characters`;
+/** NIST SP 800-63B §5.1.1.2: a length, and no rules about what it is made of. */
+export const Password = v.pipe(
+  v.string(passwordExpected),
+  v.minLength(PASSWORD_LENGTH_MIN, passwordExpected),
+  v.maxLength(PASSWORD_LENGTH_MAX, passwordExpected),
+);
+
+const usernameExpected = `must be 1 to ${USERNAME_LENGTH_MAX} characters`;
+export const Username = v.pipe(
+  v.string(usernameExpected),
+  v.minLength(1, usernameExpected),
+  v.maxLength(USERNAME_LENGTH_MAX, usernameExpected),
+);
+
+/** A user as the API shows one. */
+export const User = v.object({
+  id: v.pipe(v.string(), v.uuid()),
+  email: v.string(),
+  username: v.nullable(v.string()),
+  createdAt: v.pipe(v.string(), v.isoTimestamp()),
+});

@@ -1,0 +1,26 @@
+/** The sources' dead-letter sink. Buries what could not be delivered, unless the relay will bring it again. */
+import { log } from "#kernel/log";
+import { PUBLISH_ATTEMPTS_MAX } from "#kernel/settings";
+import { bury, subscriber } from "#kernel/subscriber";
+
+/** The function whose delivery failed: the first label of the host, or of a local run the path, in `knativeerrordest`. */
+function destination(url: string | undefined): string {
+  if (url === undefined || !URL.canParse(url)) return "unknown";
+  return new URL(url).hostname.split(".")[0] ?? "unknown";
+}
+
+export default subscriber({
+  deadLetters: true,
+  async handle({ attributes, ...delivery }) {
+    const { knativeerrordest, knativeerrorcode, knativeerrordata, ...event } = attributes;
+    const answer = Buffer.from(knativeerrordata ?? "", "base64").toString("utf8");
+    const reason =
+      knativeerrorcode === undefined
+        ? "It was not delivered: no answer, again and again."
+        : `It was not delivered: the answer was ${knativeerrorcode}, again and again. ${answer}`.trim();
+    const to = destination(knativeerrordest);
+    const buried = await bury({ ...delivery, attributes: event, source: to }, reason, PUBLISH_ATTEMPTS_MAX);
+    if (!buried)
+      log("warning", "not delivered; the relay will publish it again", { event: attributes.id ?? "", reason });
+  },
+});
