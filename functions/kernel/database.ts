@@ -1,5 +1,5 @@
 /** The database: Neon's driver over its WebSocket, one pool a process, prepared statements. */
-import { type Client, neonConfig, Pool } from "@neondatabase/serverless";
+import { type Client, neonConfig, Pool, type PoolClient } from "@neondatabase/serverless";
 import { WebSocket } from "ws";
 import { failure, log } from "./log.ts";
 import { Problem } from "./problem.ts";
@@ -46,9 +46,10 @@ function openPool(): Pool {
     neonConfig.wsProxy = () => host + pathname;
     neonConfig.useSecureWebSocket = protocol === "wss:";
   }
+  const url = new URL(required("DATABASE_URL"));
+  if (passwordFile !== undefined) url.password = encodeURIComponent(readSettingFile("DATABASE_PASSWORD_FILE"));
   const opened = new Pool({
-    connectionString: required("DATABASE_URL"),
-    ...(passwordFile === undefined ? {} : { password: () => readSettingFile("DATABASE_PASSWORD_FILE") }),
+    connectionString: url.href,
     max: POOL_CONNECTIONS_MAX,
     connectionTimeoutMillis: POOL_WAIT_MILLISECONDS_MAX,
     idleTimeoutMillis: POOL_IDLE_MILLISECONDS_MAX,
@@ -64,6 +65,23 @@ function openPool(): Pool {
   return opened;
 }
 
+/** Connects, once more with the password that the file holds by now when the one we know has been changed. */
+async function connect(): Promise<PoolClient> {
+  pool ??= openPool();
+  const used = pool;
+  try {
+    return await used.connect();
+  } catch (error) {
+    if (sqlState(error) !== INVALID_PASSWORD || settings().DATABASE_PASSWORD_FILE === undefined) throw error;
+    if (pool === used) {
+      pool = openPool();
+      // What it still does, it may finish; nobody waits for it.
+      void used.end().catch(() => undefined);
+    }
+    return pool.connect();
+  }
+}
+
 /** What a lost connection means for a statement that was already sent. */
 export type Repetition =
   /** It changes nothing, or the same thing only once: send it again. */
@@ -73,6 +91,7 @@ export type Repetition =
 
 /** SQLSTATE classes of a server that cannot work now: 08 connection, 53 resources, 57 operator intervention. */
 const UNAVAILABLE = /^(08|53|57)/;
+const INVALID_PASSWORD = "28P01";
 
 function sqlState(error: unknown): string | undefined {
   const code = (error as { code?: unknown } | null)?.code;
@@ -102,9 +121,8 @@ export async function query<Row>(
   values: readonly unknown[],
   repetition: Repetition = "repeatable",
 ): Promise<Row[]> {
-  pool ??= openPool();
   for (let attempt = 1; ; attempt++) {
-    const client = await pool.connect().catch((error: unknown) => {
+    const client = await connect().catch((error: unknown) => {
       log("error", "no database connection", { reason: failure(error).reason ?? "" });
       throw unavailable();
     });

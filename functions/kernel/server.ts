@@ -3,6 +3,7 @@
  * closes kept-alive connections after five seconds; everything else, the framework does.
  */
 import { createServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { cloudEvent, http } from "@google-cloud/functions-framework";
 import { getTestServer } from "@google-cloud/functions-framework/testing";
@@ -175,5 +176,6 @@ export function main(name: string, description: Endpoint | Subscriber): void {
     process.stderr.write(`${name} cannot listen: ${reason}\n`);
     process.exit(1);
   });
-  server.listen(port);
+  // To whoever started this process with a channel: port 0 is any free one, and this says which.
+  server.listen(port, () => process.send?.({ port: (server.address() as AddressInfo).port }));
 }

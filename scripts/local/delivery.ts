@@ -18,7 +18,10 @@ const duration = v.pipe(
   v.regex(/^PT(?:\d+(?:\.\d+)?[HMS])+$/, "must be an ISO 8601 duration such as PT0.2S"),
   v.transform((text) => {
     const unit = { H: 3_600_000, M: 60_000, S: 1_000 };
-    return [...text.matchAll(/([\d.]+)([HMS])/g)].reduce((sum, [, n, u]) => sum + Number(n) * unit[u as keyof typeof unit], 0);
+    return [...text.matchAll(/([\d.]+)([HMS])/g)].reduce(
+      (sum, [, n, u]) => sum + Number(n) * unit[u as keyof typeof unit],
+      0,
+    );
   }),
 );
 
@@ -56,7 +59,12 @@ const PingSource = v.strictObject({
   apiVersion: v.literal("sources.knative.dev/v1"),
   kind: v.literal("PingSource"),
   metadata,
-  spec: v.strictObject({ schedule: v.string(), contentType: v.optional(v.string()), data: v.optional(v.string()), sink }),
+  spec: v.strictObject({
+    schedule: v.string(),
+    contentType: v.optional(v.string()),
+    data: v.optional(v.string()),
+    sink,
+  }),
 });
 
 export type KafkaSource = v.InferOutput<typeof KafkaSource>;
@@ -90,7 +98,8 @@ type Outcome = { readonly status: number; readonly text: string } | undefined;
 const ERROR_DATA_BYTES_MAX = 1024;
 const delivered = (outcome: Outcome) => outcome !== undefined && outcome.status < 300;
 /** Knative's data plane: these and no answer are tried again; other statuses are final. */
-const retryable = (outcome: Outcome) => outcome === undefined || outcome.status >= 500 || [404, 408, 409, 429].includes(outcome.status);
+const retryable = (outcome: Outcome) =>
+  outcome === undefined || outcome.status >= 500 || [404, 408, 409, 429].includes(outcome.status);
 
 async function send(url: string, { headers, body }: Message, timeoutMilliseconds: number): Promise<Outcome> {
   try {

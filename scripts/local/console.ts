@@ -1,0 +1,85 @@
+/** What a person sees of a local run: tables, and the functions' JSON lines in words. */
+import { styleText } from "node:util";
+
+type Style = Parameters<typeof styleText>[0];
+
+const colours = process.stdout.isTTY && process.env.NO_COLOR === undefined;
+const paint = (style: Style, text: string) => (colours ? styleText(style, text) : text);
+
+/** A table: the first row is its head. */
+export function table(rows: readonly (readonly string[])[]): string {
+  const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0))) ?? [];
+  return rows
+    .map((row, index) => {
+      const line = `  ${row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ")}`.trimEnd();
+      return index === 0 ? paint("bold", line) : line;
+    })
+    .join("\n");
+}
+
+interface Line {
+  time?: string;
+  level?: string;
+  message?: string;
+  [field: string]: unknown;
+}
+
+function parse(line: string): Line | undefined {
+  if (!line.startsWith("{")) return undefined;
+  try {
+    return JSON.parse(line) as Line;
+  } catch {
+    return undefined;
+  }
+}
+
+const HIDDEN = new Set([
+  "time",
+  "level",
+  "function",
+  "message",
+  "stack",
+  "method",
+  "path",
+  "status",
+  "milliseconds",
+  "trace",
+]);
+
+/** One line of a function, for people. What is no JSON is shown as it is. */
+export function pretty(name: string, text: string): string {
+  const who = paint("cyan", name.padEnd(22));
+  const line = parse(text);
+  if (line === undefined) return `${new Date().toISOString().slice(11, 23)} ${who} ${text}`;
+  const { time = "", level, message, method, path, status, milliseconds, trace, stack } = line;
+  const style: Style = level === "error" ? "red" : level === "warning" ? "yellow" : "reset";
+  const what = method === undefined ? String(message) : `${status} ${method} ${path}`;
+  const rest = Object.entries(line).filter(([field]) => !HIDDEN.has(field));
+  const facts = rest.map(([field, value]) => `${field}=${value}`).join(" ");
+  const took = milliseconds === undefined ? "" : `${milliseconds} ms`;
+  const tail = [took, facts, trace === undefined ? "" : `trace=${String(trace).slice(0, 8)}`]
+    .filter(Boolean)
+    .join("  ");
+  const behind = typeof stack === "string" ? `\n${stack}` : "";
+  return `${time.slice(11, 23)} ${who} ${paint(style, what)}  ${paint("dim", tail)}${paint("dim", behind)}`;
+}
+
+/** A line of Lotus itself. */
+export function say(text: string): void {
+  console.log(text);
+}
+
+/** A step that may take a while: says what, and when done, how long it took. */
+export async function step<T>(what: string, work: () => Promise<T>): Promise<T> {
+  const began = performance.now();
+  if (process.stdout.isTTY) process.stdout.write(`  ${what} …`);
+  try {
+    const result = await work();
+    const seconds = ((performance.now() - began) / 1000).toFixed(1);
+    console.log(`${process.stdout.isTTY ? "\r" : ""}  ${what} ${paint("dim", `(${seconds} s)`)}  `);
+    return result;
+  } catch (error) {
+    if (process.stdout.isTTY) process.stdout.write("\n");
+    throw error;
+  }
+}

@@ -1,0 +1,234 @@
+/** The whole system on one machine: database, relay, gateway, event bus, functions. What `npm start` and the tests run. */
+import { randomUUID } from "node:crypto";
+import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { connect } from "node:net";
+import { join } from "node:path";
+import { Cron } from "croner";
+import { buildFunctions, bundleOf, watchFunctions } from "../build.ts";
+import { findFunctions, ROOT } from "../functions.ts";
+import { migrate, readPasswords } from "../migrate.ts";
+import { erasePostgres, startPostgres } from "../postgres.ts";
+import { type Relay, startRelay } from "../relay.ts";
+import { createEventBus } from "./event-bus.ts";
+import { FunctionProcess } from "./function-process.ts";
+import { createGateway, listen } from "./gateway.ts";
+import { type House, readHouse } from "./house.ts";
+import { ensureSecrets } from "./secrets.ts";
+
+export interface LotusOptions {
+  /** 0: any free port. */
+  readonly port: number;
+  /** Keeps the data, the passwords and the keys. */
+  readonly folder: string;
+  /** Begin with an empty database. */
+  readonly fresh?: boolean;
+  /** Build again whatever changes. */
+  readonly watch?: boolean;
+  /** An existing Postgres, as its owner, instead of one of our own. */
+  readonly databaseUrl?: string;
+  /** How long a function's process lives without requests. Knative's default is a minute. */
+  readonly idleMilliseconds?: number;
+  /** Do not build: dist/ is as it should be. */
+  readonly built?: boolean;
+  onLine?(functionName: string, line: string): void;
+  /** Hears of starts, crashes, rebuilds, lost events. */
+  onNews?(functionName: string, news: string): void;
+  /** Wraps a step that may take a while. */
+  step?<T>(what: string, work: () => Promise<T>): Promise<T>;
+}
+
+export interface Lotus {
+  readonly url: string;
+  readonly adminUrl: string;
+  readonly house: House;
+  readonly functions: ReadonlyMap<string, FunctionProcess>;
+  readonly relay: Relay;
+  /** Fires the PingSources now. */
+  tick(): Promise<void>;
+  /** Drains and ends everything. */
+  stop(): Promise<void>;
+}
+
+const STATE_FILE = "gateway.json";
+
+async function answers(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, "127.0.0.1");
+    socket.once("connect", () => socket.end(() => resolve(true)));
+    socket.once("error", () => resolve(false));
+  });
+}
+
+/** Two runs in one folder would share a database and stop each other's. */
+async function refuseSecondRun(folder: string): Promise<void> {
+  const text = await readFile(join(folder, STATE_FILE), "utf8").catch(() => undefined);
+  if (text === undefined) return;
+  const { url, pid } = JSON.parse(text) as { url: string; pid: number };
+  if (await answers(Number(new URL(url).port))) {
+    throw new Error(
+      `Lotus runs here already, at ${url} (process ${pid}). Stop that one first, with Ctrl-C in its terminal.`,
+    );
+  }
+}
+
+/** Fires a PingSource once. */
+async function ping(source: House["pingSources"][number], url: string): Promise<void> {
+  const { metadata, spec } = source;
+  const answer = await fetch(url, {
+    method: "POST",
+    headers: {
+      "ce-specversion": "1.0",
+      "ce-id": randomUUID(),
+      "ce-source": `/apis/v1/namespaces/lotus/pingsources/${metadata.name}`,
+      "ce-type": "dev.knative.sources.ping",
+      "ce-time": new Date().toISOString(),
+      "content-type": spec.contentType ?? "application/json",
+    },
+    body: spec.data ?? "{}",
+  });
+  await answer.arrayBuffer();
+  if (!answer.ok) throw new Error(`answered ${answer.status}`);
+}
+
+/**
+ * Starts everything. Functions start at their first request.
+ * @throws {Error} a sentence that says what is in the way; whatever had been started is stopped again
+ */
+export async function startLotus(options: LotusOptions): Promise<Lotus> {
+  const { folder, onNews = () => undefined, onLine = () => undefined } = options;
+  const step = options.step ?? (<T>(_: string, work: () => Promise<T>) => work());
+  const endings: (() => Promise<unknown>)[] = [];
+  const stop = async () => {
+    for (const end of endings.splice(0).reverse()) await end();
+  };
+  try {
+    await mkdir(folder, { recursive: true });
+    await refuseSecondRun(folder);
+    const postgresFolder = join(folder, "postgres");
+    const secrets = join(folder, "secrets");
+    if (options.fresh) await step("Forgetting the old data", () => erasePostgres(postgresFolder));
+
+    const building = options.built || options.watch ? Promise.resolve([]) : buildFunctions();
+    building.catch(() => undefined);
+    const database =
+      options.databaseUrl === undefined
+        ? await step("Starting Postgres", async () => {
+            const postgres = await startPostgres(postgresFolder);
+            endings.push(() => postgres.stop());
+            return postgres.adminUrl;
+          })
+        : options.databaseUrl;
+    const at = new URL(database);
+    await ensureSecrets(secrets, (role) => `postgres://${role}@${at.host}${at.pathname}`);
+    await step("Migrating the database", async () => migrate(database, await readPasswords(secrets)));
+    const relay = await startRelay(
+      { host: "127.0.0.1", port: 0 },
+      { host: at.hostname, port: Number(at.port || 5432) },
+    );
+    endings.push(() => relay.stop());
+    if (!options.built && !options.watch) await step("Building the functions", () => building);
+
+    const functions = new Map<string, FunctionProcess>();
+    let inside = "";
+    const resolve = (name: string) => `${inside}/${name}`;
+    // Listening comes before the house is read: every function is told this address.
+    const bus = createEventBus(functions, resolve, (source, message, how) => {
+      if (how !== "delivered")
+        onNews(
+          source,
+          `event ${message.headers["ce-id"]}: ${how === "lost" ? "not delivered, and not taken as a dead letter" : "dead letter"}`,
+        );
+    });
+    const busListening = await listen(bus.server, 0, "127.0.0.1");
+    inside = `http://127.0.0.1:${busListening.port}`;
+    const house = await readHouse(
+      join(ROOT, "knative"),
+      secrets,
+      { "database-relay-url": relay.url },
+      { ...passedOn(), K_SINK: inside },
+    );
+    bus.add(house.kafkaSources);
+    for (const [name, environment] of house.functions) {
+      functions.set(
+        name,
+        new FunctionProcess({
+          name,
+          file: bundleOf(name),
+          environment,
+          idleMilliseconds: options.idleMilliseconds ?? 60_000,
+          onLine,
+          onStart: (started, milliseconds) => onNews(started, `started in ${Math.round(milliseconds)} ms`),
+          onCrash: (crashed, how, lines) =>
+            onNews(
+              crashed,
+              `ended ${how}; it starts again at its next request. Its last lines:\n${lines.map((line) => `    ${line}`).join("\n")}`,
+            ),
+        }),
+      );
+    }
+    // Ended in the opposite order: the gateway, the events in flight, the functions, then what they stand on.
+    endings.push(() => busListening.stop());
+    endings.push(() => Promise.all([...functions.values()].map((fn) => fn.stop())));
+    endings.push(() => bus.stop());
+
+    if (options.watch) {
+      const watching = await step("Building the functions", () =>
+        watchFunctions((name, errors) => {
+          if (errors.length > 0)
+            return onNews(name, `does not build; the old code goes on.\n    ${errors.join("\n    ")}`);
+          void functions.get(name)?.stop();
+        }),
+      );
+      endings.push(() => watching.stop());
+    }
+
+    const gateway = createGateway(house.routes, functions);
+    const listening = await listen(gateway, options.port).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== "EADDRINUSE" && error.code !== "EACCES") throw error;
+      const why = error.code === "EADDRINUSE" ? "is taken by another program" : "may not be used by you";
+      throw new Error(`Port ${options.port} ${why}. Choose another: npm start -- --port ${options.port + 1}`);
+    });
+    endings.push(() => listening.stop());
+    const url = `http://localhost:${listening.port}`;
+    await writeFile(join(folder, STATE_FILE), JSON.stringify({ url, pid: process.pid }));
+    endings.push(() => rm(join(folder, STATE_FILE), { force: true }));
+
+    const fire = (source: House["pingSources"][number]) =>
+      ping(source, resolve(source.spec.sink.ref.name)).catch((error: Error) =>
+        onNews(source.metadata.name, `not fired: ${error.message}`),
+      );
+    const tick = async () => void (await Promise.all(house.pingSources.map(fire)));
+    const crons = house.pingSources.map((source) => new Cron(source.spec.schedule, () => fire(source)));
+    endings.push(async () => crons.map((cron) => cron.stop()));
+    return { url, adminUrl: database, house, functions, relay, tick, stop };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
+
+/** What a function's process needs of ours: nothing of the person's secrets. */
+function passedOn(): Record<string, string> {
+  return Object.fromEntries(
+    ["PATH", "TZ", "LANG"].flatMap((name) => (process.env[name] === undefined ? [] : [[name, process.env[name]]])),
+  );
+}
+
+/** Which functions are served where, for people. */
+export async function overview(): Promise<string[][]> {
+  const functions = await findFunctions();
+  return functions.map((fn) =>
+    fn.kind === "endpoint"
+      ? [fn.description.method, fn.path, fn.description.caller === "user" ? "with a token" : "", fn.file]
+      : [
+          "event",
+          "topic" in fn.description
+            ? fn.description.topic
+            : "schedule" in fn.description
+              ? "every minute"
+              : "dead letters",
+          "",
+          fn.file,
+        ],
+  );
+}

@@ -1,0 +1,19 @@
+/** What a cluster keeps in Secrets, in a folder of this machine: a folder a secret, a file a key. */
+import { randomBytes } from "node:crypto";
+import { existsSync } from "node:fs";
+import { mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { ensureKeys } from "../keys.ts";
+import { ROLES } from "../migrate.ts";
+
+/** Makes the passwords of the roles and the keys that are not there yet, and writes where the database is. */
+export async function ensureSecrets(folder: string, databaseUrl: (role: string) => string): Promise<void> {
+  await ensureKeys(folder);
+  for (const role of ROLES) {
+    const secret = join(folder, `database-${role}`);
+    await mkdir(secret, { recursive: true, mode: 0o700 });
+    const password = join(secret, "password");
+    if (!existsSync(password)) await writeFile(password, randomBytes(24).toString("base64url"), { mode: 0o600 });
+    await writeFile(join(secret, "url"), databaseUrl(role), { mode: 0o600 });
+  }
+}

@@ -1,0 +1,121 @@
+/**
+ * Brings a database up to date: a role a service, the numbered migrations of each service, and who listens to which topic.
+ *   npm run migrate -- --url postgres://owner:password@host:port/name --secrets .lotus/secrets
+ */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { runner } from "node-pg-migrate";
+import { Client } from "pg";
+import { findFunctions, ROOT } from "./functions.ts";
+
+/** The kernel's own schema first: the others stand on it. Billing before order, which charges through it. */
+const SCHEMAS = [
+  { service: "events", folder: "functions/kernel/schema" },
+  { service: "profile", folder: "functions/profile/schema" },
+  { service: "billing", folder: "functions/billing/schema" },
+  { service: "order", folder: "functions/order/schema" },
+  { service: "notification", folder: "functions/notification/schema" },
+] as const;
+
+/** The roles that functions connect with, one a service. */
+export const ROLES = SCHEMAS.map(({ service }) => service);
+export type Role = (typeof ROLES)[number];
+
+/** Two deployments at the same time wait for each other here; the number means nothing but this. */
+const LOCK = 7_505_131;
+
+async function createRoles(client: Client, passwords: Record<Role, string>): Promise<void> {
+  for (const role of ROLES) {
+    const name = client.escapeIdentifier(role);
+    const { rowCount } = await client.query("select from pg_roles where rolname = $1", [role]);
+    if (rowCount === 0) await client.query(`create role ${name} login`);
+    await client.query(`alter role ${name} password ${client.escapeLiteral(passwords[role])}`);
+  }
+}
+
+/** Who must settle an event: the triggers that name its topic. */
+async function writeSubscriptions(client: Client): Promise<void> {
+  const listening = (await findFunctions()).flatMap(({ name, description }) =>
+    "topic" in description ? [[description.topic, name] as const] : [],
+  );
+  const topics = listening.map(([topic]) => topic);
+  const names = listening.map(([, name]) => name);
+  await client.query(
+    "delete from events.subscriptions where (topic, subscriber) not in (select * from unnest($1::text[], $2::text[]))",
+    [topics, names],
+  );
+  await client.query(
+    "insert into events.subscriptions select * from unnest($1::text[], $2::text[]) on conflict do nothing",
+    [topics, names],
+  );
+}
+
+/**
+ * Migrates a database. Safe to repeat, and to run twice at the same time.
+ * @param adminUrl connects as the owner of the database, who may create roles
+ * @param passwords of the services' roles
+ * @returns the names of the migrations that were applied
+ */
+export async function migrate(adminUrl: string, passwords: Record<Role, string>): Promise<string[]> {
+  const client = new Client({ connectionString: adminUrl });
+  await client.connect();
+  try {
+    await client.query("select pg_advisory_lock($1)", [LOCK]);
+    await createRoles(client, passwords);
+    const applied: string[] = [];
+    for (const { service, folder } of SCHEMAS) {
+      const done = await runner({
+        dbClient: client,
+        dir: join(ROOT, folder),
+        ignorePattern: "(?!.*\\.sql$).*",
+        direction: "up",
+        migrationsTable: service,
+        migrationsSchema: "migrations",
+        createMigrationsSchema: true,
+        checkOrder: true,
+        singleTransaction: true,
+        noLock: true,
+        log: () => undefined,
+      });
+      applied.push(...done.map(({ name }) => `${service}/${name}`));
+    }
+    await writeSubscriptions(client);
+    return applied;
+  } finally {
+    await client.end();
+  }
+}
+
+/** The passwords of the roles, from files DIR/database-<role>/password. */
+export async function readPasswords(folder: string): Promise<Record<Role, string>> {
+  const entries = ROLES.map(async (role) => {
+    const file = join(folder, `database-${role}`, "password");
+    try {
+      return [role, (await readFile(file, "utf8")).trim()];
+    } catch {
+      throw new Error(
+        `There is no password for the role ${role}: ${file} cannot be read. Start Lotus once, or write it.`,
+      );
+    }
+  });
+  return Object.fromEntries(await Promise.all(entries)) as Record<Role, string>;
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: { url: { type: "string" }, secrets: { type: "string", default: join(ROOT, ".lotus/secrets") } },
+  });
+  const url = values.url ?? process.env.DATABASE_ADMIN_URL;
+  if (url === undefined)
+    throw new Error("Say which database: --url postgres://owner:password@host:port/name, or DATABASE_ADMIN_URL.");
+  const applied = await migrate(url, await readPasswords(values.secrets));
+  console.log(applied.length === 0 ? "The database is up to date." : `Applied ${applied.join(", ")}.`);
+}
+
+if (process.argv[1] === import.meta.filename) {
+  main().catch((error: unknown) => {
+    console.error(`The database was not migrated: ${(error as Error).message}`);
+    process.exit(1);
+  });
+}

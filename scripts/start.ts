@@ -1,0 +1,103 @@
+/** npm start: the whole system on this machine, until Ctrl-C. */
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { ROOT } from "./functions.ts";
+import { pretty, say, step, table } from "./local/console.ts";
+import { overview, startLotus } from "./local/lotus.ts";
+
+const HELP = `npm start -- [options]
+  --port NUMBER      where to listen (default 8080)
+  --fresh            forget the data of earlier runs
+  --database URL     use this Postgres, as its owner, instead of one of our own
+  --json             the functions' log lines as they are
+  --quiet            no log lines
+  --watch            build what changes; the next request runs it (npm run dev)
+  --help             this`;
+
+class UsageError extends Error {}
+
+function readOptions() {
+  try {
+    const { values } = parseArgs({
+      options: {
+        port: { type: "string", default: "8080" },
+        fresh: { type: "boolean", default: false },
+        database: { type: "string" },
+        json: { type: "boolean", default: false },
+        quiet: { type: "boolean", default: false },
+        watch: { type: "boolean", default: false },
+        help: { type: "boolean", default: false },
+      },
+    });
+    const port = Number(values.port);
+    if (!/^\d+$/.test(values.port) || port > 65535) throw new Error(`--port must be 0 to 65535; ${values.port} is not`);
+    return { ...values, port };
+  } catch (error) {
+    throw new UsageError(`${(error as Error).message.split(". ")[0]}.\n${HELP}`);
+  }
+}
+
+/** System errors as sentences. */
+function sentence(error: NodeJS.ErrnoException): string {
+  const where = error.path === undefined ? "" : ` ${error.path}`;
+  if (error.code === "EACCES" || error.code === "EPERM")
+    return `This may not be written or read:${where}. Change its permissions, or run Lotus from another folder.`;
+  if (error.code === "EROFS") return `The disk is read-only:${where}.`;
+  if (error.code === "ENOSPC") return "The disk is full.";
+  return error.message;
+}
+
+const EXAMPLES = (url: string) => `
+  Try, in a second terminal:
+    npm run scenario
+    curl ${url}/order/subscriptions
+    curl -X POST ${url}/profile/register -H 'content-type: application/json' \\
+         -d '{"email":"ada@example.com","password":"correct horse"}'
+`;
+
+async function main(): Promise<void> {
+  const options = readOptions();
+  if (options.help) return say(HELP);
+  const began = performance.now();
+  let ending: Promise<void> | undefined;
+  say("Lotus is starting.");
+  const lotus = await startLotus({
+    port: options.port,
+    folder: join(ROOT, ".lotus"),
+    fresh: options.fresh,
+    watch: options.watch,
+    ...(options.database === undefined ? {} : { databaseUrl: options.database }),
+    onLine: (name, line) => {
+      if (!options.quiet) say(options.json ? line : pretty(name, line));
+    },
+    onNews: (name, news) => say(pretty(name, news)),
+    step,
+  });
+  const end = (signal: string) => {
+    if (ending !== undefined) {
+      say("Still finishing what is in progress …");
+      return;
+    }
+    say(`\n${signal}: finishing what is in progress …`);
+    ending = lotus.stop().then(
+      () => say("Lotus has stopped. The data is kept in .lotus/ for the next start."),
+      (error: unknown) => {
+        console.error(`Lotus did not stop in order: ${(error as Error).message}`);
+        process.exitCode = 1;
+      },
+    );
+  };
+  process.on("SIGINT", () => end("Ctrl-C"));
+  process.on("SIGTERM", () => end("SIGTERM"));
+  say(`\nLotus is at ${lotus.url} (${((performance.now() - began) / 1000).toFixed(1)} s).\n`);
+  say(table([["call", "where", "", "file"], ...(await overview())]));
+  say(EXAMPLES(lotus.url));
+  say("  Ctrl-C stops it.\n");
+  // What an earlier run left in the outbox need not wait for the full minute.
+  await lotus.tick();
+}
+
+main().catch((error: unknown) => {
+  console.error(`Lotus did not start. ${sentence(error as NodeJS.ErrnoException)}`);
+  process.exit(error instanceof UsageError ? 2 : 1);
+});
