@@ -1,12 +1,13 @@
 /**
  * Brings a database up to date: a role a service, the numbered migrations of each service, and who listens to which topic.
- *   npm run migrate -- --url postgres://owner:password@host:port/name --secrets .lotus/secrets
+ *   npm run migrate -- [--url postgres://owner:password@host:port/name] [--secrets FOLDER]
  */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { runner } from "node-pg-migrate";
 import { Client } from "pg";
+import { adminUrl, SECRETS } from "./admin.ts";
 import { findFunctions, ROOT } from "./functions.ts";
 
 /** The kernel's own schema first: the others stand on it. Billing before order, which charges through it. */
@@ -53,12 +54,12 @@ async function writeSubscriptions(client: Client): Promise<void> {
 
 /**
  * Migrates a database. Safe to repeat, and to run twice at the same time.
- * @param adminUrl connects as the owner of the database, who may create roles
+ * @param url connects as the owner of the database, who may create roles
  * @param passwords of the services' roles
  * @returns the names of the migrations that were applied
  */
-export async function migrate(adminUrl: string, passwords: Record<Role, string>): Promise<string[]> {
-  const client = new Client({ connectionString: adminUrl });
+export async function migrate(url: string, passwords: Record<Role, string>): Promise<string[]> {
+  const client = new Client({ connectionString: url });
   await client.connect();
   try {
     await client.query("select pg_advisory_lock($1)", [LOCK]);
@@ -103,13 +104,8 @@ export async function readPasswords(folder: string): Promise<Record<Role, string
 }
 
 async function main(): Promise<void> {
-  const { values } = parseArgs({
-    options: { url: { type: "string" }, secrets: { type: "string", default: join(ROOT, ".lotus/secrets") } },
-  });
-  const url = values.url ?? process.env.DATABASE_ADMIN_URL;
-  if (url === undefined)
-    throw new Error("Say which database: --url postgres://owner:password@host:port/name, or DATABASE_ADMIN_URL.");
-  const applied = await migrate(url, await readPasswords(values.secrets));
+  const { values } = parseArgs({ options: { url: { type: "string" }, secrets: { type: "string", default: SECRETS } } });
+  const applied = await migrate(await adminUrl(values.url), await readPasswords(values.secrets));
   console.log(applied.length === 0 ? "The database is up to date." : `Applied ${applied.join(", ")}.`);
 }
 

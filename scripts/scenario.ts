@@ -1,5 +1,5 @@
 /** npm run scenario: plays the collection "Otus with billing" against a running Lotus, once or by many users at a time. */
-import type { EventEmitter } from "node:events";
+import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { join } from "node:path";
@@ -58,113 +58,128 @@ export interface ScenarioSummary {
   readonly perRequest: readonly AnswerTimes[];
 }
 
-/** What newman tells of while it runs; its own types leave events open. */
-interface NewmanEvent {
-  readonly item?: { readonly name: string };
+/** What happened in one run. */
+interface Run {
+  requests: number;
+  assertions: number;
+  readonly failures: string[];
+  readonly answers: { readonly name: string; readonly milliseconds: number }[];
+}
+
+/** What newman tells with its events, which its types leave open. */
+interface Told {
+  readonly item: { readonly name: string };
   readonly response?: { readonly responseTime: number };
 }
+type Failure = (Error & { readonly test?: string }) | null;
 
-/** Counts what happens in some runs, by listening to newman. */
-class Tally {
-  requests = 0;
-  assertions = 0;
-  failed = 0;
-  readonly failures = new Map<string, number>();
-  readonly milliseconds = new Map<string, number[]>();
-
-  listen(newman: EventEmitter): void {
-    newman.on("request", (error: Error | null, { item, response }: NewmanEvent) => {
-      this.requests += 1;
-      if (error) this.fail(item?.name, error.message);
-      if (!item || !response) return;
-      this.milliseconds.set(item.name, [...(this.milliseconds.get(item.name) ?? []), response.responseTime]);
-    });
-    newman.on("assertion", (error: (Error & { test: string }) | null, { item }: NewmanEvent) => {
-      this.assertions += 1;
-      if (error) this.fail(item?.name, error.test, error.message);
-    });
-    newman.on("script", (error: Error | null, { item }: NewmanEvent) => {
-      if (error) this.fail(item?.name, error.message);
-    });
-  }
-
-  fail(...parts: readonly (string | undefined)[]): void {
-    const what = parts.map((part) => part?.split("\n")[0]).join(" | ");
-    this.failed += 1;
-    this.failures.set(what, (this.failures.get(what) ?? 0) + 1);
-  }
+/** One user, who plays the scenario `times` times in a row. `over` hears of each run. */
+async function play(baseUrl: string, times: number, reporters: string[], over: (run: Run) => void): Promise<void> {
+  // Loaded here because it takes most of a second, which a wrong option need not wait for.
+  const { default: newman } = await import("newman");
+  const begin = (): Run => ({ requests: 0, assertions: 0, failures: [], answers: [] });
+  let run = begin();
+  const note = (failure: Failure, { item }: Told): void => {
+    if (failure === null) return;
+    const parts = [item.name, failure.test, failure.message].filter((part) => part !== undefined);
+    run.failures.push(parts.map((part) => part.split("\n")[0]).join(" | "));
+  };
+  const settings = {
+    collection: COLLECTION,
+    envVar: [{ key: "baseUrl", value: baseUrl }],
+    // Not one newman run a scenario: newman keeps the 5 MB of each for as long as the process lives.
+    iterationCount: times,
+    timeoutRequest: REQUEST_TIMEOUT_MILLISECONDS,
+    reporters,
+  };
+  return new Promise((resolve, reject) => {
+    newman
+      .run(settings, (error) => (error ? reject(error) : resolve()))
+      .on("request", (failure: Failure, told: Told) => {
+        run.requests += 1;
+        if (told.response) run.answers.push({ name: told.item.name, milliseconds: told.response.responseTime });
+        note(failure, told);
+      })
+      .on("assertion", (failure: Failure, told: Told) => {
+        run.assertions += 1;
+        note(failure, told);
+      })
+      .on("script", note)
+      .on("iteration", () => {
+        over(run);
+        run = begin();
+      });
+  });
 }
 
-function timesOf(name: string, milliseconds: readonly number[]): AnswerTimes {
-  const total = milliseconds.reduce((sum, one) => sum + one, 0);
-  const maximum = milliseconds.reduce((most, one) => Math.max(most, one), 0);
-  return { name, mean: total / Math.max(milliseconds.length, 1), maximum };
+function timesOf(name: string, answers: Run["answers"]): AnswerTimes {
+  const total = answers.reduce((sum, { milliseconds }) => sum + milliseconds, 0);
+  const maximum = answers.reduce((most, { milliseconds }) => Math.max(most, milliseconds), 0);
+  return { name, mean: total / Math.max(answers.length, 1), maximum };
 }
 
 /** Plays the scenario `times` times in a row by each of `users` users at the same time, and sums up how it went. */
 export async function runScenario(options: ScenarioOptions): Promise<ScenarioSummary> {
   const { baseUrl, times = 1, users = 1, quiet = false, onRun } = options;
-  // Loaded here because it takes most of a second, which a wrong option need not wait for.
-  const { default: newman } = await import("newman");
-  const tally = new Tally();
-  let runs = 0;
+  const reporters = times * users === 1 && !quiet ? ["cli"] : [];
+  const runs: Run[] = [];
+  const over = (run: Run): void => {
+    runs.push(run);
+    const { requests, assertions, failures, answers } = run;
+    const mean = timesOf("", answers).mean.toFixed(0);
+    const counts = `${requests} requests, ${assertions} assertions, ${failures.length} failed`;
+    onRun?.(`Run ${runs.length} of ${times * users}: ${counts}, mean answer ${mean} ms`);
+  };
+  await Promise.all(Array.from({ length: users }, () => play(baseUrl, times, reporters, over)));
 
-  const user = (): Promise<void> =>
-    new Promise((resolve, reject) => {
-      // Iterations of one newman run, not one newman run each: newman never frees a run's 5 MB of sandbox.
-      const run = newman.run(
-        {
-          collection: COLLECTION,
-          envVar: [{ key: "baseUrl", value: baseUrl }],
-          iterationCount: times,
-          reporters: times * users === 1 && !quiet ? ["cli"] : [],
-          timeoutRequest: REQUEST_TIMEOUT_MILLISECONDS,
-        },
-        (error) => (error ? reject(error) : resolve()),
-      );
-      tally.listen(run);
-      run.on("iteration", () => {
-        runs += 1;
-        onRun?.(`Run ${runs} of ${times * users} is over; ${tally.failed} failed so far`);
-      });
-    });
-  await Promise.all(Array.from({ length: users }, user));
-
-  const { requests, assertions, failed, failures, milliseconds } = tally;
+  const answers = runs.flatMap((run) => run.answers);
+  const failures = runs.flatMap((run) => run.failures);
+  const names = [...new Set(answers.map(({ name }) => name))];
   return {
-    ...{ runs, requests, assertions, failed },
-    failures: [...failures].map(([what, count]) => ({ what, count })),
-    overall: timesOf("all requests", [...milliseconds.values()].flat()),
-    perRequest: [...milliseconds].map(([name, each]) => timesOf(name, each)),
+    runs: runs.length,
+    requests: runs.reduce((sum, run) => sum + run.requests, 0),
+    assertions: runs.reduce((sum, run) => sum + run.assertions, 0),
+    failed: failures.length,
+    failures: [...new Set(failures)].map((what) => ({ what, count: failures.filter((one) => one === what).length })),
+    overall: timesOf("all requests", answers),
+    perRequest: names.map((name) =>
+      timesOf(
+        name,
+        answers.filter((answer) => answer.name === name),
+      ),
+    ),
   };
 }
 
-function table({ runs, requests, assertions, failed, overall, perRequest }: ScenarioSummary): string {
+function report(summary: ScenarioSummary, users: number): void {
+  const { runs, requests, assertions, failed, failures, overall, perRequest } = summary;
   const times = [...perRequest, overall];
   const width = Math.max(...times.map(({ name }) => name.length));
   const row = (name: string, mean: string, maximum: string) =>
-    `${name.padEnd(width)} ${mean.padStart(10)} ${maximum.padStart(10)}`;
-  return [
-    row("answer time, ms", "mean", "maximum"),
-    ...times.map(({ name, mean, maximum }) => row(name, mean.toFixed(1), maximum.toFixed(0))),
-    "",
-    `${runs} runs, ${requests} requests, ${assertions} assertions, ${failed} failed`,
-  ].join("\n");
+    console.log(`${name.padEnd(width)} ${mean.padStart(8)} ${maximum.padStart(8)}`);
+  if (runs > 1) {
+    console.log();
+    row("answer time in ms", "mean", "maximum");
+    for (const { name, mean, maximum } of times) row(name, mean.toFixed(1), maximum.toFixed(0));
+    if (users > 1) console.log("(All users share one process here: part of these times is its own work.)");
+    console.log(`\n${runs} runs, ${requests} requests, ${assertions} assertions, ${failed} failed`);
+  }
+  if (failed > 0) console.error("\nFailed:");
+  for (const { what, count } of failures) console.error(`  ${count} × ${what}`);
 }
 
 /** Whether something takes connections at the URL. Asks no function, so it starts none. */
-function listens(url: URL): Promise<boolean> {
-  return new Promise((resolve) => {
-    const port = Number(url.port) || (url.protocol === "https:" ? 443 : 80);
-    const socket = connect({ host: url.hostname.replace(/^\[|\]$/g, ""), port, timeout: CONNECT_TIMEOUT_MILLISECONDS });
-    const settle = (answer: boolean): void => {
-      socket.destroy();
-      resolve(answer);
-    };
-    socket.once("connect", () => settle(true));
-    socket.once("error", () => settle(false));
-    socket.once("timeout", () => settle(false));
-  });
+async function listens({ hostname, port, protocol }: URL): Promise<boolean> {
+  const host = hostname.replace(/^\[|\]$/g, "");
+  const socket = connect({ host, port: Number(port) || (protocol === "https:" ? 443 : 80) });
+  try {
+    await once(socket, "connect", { signal: AbortSignal.timeout(CONNECT_TIMEOUT_MILLISECONDS) });
+    return true;
+  } catch {
+    return false;
+  } finally {
+    socket.destroy();
+  }
 }
 
 async function gatewayUrl(): Promise<string> {
@@ -172,7 +187,7 @@ async function gatewayUrl(): Promise<string> {
     const { url } = JSON.parse(await readFile(GATEWAY_FILE, "utf8")) as { url?: unknown };
     return typeof url === "string" && URL.canParse(url) ? url : DEFAULT_URL;
   } catch {
-    // No Lotus runs in this checkout, or the file is half written: the default is as good a guess as any.
+    // Without the file, or with a half written one, the default is as good a guess as any.
     return DEFAULT_URL;
   }
 }
@@ -220,14 +235,11 @@ async function main(args: readonly string[]): Promise<number> {
     console.error(`Nothing answers at ${baseUrl}. Start Lotus in another terminal: npm start.`);
     return 1;
   }
-  const one = counts.times * counts.users === 1;
-  const summary = await runScenario({ baseUrl, ...counts, quiet, ...(one && !quiet ? {} : { onRun: console.log }) });
-  if (!one) console.log(`\n${table(summary)}`);
-  if (counts.users > 1) console.log("All users share this one process: its own work is part of the answer times.");
-  if (summary.failed === 0) return 0;
-  console.error("\nFailed:");
-  for (const { what, count } of summary.failures) console.error(`  ${count} × ${what}`);
-  return 1;
+  const shown = counts.times * counts.users === 1 && !quiet;
+  const summary = await runScenario({ baseUrl, ...counts, quiet, ...(shown ? {} : { onRun: console.log }) });
+  // Of a run that is shown, newman has said it all.
+  if (!shown) report(summary, counts.users);
+  return summary.failed === 0 ? 0 : 1;
 }
 
 if (process.argv[1] === import.meta.filename) {

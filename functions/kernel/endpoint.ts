@@ -140,11 +140,8 @@ function check<S extends Schema>(schema: S, value: unknown): v.InferOutput<S> {
   const result = v.safeParse(schema, value);
   if (result.success) return result.output;
   const errors = result.issues.map((issue): FieldError => {
-    const field = v.getDotPath(issue) ?? "body";
-    return {
-      field,
-      detail: issue.received === "undefined" ? `is missing; it ${expectation(issue)}` : expectation(issue),
-    };
+    const detail = issue.received === "undefined" ? "is missing" : expectation(issue);
+    return { field: v.getDotPath(issue) ?? "body", detail };
   });
   throw invalid(errors);
 }

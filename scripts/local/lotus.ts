@@ -119,7 +119,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
           })
         : options.databaseUrl;
     const at = new URL(database);
-    await ensureSecrets(secrets, (role) => `postgres://${role}@${at.host}${at.pathname}`);
+    await ensureSecrets(secrets, database);
     await step("Migrating the database", async () => migrate(database, await readPasswords(secrets)));
     const relay = await startRelay(
       { host: "127.0.0.1", port: 0 },

@@ -6,14 +6,20 @@ import { join } from "node:path";
 import { ensureKeys } from "../keys.ts";
 import { ROLES } from "../migrate.ts";
 
-/** Makes the passwords of the roles and the keys that are not there yet, and writes where the database is. */
-export async function ensureSecrets(folder: string, databaseUrl: (role: string) => string): Promise<void> {
+/**
+ * Makes the passwords of the roles and the keys that are not there yet, and writes where the database is.
+ * @param adminUrl connects as the owner of the database; the roles' URLs follow from it
+ */
+export async function ensureSecrets(folder: string, adminUrl: string): Promise<void> {
   await ensureKeys(folder);
+  await mkdir(join(folder, "database-admin"), { recursive: true, mode: 0o700 });
+  await writeFile(join(folder, "database-admin", "url"), adminUrl, { mode: 0o600 });
+  const { host, pathname } = new URL(adminUrl);
   for (const role of ROLES) {
     const secret = join(folder, `database-${role}`);
     await mkdir(secret, { recursive: true, mode: 0o700 });
     const password = join(secret, "password");
     if (!existsSync(password)) await writeFile(password, randomBytes(24).toString("base64url"), { mode: 0o600 });
-    await writeFile(join(secret, "url"), databaseUrl(role), { mode: 0o600 });
+    await writeFile(join(secret, "url"), `postgres://${role}@${host}${pathname}`, { mode: 0o600 });
   }
 }

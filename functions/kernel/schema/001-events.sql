@@ -141,6 +141,25 @@ begin
   return true;
 end $$;
 
+-- Puts a dead letter back into the outbox, for the subscriber that could not handle it; the relay publishes it. Fails, and
+-- changes nothing, when its data is no JSON: no subscriber could ever read it.
+create function events.replay(letter_id bigint)
+returns boolean language plpgsql volatile security definer set search_path = '' as $$
+declare
+  l events.dead_letters;
+begin
+  delete from events.dead_letters d where d.id = letter_id returning * into l;
+  if not found then return false; end if;
+  insert into events.outbox as o (id, topic, type, source, subject, time, traceparent, data, awaiting, attempted_at)
+  select l.event_key, s.topic, l.attributes ->> 'type', l.attributes ->> 'source',
+    coalesce(l.attributes ->> 'subject', l.event_key::text), coalesce((l.attributes ->> 'time')::timestamptz, l.buried_at),
+    l.attributes ->> 'traceparent', convert_from(l.body, 'UTF8')::jsonb, array[l.subscriber], '-infinity'
+  from events.subscriptions s where s.subscriber = l.subscriber
+  on conflict (id) do update set awaiting = array_append(o.awaiting, l.subscriber), attempted_at = '-infinity';
+  if not found then raise 'there is no subscriber % any more', l.subscriber; end if;
+  return true;
+end $$;
+
 -- Opens a keyed request. Null: it is new, go on. Otherwise the first answer, or {"outcome":"idempotency-key-reused"}.
 -- A concurrent twin waits here, on the primary key, until the first one has committed.
 create function events.begin_request(user_id uuid, key text, fingerprint text)
@@ -190,5 +209,5 @@ grant usage on schema events to profile, billing, "order", notification, events;
 grant execute on function events.emit, events.envelope, events.uuid_v7, events.decimal, events.settle,
   events.unsettled, events.bury, events.begin_request, events.end_request
   to profile, billing, "order", notification, events;
-grant execute on function events.claim, events.forget_keys to events;
+grant execute on function events.claim, events.forget_keys, events.replay to events;
 grant select, delete on events.dead_letters to events;

@@ -1,0 +1,51 @@
+/** Commands that work on the database as its owner. */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { Client } from "pg";
+import { ROOT } from "./functions.ts";
+
+/** Where a run on this machine keeps its secrets. */
+export const SECRETS = join(ROOT, ".lotus/secrets");
+
+/**
+ * Which database a command works on: the one given, else DATABASE_ADMIN_URL, else that of the local run.
+ * @throws {Error} a sentence, when there is none of them
+ */
+export async function adminUrl(given: string | undefined): Promise<string> {
+  const url = given ?? process.env.DATABASE_ADMIN_URL;
+  if (url !== undefined) return url;
+  try {
+    return await readFile(join(SECRETS, "database-admin", "url"), "utf8");
+  } catch {
+    throw new Error("Say which database: start Lotus, or give --url postgres://owner:password@host:port/name.");
+  }
+}
+
+/**
+ * Connects, does the work, disconnects.
+ * @throws {Error} a sentence, when nothing answers there
+ */
+export async function withAdmin<T>(given: string | undefined, work: (client: Client) => Promise<T>): Promise<T> {
+  const url = await adminUrl(given);
+  const client = new Client({ connectionString: url });
+  try {
+    await client.connect();
+  } catch (error) {
+    const { hostname, port } = new URL(url);
+    const reason = (error as Error).message || (error as { code?: string }).code;
+    throw new Error(`The database at ${hostname}:${port} cannot be reached (${reason}). Is Lotus running? npm start.`);
+  }
+  try {
+    return await work(client);
+  } finally {
+    await client.end();
+  }
+}
+
+/** Runs a command's main, and turns an error into its sentence and exit code 1. */
+export function runCommand(main: () => Promise<void>): void {
+  main().catch((error: unknown) => {
+    console.error((error as Error).message);
+    process.exitCode = 1;
+  });
+}

@@ -1,0 +1,146 @@
+/** A Lotus of a test's own: the real gateway, event bus, function processes, and a database made from the template. */
+import { randomUUID } from "node:crypto";
+import { cp, mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { Client } from "pg";
+import { inject } from "vitest";
+import { type Lotus, type LotusOptions, startLotus } from "../local/lotus.ts";
+
+const EVENTUALLY_MILLISECONDS_MAX = 20_000;
+const EVENTUALLY_STEP_MILLISECONDS = 10;
+
+export interface TestLotus extends Lotus {
+  /** Connected to its database as the owner. */
+  readonly database: Client;
+  /** Every line that a function has written, by function. */
+  readonly lines: ReadonlyMap<string, string[]>;
+  /** What startLotus reported: starts, crashes, dead letters. */
+  readonly news: string[];
+}
+
+/** Starts one. `stop` also drops its database. */
+export async function startTestLotus(options: Partial<LotusOptions> = {}): Promise<TestLotus> {
+  const template = inject("templateUrl");
+  const name = `test_${randomUUID().replaceAll("-", "")}`;
+  const server = new Client({ connectionString: template.replace(/\/lotus$/, "/postgres") });
+  await server.connect();
+  await server.query(`create database ${name} template lotus`);
+  const folder = await mkdtemp(join(tmpdir(), "lotus-test-"));
+  await cp(inject("secrets"), join(folder, "secrets"), { recursive: true });
+  const databaseUrl = template.replace(/\/lotus$/, `/${name}`);
+  const lines = new Map<string, string[]>();
+  const news: string[] = [];
+  const lotus = await startLotus({
+    port: 0,
+    folder,
+    databaseUrl,
+    built: true,
+    onLine: (fn, line) => void lines.set(fn, [...(lines.get(fn) ?? []), line]),
+    onNews: (fn, text) => void news.push(`${fn}: ${text}`),
+    ...options,
+  });
+  const database = new Client({ connectionString: databaseUrl });
+  await database.connect();
+  return {
+    ...lotus,
+    database,
+    lines,
+    news,
+    async stop() {
+      await lotus.stop();
+      await database.end();
+      await server.query(`drop database ${name} with (force)`);
+      await server.end();
+      await rm(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+/** An answer, read whole. */
+export interface Answer {
+  readonly status: number;
+  readonly headers: Headers;
+  // biome-ignore lint/suspicious/noExplicitAny: a test says what it expects of it
+  readonly body: any;
+}
+
+export interface CallOptions {
+  /** Sent as JSON; a string or bytes as they are. */
+  readonly body?: unknown;
+  readonly token?: string;
+  readonly headers?: Record<string, string>;
+}
+
+/** Calls Lotus through its gateway. */
+export async function call(lotus: Pick<Lotus, "url">, request: string, options: CallOptions = {}): Promise<Answer> {
+  const [method = "GET", path = "/"] = request.split(" ");
+  const { body, token, headers } = options;
+  const raw = body === undefined || typeof body === "string" || body instanceof Uint8Array;
+  const answer = await fetch(lotus.url + path, {
+    method,
+    headers: {
+      ...(body === undefined ? {} : { "content-type": "application/json" }),
+      ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+      ...headers,
+    },
+    ...(body === undefined ? {} : { body: raw ? (body as string) : JSON.stringify(body) }),
+  });
+  const text = await answer.text();
+  const json = /json/.test(answer.headers.get("content-type") ?? "");
+  return { status: answer.status, headers: answer.headers, body: json ? JSON.parse(text) : text };
+}
+
+export interface TestUser {
+  readonly id: string;
+  readonly email: string;
+  readonly password: string;
+  readonly token: string;
+  /** Calls as this user. */
+  call(request: string, options?: CallOptions): Promise<Answer>;
+}
+
+/** Registers somebody and logs them in; with `money`, puts that on the account. */
+export async function newUser(lotus: Pick<Lotus, "url">, money?: number | string): Promise<TestUser> {
+  const email = `${randomUUID()}@example.com`;
+  const password = "correct horse battery";
+  const registered = await call(lotus, "POST /profile/register", { body: { email, password } });
+  if (registered.status !== 201) throw new Error(`not registered: ${JSON.stringify(registered.body)}`);
+  const { body } = await call(lotus, "POST /profile/login", { body: { email, password } });
+  const token = body.token as string;
+  const user: TestUser = {
+    id: registered.body.id as string,
+    email,
+    password,
+    token,
+    call: (request, options = {}) => call(lotus, request, { token, ...options }),
+  };
+  if (money !== undefined) {
+    const added = await user.call(`POST /billing/add-money?money=${money}`);
+    if (added.status !== 200) throw new Error(`no money added: ${JSON.stringify(added.body)}`);
+  }
+  return user;
+}
+
+/** Looks again and again until `look` gives something other than undefined or false; fails, naming `what`, after 20 s. */
+export async function eventually<T>(
+  what: string,
+  look: () => Promise<T | undefined | false> | T | undefined | false,
+): Promise<T> {
+  const until = performance.now() + EVENTUALLY_MILLISECONDS_MAX;
+  for (;;) {
+    const seen = await look();
+    if (seen !== undefined && seen !== false) return seen;
+    if (performance.now() > until) throw new Error(`It never came about that ${what}.`);
+    await delay(EVENTUALLY_STEP_MILLISECONDS);
+  }
+}
+
+/** Resolves when the outbox holds nothing that waits to be settled. */
+export async function settled(lotus: TestLotus): Promise<void> {
+  await eventually("the outbox is empty", async () => {
+    const { rows } = await lotus.database.query("select count(*)::int as waiting from events.outbox");
+    return rows[0]?.waiting === 0;
+  });
+}

@@ -1,0 +1,36 @@
+/** Before all tests: the functions are built, and a Postgres with a migrated template runs. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { TestProject } from "vitest/node";
+import { buildFunctions } from "../build.ts";
+import { ensureSecrets } from "../local/secrets.ts";
+import { migrate, readPasswords } from "../migrate.ts";
+import { startPostgres } from "../postgres.ts";
+
+declare module "vitest" {
+  interface ProvidedContext {
+    /** The server, as the owner of a migrated database that nobody is connected to. */
+    templateUrl: string;
+    /** The roles' passwords and the token keys, which all databases of the server share. */
+    secrets: string;
+  }
+}
+
+export default async function setup(project: TestProject): Promise<() => Promise<void>> {
+  const folder = await mkdtemp(join(tmpdir(), "lotus-test-"));
+  // A test machine that loses power may lose its test data; a killed server loses nothing all the same.
+  const [postgres] = await Promise.all([
+    startPostgres(join(folder, "postgres"), ["-c", "fsync=off"]),
+    buildFunctions(),
+  ]);
+  const secrets = join(folder, "secrets");
+  await ensureSecrets(secrets, postgres.adminUrl);
+  await migrate(postgres.adminUrl, await readPasswords(secrets));
+  project.provide("templateUrl", postgres.adminUrl);
+  project.provide("secrets", secrets);
+  return async () => {
+    await postgres.stop();
+    await rm(folder, { recursive: true, force: true });
+  };
+}

@@ -1,0 +1,15 @@
+import { defineConfig } from "vitest/config";
+
+export default defineConfig({
+  test: {
+    include: ["functions/**/*.test.ts", "triggers/**/*.test.ts", "scripts/**/*.test.ts"],
+    exclude: ["**/*.cluster.test.ts"],
+    globalSetup: "scripts/testing/setup.ts",
+    // The database's roles belong to the whole server, and two cores are soon full.
+    fileParallelism: false,
+    pool: "forks",
+    testTimeout: 30_000,
+    hookTimeout: 60_000,
+    reporters: process.env.CI ? ["default"] : ["default"],
+  },
+});
