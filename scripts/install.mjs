@@ -1,17 +1,21 @@
 // Runs before `npm start` and `npm test`: is this Node new enough, and are the packages those of package-lock.json?
 // Plain JavaScript, in the words of old Nodes as well: it runs before anything is installed.
-import { spawnSync } from "node:child_process";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
-import { createHash } from "node:crypto";
+// biome-ignore-all lint/style/useNodejsImportProtocol: an old Node does not know it, and would not come to the sentence below
+import { spawnSync } from "child_process";
+import { createHash } from "crypto";
+import { existsSync, readFileSync, writeFileSync } from "fs";
+import { fileURLToPath } from "url";
 
 const OLDEST = [20, 19];
 const [major, minor] = process.versions.node.split(".").map(Number);
 if (major < OLDEST[0] || (major === OLDEST[0] && minor < OLDEST[1])) {
-  console.error(`Lotus needs Node ${OLDEST.join(".")} or newer; this is ${process.versions.node}. Get one from https://nodejs.org.`);
+  console.error(
+    `Lotus needs Node ${OLDEST.join(".")} or newer; this is ${process.versions.node}. Get one from https://nodejs.org.`,
+  );
   process.exit(1);
 }
 
-process.chdir(new URL("..", import.meta.url).pathname);
+process.chdir(fileURLToPath(new URL("..", import.meta.url)));
 const MARK = "node_modules/.lotus-installed";
 const wanted = createHash("sha256")
   .update(readFileSync("package-lock.json"))
@@ -27,7 +31,9 @@ if (!installed) {
     shell: npm === undefined && process.platform === "win32",
   });
   if (status !== 0) {
-    console.error(`npm ci failed${error ? `: ${error.message}` : ""}. The lines above say why; the network and the disk are the usual reasons.`);
+    console.error(
+      `npm ci failed${error ? `: ${error.message}` : ""}. The lines above say why; the network and the disk are the usual reasons.`,
+    );
     process.exit(1);
   }
   writeFileSync(MARK, wanted);
