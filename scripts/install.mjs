@@ -26,13 +26,18 @@ if (!installed) {
   console.log("Installing packages, once (about half a minute) …");
   const npm = process.env.npm_execpath;
   const command = npm === undefined ? ["npm"] : [process.execPath, npm];
-  const { status, error } = spawnSync(command[0], command.slice(1).concat("ci", "--no-audit", "--no-fund"), {
-    stdio: "inherit",
-    shell: npm === undefined && process.platform === "win32",
-  });
+  // Not `npm ci`: it insists on packages for other systems, which a registry mirror need not have. --no-save keeps the lock file.
+  const { status, error } = spawnSync(
+    command[0],
+    command.slice(1).concat("install", "--no-save", "--no-audit", "--no-fund"),
+    {
+      stdio: "inherit",
+      shell: npm === undefined && process.platform === "win32",
+    },
+  );
   if (status !== 0) {
     console.error(
-      `npm ci failed${error ? `: ${error.message}` : ""}. The lines above say why; the network and the disk are the usual reasons.`,
+      `npm install failed${error ? `: ${error.message}` : ""}. The lines above say why; the network and the disk are the usual reasons.`,
     );
     process.exit(1);
   }

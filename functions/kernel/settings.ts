@@ -27,6 +27,8 @@ export const STATEMENT_MILLISECONDS_MAX = 10_000;
 export const PUBLISH_QUEUE_EVENTS_MAX = 1_000;
 export const PUBLISH_BATCH_EVENTS_MAX = 100;
 export const PUBLISH_MILLISECONDS_MAX = 10_000;
+/** Batches that wait for the one in flight. One more is refused at once: the outbox keeps its events. */
+export const PUBLISH_BATCHES_WAITING_MAX = 32;
 
 /** The relay: what counts as overdue, how many in one statement, how many in one run. */
 export const RELAY_OVERDUE_SECONDS = 10;
@@ -80,6 +82,24 @@ const Environment = v.object({
   DATABASE_RELAY_URL: v.optional(url("ws:", "wss:")),
   /** Kafka's brokers. Without them events go to K_SINK. */
   KAFKA_BROKERS: v.optional(list),
+  /** "true": Kafka over TLS. The files are PEM: an authority of one's own, and what proves a client to the broker. */
+  KAFKA_TLS: v.optional(
+    v.pipe(
+      v.picklist(["true", "false"], "true or false"),
+      v.transform((text) => text === "true"),
+    ),
+  ),
+  KAFKA_TLS_CA_FILE: v.optional(v.string()),
+  KAFKA_TLS_CERTIFICATE_FILE: v.optional(v.string()),
+  KAFKA_TLS_KEY_FILE: v.optional(v.string()),
+  /** SASL: who we are to Kafka. The password by itself, or in a file: a mounted secret. */
+  KAFKA_SASL_MECHANISM: v.optional(
+    v.picklist(["plain", "scram-sha-256", "scram-sha-512"], "plain, scram-sha-256 or scram-sha-512"),
+    "scram-sha-512",
+  ),
+  KAFKA_USERNAME: v.optional(v.string()),
+  KAFKA_PASSWORD: v.optional(v.string()),
+  KAFKA_PASSWORD_FILE: v.optional(v.string()),
   /** Knative's: where CloudEvents are sent over HTTP. */
   K_SINK: v.optional(url("http:", "https:")),
   /** The public keys (RFC 7517 JWK Set), and, for profile-login only, the private key (JWK). */
@@ -134,7 +154,7 @@ export function required<Name extends keyof Settings>(name: Name): NonNullable<S
  * The text of a file that a setting names.
  * @throws {SettingsError} when it cannot be read
  */
-export function readSettingFile(name: "JWKS_FILE" | "SIGNING_KEY_FILE" | "DATABASE_PASSWORD_FILE"): string {
+export function readSettingFile(name: Extract<keyof Settings, `${string}_FILE`>): string {
   const path = required(name);
   try {
     return readFileSync(path, "utf8").trim();
