@@ -1,8 +1,11 @@
 /** Bundles each function into one file, dist/<name>.cjs. */
-import { mkdir, rm } from "node:fs/promises";
+import { watch } from "node:fs";
+import { mkdir, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { type BuildOptions, build, context, type Plugin } from "esbuild";
+import { type BuildContext, type BuildFailure, type BuildOptions, build, context, type Plugin } from "esbuild";
 import { findFunctions, type LotusFunction, ROOT } from "./functions.ts";
+
+const SETTLE_MILLISECONDS = 20;
 
 export const DIST = join(ROOT, "dist");
 
@@ -72,36 +75,109 @@ export async function buildFunctions(only?: readonly string[]): Promise<string[]
   return functions.map(({ name }) => name);
 }
 
-/** Builds every function and again whenever one of its files changes. `changed` hears of each build after the first. */
+/** One function's build, and the files it was made of. */
+class FunctionBuild {
+  readonly name: string;
+  readonly #context: BuildContext;
+  #files: ReadonlySet<string> = new Set();
+  #last: Promise<void> = Promise.resolve();
+
+  constructor(name: string, context: BuildContext) {
+    this.name = name;
+    this.#context = context;
+  }
+
+  uses(file: string): boolean {
+    return this.#files.has(file);
+  }
+
+  /**
+   * Builds, after the build that is in progress: esbuild would merge the two, and miss what has changed since.
+   * A build that fails keeps the files of the one before: the next change of one of them tries again.
+   */
+  run(): Promise<void> {
+    const next = async () => {
+      const { metafile } = await this.#context.rebuild();
+      this.#files = new Set(Object.keys(metafile?.inputs ?? {}));
+    };
+    this.#last = this.#last.then(next, next);
+    return this.#last;
+  }
+
+  dispose(): Promise<void> {
+    return this.#context.dispose();
+  }
+}
+
+/** functions/order and its like: the folders that hold the functions' files. */
+async function sourceFolders(): Promise<string[]> {
+  const below = ["functions", "triggers"].map(async (top) => {
+    const entries = await readdir(join(ROOT, top), { withFileTypes: true });
+    return entries.filter((entry) => entry.isDirectory()).map(({ name }) => join(top, name));
+  });
+  return (await Promise.all(below)).flat();
+}
+
+/** What esbuild found wrong, a line an error. */
+function buildErrors(error: unknown): string {
+  const { errors, message } = error as BuildFailure;
+  if (errors === undefined) return message;
+  return errors.map(({ text, location }) => `${location?.file}:${location?.line}: ${text}`).join("\n");
+}
+
+/**
+ * Builds every function, and each one again as soon as a file that it is made of changes.
+ * @param changed hears of a function that has to be built; `build` does it once, and rejects when it fails
+ * @param done hears how a build ended: with errors, or with the empty text
+ */
 export async function watchFunctions(
-  changed: (name: string, errors: string[]) => void,
+  changed: (name: string, build: () => Promise<void>) => void,
+  done: (name: string, errors: string) => void,
 ): Promise<{ stop(): Promise<void> }> {
   await mkdir(DIST, { recursive: true });
-  const contexts = await Promise.all(
+  const builds = await Promise.all(
     (await findFunctions()).map(async (fn) => {
-      let first = true;
-      const tell: Plugin = {
-        name: "tell",
-        setup({ onEnd }) {
-          onEnd(({ errors }) => {
-            if (!first)
-              changed(
-                fn.name,
-                errors.map(({ text, location }) => `${location?.file}:${location?.line}: ${text}`),
-              );
-            first = false;
-          });
-        },
+      const build = new FunctionBuild(fn.name, await context({ ...optionsFor(fn), metafile: true }));
+      await build.run();
+      return build;
+    }),
+  );
+  const waiting = new Set<string>();
+  const tell = async () => {
+    const files = [...waiting];
+    waiting.clear();
+    const stale = builds.filter((build) => files.some((file) => build.uses(file)));
+    const runs = stale.map((build) => {
+      let run: Promise<void> | undefined;
+      const once = () => {
+        if (run === undefined) {
+          run = build.run();
+          run.then(
+            () => done(build.name, ""),
+            (error: unknown) => done(build.name, buildErrors(error)),
+          );
+        }
+        return run;
       };
-      const made = await context({ ...optionsFor(fn), plugins: [leaveOut, tell] });
-      await made.rebuild().catch(() => undefined);
-      await made.watch({ delay: 20 });
-      return made;
+      changed(build.name, once);
+      return once;
+    });
+    // One after the other, so that the one that somebody asks for comes first.
+    for (const run of runs) await run().catch(() => undefined);
+  };
+  // A watcher a folder: Node's recursive ones on Linux lose a file that an editor has replaced.
+  const watchers = (await sourceFolders()).map((folder) =>
+    watch(join(ROOT, folder), (_, file) => {
+      if (file === null) return;
+      // An editor writes a file in several steps; one build for all of them.
+      if (waiting.size === 0) setTimeout(tell, SETTLE_MILLISECONDS);
+      waiting.add(join(folder, file));
     }),
   );
   return {
     async stop() {
-      await Promise.all(contexts.map((made) => made.dispose()));
+      for (const watcher of watchers) watcher.close();
+      await Promise.all(builds.map((build) => build.dispose()));
     },
   };
 }

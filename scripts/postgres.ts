@@ -2,7 +2,7 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { constants, existsSync, statSync } from "node:fs";
-import { access, chmod, chown, cp, mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { access, chmod, chown, cp, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -59,6 +59,15 @@ interface Place {
   readonly user: { uid: number; gid: number } | undefined;
 }
 
+/** A folder of ours among the system's temporary files. Somebody else's of that name is not taken: what lies there is run. */
+async function temporaryFolder(what: string): Promise<string> {
+  const folder = join(tmpdir(), `lotus-${createHash("sha256").update(what).digest("hex").slice(0, 16)}`);
+  await mkdir(folder, { recursive: true, mode: 0o755 });
+  if (statSync(folder).uid !== process.getuid?.())
+    throw new Error(`${folder} belongs to another user. Remove it, or set TMPDIR.`);
+  return folder;
+}
+
 /**
  * Where the data goes, and who runs the server. Run by root in a folder that others cannot enter, such as one below /root, the
  * server could not reach its own files: then they lie in the system's folder for temporary files instead.
@@ -68,14 +77,17 @@ async function place(folder: string): Promise<Place> {
   if (process.getuid?.() !== 0) return { data: join(folder, "data"), binaries: own, user: undefined };
   const user = { uid: NOBODY, gid: NOBODY };
   await mkdir(folder, { recursive: true });
+  const data = reachable(folder) ? folder : await temporaryFolder(folder);
   const native = dirname(dirname(own.postgres));
-  if (reachable(folder) && reachable(native)) return { data: join(folder, "data"), binaries: own, user };
-  const outside = join(tmpdir(), `lotus-${createHash("sha256").update(folder).digest("hex").slice(0, 16)}`);
-  const copy = join(outside, "native");
-  if (!existsSync(copy)) await cp(native, copy, { recursive: true, verbatimSymlinks: true });
+  if (reachable(native)) return { data: join(data, "data"), binaries: own, user };
+  const copy = join(await temporaryFolder(native), "native");
+  if (!existsSync(copy)) {
+    await cp(native, `${copy}.new`, { recursive: true, verbatimSymlinks: true });
+    await rename(`${copy}.new`, copy);
+  }
   const there = (file: string) => join(copy, file.slice(native.length));
   const copied = { initdb: there(own.initdb), pg_ctl: there(own.pg_ctl), postgres: there(own.postgres) };
-  return { data: join(outside, "data"), binaries: copied, user };
+  return { data: join(data, "data"), binaries: copied, user };
 }
 
 async function freePort(): Promise<number> {

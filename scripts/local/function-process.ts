@@ -37,6 +37,7 @@ export class FunctionProcess {
   #running: Running | undefined;
   #idle: NodeJS.Timeout | undefined;
   #inFlight = 0;
+  #stale: (() => Promise<void>) | undefined;
   readonly #ending = new Set<Promise<void>>();
 
   constructor(options: FunctionProcessOptions) {
@@ -55,11 +56,27 @@ export class FunctionProcess {
   async acquire(): Promise<Running> {
     this.#inFlight++;
     clearTimeout(this.#idle);
+    while (this.#stale !== undefined) await this.#renew(this.#stale);
     if (this.#running !== undefined) return this.#running;
     this.#starting ??= this.#start().finally(() => {
       this.#starting = undefined;
     });
     return this.#starting;
+  }
+
+  /** Replaces the process before its next request, by the code that `build` makes. A failed build leaves things as they are. */
+  replaceAfter(build: () => Promise<void>): void {
+    this.#stale = build;
+  }
+
+  async #renew(build: () => Promise<void>): Promise<void> {
+    const built = await build().then(
+      () => true,
+      () => false,
+    );
+    if (this.#stale !== build) return;
+    this.#stale = undefined;
+    if (built) void this.stop();
   }
 
   /** Marks a request as over. */

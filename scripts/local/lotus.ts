@@ -173,11 +173,11 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
 
     if (options.watch) {
       const watching = await step("Building the functions", () =>
-        watchFunctions((name, errors) => {
-          if (errors.length > 0)
-            return onNews(name, `does not build; the old code goes on.\n    ${errors.join("\n    ")}`);
-          void functions.get(name)?.stop();
-        }),
+        watchFunctions(
+          (name, build) => functions.get(name)?.replaceAfter(build),
+          (name, errors) =>
+            onNews(name, errors === "" ? "built anew" : `does not build; the old code goes on.\n${errors}`),
+        ),
       );
       endings.push(() => watching.stop());
     }

@@ -1,5 +1,5 @@
 /** Before all tests: the functions are built, and a Postgres with a migrated template runs. */
-import { mkdtemp, rm } from "node:fs/promises";
+import { chmod, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
@@ -19,6 +19,8 @@ declare module "vitest" {
 
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-test-"));
+  // Run by root, Postgres runs as another user, who must be able to enter.
+  await chmod(folder, 0o711);
   // A test machine that loses power may lose its test data; a killed server loses nothing all the same.
   const [postgres] = await Promise.all([
     startPostgres(join(folder, "postgres"), ["-c", "fsync=off"]),
