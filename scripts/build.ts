@@ -75,32 +75,53 @@ export async function buildFunctions(only?: readonly string[]): Promise<string[]
   return functions.map(({ name }) => name);
 }
 
+/** Hears how a build ended: with errors, or with the empty text. */
+type BuildDone = (name: string, errors: string) => void;
+
 /** One function's build, and the files it was made of. */
 class FunctionBuild {
   readonly name: string;
   readonly #context: BuildContext;
+  readonly #done: BuildDone;
   #files: ReadonlySet<string> = new Set();
   #last: Promise<void> = Promise.resolve();
+  #stale = true;
 
-  constructor(name: string, context: BuildContext) {
+  constructor(name: string, context: BuildContext, done: BuildDone) {
     this.name = name;
     this.#context = context;
+    this.#done = done;
   }
 
   uses(file: string): boolean {
     return this.#files.has(file);
   }
 
+  /** Whether something has changed since the last build began. */
+  get stale(): boolean {
+    return this.#stale;
+  }
+
+  invalidate(): void {
+    this.#stale = true;
+  }
+
   /**
-   * Builds, after the build that is in progress: esbuild would merge the two, and miss what has changed since.
-   * A build that fails keeps the files of the one before: the next change of one of them tries again.
+   * Resolves when what there is now has been built. Builds of one function come one after the other: esbuild would merge two,
+   * and miss what changed in between. A build that fails keeps the files of the one before: their next change tries again.
    */
-  run(): Promise<void> {
+  fresh(): Promise<void> {
+    if (!this.#stale) return this.#last;
+    this.#stale = false;
     const next = async () => {
       const { metafile } = await this.#context.rebuild();
       this.#files = new Set(Object.keys(metafile?.inputs ?? {}));
     };
     this.#last = this.#last.then(next, next);
+    this.#last.then(
+      () => this.#done(this.name, ""),
+      (error: unknown) => this.#done(this.name, buildErrors(error)),
+    );
     return this.#last;
   }
 
@@ -126,56 +147,47 @@ function buildErrors(error: unknown): string {
 }
 
 /**
- * Builds every function, and each one again as soon as a file that it is made of changes.
- * @param changed hears of a function that has to be built; `build` does it once, and rejects when it fails
- * @param done hears how a build ended: with errors, or with the empty text
+ * Builds every function, and each one again when a file that it is made of changes.
+ * @param changed hears of a function that has to be built again; `build` does it, and rejects when it fails
+ * @param done hears of each build after the first
  */
 export async function watchFunctions(
   changed: (name: string, build: () => Promise<void>) => void,
-  done: (name: string, errors: string) => void,
+  done: BuildDone,
 ): Promise<{ stop(): Promise<void> }> {
   await mkdir(DIST, { recursive: true });
+  let watching = false;
+  const tellDone: BuildDone = (name, errors) => watching && done(name, errors);
   const builds = await Promise.all(
-    (await findFunctions()).map(async (fn) => {
-      const build = new FunctionBuild(fn.name, await context({ ...optionsFor(fn), metafile: true }));
-      await build.run();
-      return build;
-    }),
+    (await findFunctions()).map(
+      async (fn) => new FunctionBuild(fn.name, await context({ ...optionsFor(fn), metafile: true }), tellDone),
+    ),
   );
+  await Promise.all(builds.map((build) => build.fresh()));
+  watching = true;
   const waiting = new Set<string>();
-  const tell = async () => {
+  const rebuild = async () => {
     const files = [...waiting];
     waiting.clear();
-    const stale = builds.filter((build) => files.some((file) => build.uses(file)));
-    const runs = stale.map((build) => {
-      let run: Promise<void> | undefined;
-      const once = () => {
-        if (run === undefined) {
-          run = build.run();
-          run.then(
-            () => done(build.name, ""),
-            (error: unknown) => done(build.name, buildErrors(error)),
-          );
-        }
-        return run;
-      };
-      changed(build.name, once);
-      return once;
-    });
+    for (const build of builds.filter((candidate) => files.some((file) => candidate.uses(file)))) {
+      build.invalidate();
+      changed(build.name, () => build.fresh());
+    }
     // One after the other, so that the one that somebody asks for comes first.
-    for (const run of runs) await run().catch(() => undefined);
+    for (const build of builds) if (build.stale && watching) await build.fresh().catch(() => undefined);
   };
   // A watcher a folder: Node's recursive ones on Linux lose a file that an editor has replaced.
   const watchers = (await sourceFolders()).map((folder) =>
     watch(join(ROOT, folder), (_, file) => {
       if (file === null) return;
       // An editor writes a file in several steps; one build for all of them.
-      if (waiting.size === 0) setTimeout(tell, SETTLE_MILLISECONDS);
+      if (waiting.size === 0) setTimeout(rebuild, SETTLE_MILLISECONDS);
       waiting.add(join(folder, file));
     }),
   );
   return {
     async stop() {
+      watching = false;
       for (const watcher of watchers) watcher.close();
       await Promise.all(builds.map((build) => build.dispose()));
     },

@@ -1,5 +1,5 @@
 /** npm start: the whole system on this machine, until Ctrl-C. */
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { parseArgs } from "node:util";
 import { ROOT } from "./functions.ts";
 import { pretty, say, step, table } from "./local/console.ts";
@@ -7,6 +7,7 @@ import { overview, startLotus } from "./local/lotus.ts";
 
 const HELP = `npm start -- [options]
   --port NUMBER      where to listen (default 8080)
+  --folder FOLDER    where data, passwords and keys are kept (default .lotus)
   --fresh            forget the data of earlier runs
   --database URL     use this Postgres, as its owner, instead of one of our own
   --json             the functions' log lines as they are
@@ -21,6 +22,7 @@ function readOptions() {
     const { values } = parseArgs({
       options: {
         port: { type: "string", default: "8080" },
+        folder: { type: "string", default: join(ROOT, ".lotus") },
         fresh: { type: "boolean", default: false },
         database: { type: "string" },
         json: { type: "boolean", default: false },
@@ -42,6 +44,8 @@ function sentence(error: NodeJS.ErrnoException): string {
   const where = error.path === undefined ? "" : ` ${error.path}`;
   if (error.code === "EACCES" || error.code === "EPERM")
     return `This may not be written or read:${where}. Change its permissions, or run Lotus from another folder.`;
+  if (error.code === "ENOTDIR" || error.code === "EEXIST")
+    return `There is a file where a folder is needed:${where}. Choose another --folder.`;
   if (error.code === "EROFS") return `The disk is read-only:${where}.`;
   if (error.code === "ENOSPC") return "The disk is full.";
   return error.message;
@@ -63,7 +67,7 @@ async function main(): Promise<void> {
   say("Lotus is starting.");
   const lotus = await startLotus({
     port: options.port,
-    folder: join(ROOT, ".lotus"),
+    folder: options.folder,
     fresh: options.fresh,
     watch: options.watch,
     ...(options.database === undefined ? {} : { databaseUrl: options.database }),
@@ -80,7 +84,8 @@ async function main(): Promise<void> {
     }
     say(`\n${signal}: finishing what is in progress …`);
     ending = lotus.stop().then(
-      () => say("Lotus has stopped. The data is kept in .lotus/ for the next start."),
+      () =>
+        say(`Lotus has stopped. The data is kept in ${relative(process.cwd(), options.folder)}/ for the next start.`),
       (error: unknown) => {
         console.error(`Lotus did not stop in order: ${(error as Error).message}`);
         process.exitCode = 1;

@@ -7,19 +7,23 @@ import {
   PUBLISH_MILLISECONDS_MAX,
   readSettingFile,
   required,
-  SettingsError,
   settings,
 } from "./settings.ts";
 
 const CONNECT_MILLISECONDS_MAX = 2_000;
-/** Twice in the time of a publication: the second request goes to the partition's new leader. */
-const REQUEST_MILLISECONDS_MAX = PUBLISH_MILLISECONDS_MAX / 2;
-/** A connection costs some milliseconds to open, and ten wake-ups a second to keep. */
-const IDLE_MILLISECONDS = 5_000;
-/** 0.2, 0.4, 0.8, 1.6 and 3.2 s: long enough for a partition to get a new leader. */
-const SEND_RETRIES = { retries: 5, initialRetryTime: 200, maxRetryTime: 5_000, factor: 0, multiplier: 2 };
-/** A broker that is down is for the outbox to wait for, not for us. */
+const REQUEST_MILLISECONDS_MAX = 5_000;
+/** A connection costs some 20 ms to open, and ten wake-ups a second to keep. */
+const IDLE_MILLISECONDS = 10_000;
 const CONNECT_RETRIES = { retries: 1, initialRetryTime: 100, maxRetryTime: 100, factor: 0, multiplier: 1 };
+/**
+ * A repeated send of kafkajs leaves out every broker that answered the first time, and with it the partitions whose leader has
+ * meanwhile become one of those: acknowledged and lost. So a batch is sent once, and repeated whole, from here.
+ */
+const SEND_RETRIES = { retries: 0 };
+const PAUSE_MILLISECONDS_MIN = 100;
+const PAUSE_MILLISECONDS_MAX = 1_000;
+/** A client that cannot connect says so several times a second. */
+const REPORT_MILLISECONDS_MIN = 1_000;
 
 function tls(): NonNullable<KafkaConfig["ssl"]> {
   const { KAFKA_TLS, KAFKA_TLS_CA_FILE, KAFKA_TLS_CERTIFICATE_FILE, KAFKA_TLS_KEY_FILE } = settings();
@@ -53,7 +57,14 @@ async function quietenEmptyQueues(): Promise<void> {
 /** A message of kafkajs: what happened, and why. */
 export type Report = (message: string, reason: string) => void;
 
-const toLog: Report = (message, reason) => log("warning", `kafka: ${message}`, { reason });
+let reportedAt = -REPORT_MILLISECONDS_MIN;
+let lastReport = "nothing";
+const toLog: Report = (message, reason) => {
+  lastReport = [message, reason].filter((part) => part !== "").join(": ");
+  if (performance.now() - reportedAt < REPORT_MILLISECONDS_MIN) return;
+  reportedAt = performance.now();
+  log("warning", `kafka: ${message}`, reason === "" ? {} : { reason });
+};
 
 /**
  * A kafkajs client for these brokers, secured as the settings say. It connects when it is used.
@@ -129,31 +140,44 @@ async function sendBatch(brokers: readonly string[], records: readonly KafkaReco
   });
 }
 
-async function sendInTime(brokers: readonly string[], records: readonly KafkaRecord[]): Promise<void> {
+/** Whether it may go better with a new connection: kafkajs says so of the first cause. */
+function passes(error: unknown): boolean {
+  const { cause, retriable } = error as { cause?: unknown; retriable?: boolean };
+  return cause instanceof Error ? passes(cause) : retriable === true;
+}
+
+/** Tries until the time is over: a leader's failover takes its seconds, and a broker is often back soon. */
+async function sendUntil(deadline: number, brokers: readonly string[], records: readonly KafkaRecord[]): Promise<void> {
   clearTimeout(idleTimer);
-  const late = new AbortController();
-  try {
-    const tooLong = delay(PUBLISH_MILLISECONDS_MAX, "late" as const, late);
-    if ((await Promise.race([sendBatch(brokers, records), tooLong])) === "late") {
-      throw new Error(`Kafka did not acknowledge within ${PUBLISH_MILLISECONDS_MAX} ms`);
+  lastReport = "nothing";
+  for (let pause = PAUSE_MILLISECONDS_MIN; ; pause = Math.min(2 * pause, PAUSE_MILLISECONDS_MAX)) {
+    const late = new AbortController();
+    try {
+      const tooLong = delay(deadline - performance.now(), "late" as const, late);
+      if ((await Promise.race([sendBatch(brokers, records), tooLong])) === "late") {
+        throw new Error(`Kafka did not acknowledge in time; the last that was heard: ${lastReport}`);
+      }
+      idleTimer = setTimeout(disconnectInBackground, IDLE_MILLISECONDS).unref();
+      return;
+    } catch (error) {
+      disconnectInBackground();
+      if (!passes(error) || performance.now() + pause > deadline) throw error;
+    } finally {
+      late.abort();
     }
-    idleTimer = setTimeout(disconnectInBackground, IDLE_MILLISECONDS).unref();
-  } catch (error) {
-    disconnectInBackground();
-    throw error;
-  } finally {
-    late.abort();
+    await delay(pause);
   }
 }
 
 /**
  * Sends records in one request a broker, acknowledged by all in-sync replicas. One batch is in flight at a time.
- * @throws when the brokers did not acknowledge every one; some may have arrived all the same
+ * @throws when the brokers did not acknowledge every one within PUBLISH_MILLISECONDS_MAX; some may have arrived all the same
  */
 export async function sendToKafka(brokers: readonly string[], records: readonly KafkaRecord[]): Promise<void> {
   if (waiting >= PUBLISH_BATCHES_WAITING_MAX) throw new Error(`${waiting} batches wait for Kafka already`);
+  const deadline = performance.now() + PUBLISH_MILLISECONDS_MAX;
   waiting++;
-  const turn = sending.then(() => sendInTime(brokers, records)).finally(() => waiting--);
+  const turn = sending.then(() => sendUntil(deadline, brokers, records)).finally(() => waiting--);
   sending = turn.catch(() => undefined);
   await turn;
 }

@@ -166,6 +166,8 @@ export function main(name: string, description: Endpoint | Subscriber): void {
   process.on("SIGINT", stop);
   // The local gateway starts functions with a channel: when it dies, they do not stay behind.
   process.on("disconnect", stop);
+  // Whoever read the log lines has gone. To log that would fail as well, for ever.
+  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined);
   process.on("uncaughtException", (error) => {
     log("error", "an error that nobody caught; the process ends", failure(error));
     process.exitCode = 1;

@@ -71,7 +71,7 @@ const list = v.pipe(
   v.array(v.pipe(v.string(), v.regex(/^[^\s:]+:\d{1,5}$/, "host:port, several separated by commas"))),
 );
 
-const Environment = v.object({
+const Variables = v.object({
   /** Knative's: the port to listen on. */
   PORT: v.optional(port, "8080"),
   /** Where the database is: postgres://role:password@host:port/name. */
@@ -107,6 +107,19 @@ const Environment = v.object({
   SIGNING_KEY_FILE: v.optional(v.string()),
 });
 
+const Environment = v.pipe(
+  Variables,
+  v.forward(
+    v.partialCheck(
+      [["KAFKA_USERNAME"], ["KAFKA_PASSWORD"], ["KAFKA_PASSWORD_FILE"]],
+      ({ KAFKA_USERNAME: username, KAFKA_PASSWORD: password, KAFKA_PASSWORD_FILE: file }) =>
+        username === undefined || password !== undefined || file !== undefined,
+      "set, or KAFKA_PASSWORD_FILE, because KAFKA_USERNAME is",
+    ),
+    ["KAFKA_PASSWORD"],
+  ),
+);
+
 export type Settings = v.InferOutput<typeof Environment>;
 
 /** The environment is wrong. `message` holds a sentence for each variable. */
@@ -125,7 +138,8 @@ export function readSettings(environment: Record<string, string | undefined>): S
       .map((issue) => {
         const name = String(issue.path?.[0]?.key);
         const value = name.includes("URL") ? "its value" : JSON.stringify(given[name]);
-        return `The environment variable ${name} must be ${issue.message}; ${value} is not.`;
+        const isNot = given[name] === undefined ? "" : `; ${value} is not`;
+        return `The environment variable ${name} must be ${issue.message}${isNot}.`;
       })
       .join("\n"),
   );

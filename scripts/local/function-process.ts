@@ -37,6 +37,7 @@ export class FunctionProcess {
   #running: Running | undefined;
   #idle: NodeJS.Timeout | undefined;
   #inFlight = 0;
+  #closed = false;
   #stale: (() => Promise<void>) | undefined;
   readonly #ending = new Set<Promise<void>>();
 
@@ -54,6 +55,7 @@ export class FunctionProcess {
    * @throws {Error} when the process does not come up: a sentence with its last words
    */
   async acquire(): Promise<Running> {
+    if (this.#closed) throw new Error(`${this.#options.name} starts no more: Lotus is stopping.`);
     this.#inFlight++;
     clearTimeout(this.#idle);
     while (this.#stale !== undefined) await this.#renew(this.#stale);
@@ -89,6 +91,12 @@ export class FunctionProcess {
   /** Forgets a process that does not answer any more, before its end has been heard of. */
   discard(running: Running): void {
     if (this.#running === running) this.#running = undefined;
+  }
+
+  /** Ends the process, and starts none again. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.stop();
   }
 
   /** Takes the process out of service and ends it: SIGTERM, what is in flight finishes, SIGKILL after a while. */

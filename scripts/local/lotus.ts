@@ -168,7 +168,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     }
     // Ended in the opposite order: the gateway, the events in flight, the functions, then what they stand on.
     endings.push(() => busListening.stop());
-    endings.push(() => Promise.all([...functions.values()].map((fn) => fn.stop())));
+    endings.push(() => Promise.all([...functions.values()].map((fn) => fn.close())));
     endings.push(() => bus.stop());
 
     if (options.watch) {

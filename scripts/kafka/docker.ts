@@ -1,0 +1,101 @@
+/** Apache Kafka in containers of the official image. */
+import { createHash } from "node:crypto";
+import { run } from "./command.ts";
+import { KAFKA_VERSION } from "./java.ts";
+import { type Node, nodeId, type SecuredListener, serverProperties, toEnvironment } from "./properties.ts";
+import type { Plan, Way } from "./way.ts";
+
+const IMAGE = `apache/kafka:${KAFKA_VERSION}`;
+const DATA = "/var/lib/kafka/data";
+const DOCKER_ANSWERS_MILLISECONDS_MAX = 3_000;
+const PULL_MILLISECONDS_MAX = 600_000;
+const STOP_SECONDS_MAX = 10;
+/** Inside the cluster's own network nobody else has these. */
+const INTERNAL_PORT = 19092;
+const CONTROLLER_PORT = 19093;
+
+/** Whether docker's engine answers: the client alone is often there without one. */
+export async function dockerAnswers(): Promise<boolean> {
+  return (await run(["docker", "info"], DOCKER_ANSWERS_MILLISECONDS_MAX)).ok;
+}
+
+async function docker(...command: readonly string[]): Promise<void> {
+  const { ok, text } = await run(["docker", ...command], PULL_MILLISECONDS_MAX);
+  if (!ok) throw new Error(`docker ${command[0]} failed: ${text.trim()}`);
+}
+
+/** One cluster of containers. They keep their data while they are restarted, and lose it when the cluster is stopped. */
+export class DockerWay implements Way {
+  readonly nodes: readonly Node[];
+  readonly #name: string;
+  readonly #clusterId: string;
+  readonly #secured: SecuredListener | undefined;
+
+  private constructor({ folder, secured }: Plan, clientPorts: readonly number[], securedPorts: readonly number[]) {
+    const hash = createHash("sha256").update(folder).digest();
+    this.#name = `lotus-kafka-${hash.toString("hex").slice(0, 8)}`;
+    this.#clusterId = hash.subarray(0, 16).toString("base64url");
+    this.#secured = secured;
+    this.nodes = clientPorts.map((clientPort, index) => ({
+      host: this.#container(index),
+      bind: "0.0.0.0",
+      clientPort,
+      internalPort: INTERNAL_PORT,
+      controllerPort: CONTROLLER_PORT,
+      securedPort: securedPorts[index] ?? 0,
+    }));
+  }
+
+  static async of(plan: Plan, clientPorts: readonly number[], securedPorts: readonly number[]): Promise<DockerWay> {
+    if (plan.secured?.formatArguments !== undefined) {
+      throw new Error("The image formats its storage itself: a listener with formatArguments needs Java and Maven.");
+    }
+    const way = new DockerWay(plan, clientPorts, securedPorts);
+    if (!(await run(["docker", "image", "inspect", IMAGE])).ok) {
+      plan.onProgress(`Fetching the image ${IMAGE} (once) …`);
+      await docker("pull", "--quiet", IMAGE);
+    }
+    if (!(await run(["docker", "network", "inspect", way.#name])).ok) await docker("network", "create", way.#name);
+    // What an earlier run left behind: its ports are not ours.
+    await Promise.all(way.nodes.map((_, index) => way.erase(index)));
+    return way;
+  }
+
+  #container = (index: number) => `${this.#name}-${nodeId(index)}`;
+
+  async prepare(index: number): Promise<string[]> {
+    const name = this.#container(index);
+    if (!(await run(["docker", "container", "inspect", name])).ok) {
+      const { clientPort, securedPort } = this.nodes[index] as Node;
+      const properties = serverProperties(this.nodes, index, DATA, this.#secured);
+      const environment = { CLUSTER_ID: this.#clusterId, ...toEnvironment(properties) };
+      const published = this.#secured === undefined ? [clientPort] : [clientPort, securedPort];
+      await docker(
+        "create",
+        ...["--name", name, "--network", this.#name],
+        ...published.flatMap((port) => ["--publish", `127.0.0.1:${port}:${port}`]),
+        ...Object.entries(environment).flatMap(([key, value]) => ["--env", `${key}=${value}`]),
+        IMAGE,
+      );
+    }
+    return ["docker", "start", "--attach", name];
+  }
+
+  async signal(index: number, signal: "SIGTERM" | "SIGKILL"): Promise<void> {
+    const name = this.#container(index);
+    // A container that has ended meanwhile is what was wanted.
+    await run(
+      signal === "SIGKILL" ? ["docker", "kill", name] : ["docker", "stop", "--time", String(STOP_SECONDS_MAX), name],
+      (STOP_SECONDS_MAX + 5) * 1000,
+    );
+  }
+
+  async erase(index: number): Promise<void> {
+    await run(["docker", "rm", "--force", "--volumes", this.#container(index)], (STOP_SECONDS_MAX + 5) * 1000);
+  }
+
+  async stopped(): Promise<void> {
+    await Promise.all(this.nodes.map((_, index) => this.erase(index)));
+    await run(["docker", "network", "rm", this.#name]);
+  }
+}

@@ -1,0 +1,24 @@
+/** A way to run brokers: as Java processes, or in containers. */
+import type { Node, SecuredListener } from "./properties.ts";
+
+/** The cluster that is wanted. */
+export interface Plan {
+  readonly brokers: 1 | 3;
+  /** Where its data, logs and process numbers are kept. */
+  readonly folder: string;
+  readonly secured: SecuredListener | undefined;
+  readonly onProgress: (line: string) => void;
+}
+
+/** One cluster, and what differs between the ways to run it. */
+export interface Way {
+  readonly nodes: readonly Node[];
+  /** Ends what an earlier run left behind, makes the storage where there is none. Resolves to the command to run. */
+  prepare(index: number): Promise<string[]>;
+  /** For a broker that is not the process we began: sends it the signal. */
+  signal?(index: number, signal: "SIGTERM" | "SIGKILL"): Promise<void>;
+  /** Removes the data of a broker that is down. */
+  erase(index: number): Promise<void>;
+  /** All brokers are down. */
+  stopped(): Promise<void>;
+}

@@ -1,0 +1,143 @@
+/** What a Kafka record becomes on its way to a function: as Knative's KafkaSource turns it into a CloudEvent over HTTP. */
+import { LosslessNumber, parse, stringify } from "lossless-json";
+import type { Message } from "./delivery.ts";
+
+/** A record as a consumer reads it. A header that is given more than once is a list, and its last value counts. */
+export interface KafkaRecord {
+  readonly topic: string;
+  readonly partition: number;
+  readonly offset: string;
+  /** When it was produced, in milliseconds since 1970. */
+  readonly timestamp: string;
+  readonly key: Buffer | null;
+  readonly value: Buffer | null;
+  readonly headers: Readonly<Record<string, Buffer | string | (Buffer | string)[] | undefined>>;
+}
+
+/** The KafkaSource that reads it. */
+export interface Reader {
+  readonly name: string;
+  readonly namespace: string;
+}
+
+type Attributes = Record<string, string>;
+interface Event {
+  /** `datacontenttype` is among them. */
+  readonly attributes: Attributes;
+  readonly data: Buffer | undefined;
+}
+
+const SPEC_VERSIONS = ["0.3", "1.0"];
+const REQUIRED = ["id", "source", "type"];
+const TIME = /^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)$/;
+/** What java.net.URI takes: no space, nothing that RFC 3986 leaves out, and a percent sign only before two hex digits. */
+const URI = /^(?:[^\s%<>"{}|\\^`]|%[0-9a-fA-F]{2})*$/;
+const JSON_MEDIA_TYPE = /^(application|text)\/([\w.-]+\+)?json\s*(;.*)?$/i;
+
+function headersOf({ headers }: KafkaRecord): [string, string][] {
+  return Object.entries(headers).flatMap(([name, values]): [string, string][] => {
+    const last = Array.isArray(values) ? values.at(-1) : values;
+    return last === undefined || last === null ? [] : [[name, last.toString()]];
+  });
+}
+
+/** The specification's rules for attributes, as far as Knative's SDK looks after them. */
+function isValid(attributes: Attributes): boolean {
+  const { specversion, time, source, dataschema } = attributes;
+  return (
+    SPEC_VERSIONS.includes(specversion ?? "") &&
+    REQUIRED.every((name) => (attributes[name] ?? "") !== "") &&
+    Object.keys(attributes).every((name) => /^[a-z0-9]+$/.test(name)) &&
+    URI.test(source ?? "") &&
+    URI.test(dataschema ?? "") &&
+    (time === undefined || (TIME.test(time) && !Number.isNaN(Date.parse(time))))
+  );
+}
+
+/** Binary mode: attributes in `ce_` headers, the data as it is. Undefined: it is none. */
+function readBinary(headers: readonly [string, string][], value: Buffer | null): Event | undefined {
+  const attributes: Attributes = {};
+  for (const [name, text] of headers) {
+    if (/^ce_./i.test(name)) attributes[name.slice(3).toLowerCase()] = text;
+    if (name === "content-type") attributes.datacontenttype = text;
+  }
+  return isValid(attributes) ? { attributes, data: value ?? undefined } : undefined;
+}
+
+function readData(event: Record<string, unknown>): Buffer | undefined {
+  const { data, data_base64: base64, datacontenttype } = event;
+  if (base64 !== undefined) {
+    if (data !== undefined || typeof base64 !== "string") throw new TypeError("data_base64 is no text, or beside data");
+    return Buffer.from(base64, "base64");
+  }
+  if (data === undefined) return undefined;
+  if (datacontenttype === undefined || JSON_MEDIA_TYPE.test(String(datacontenttype))) {
+    return Buffer.from(stringify(data) ?? "");
+  }
+  if (typeof data !== "string") throw new TypeError("data that is not JSON must be a string");
+  return Buffer.from(data);
+}
+
+/** Structured mode: the whole event as JSON. Undefined: it is none. */
+function readStructured(value: Buffer | null): Event | undefined {
+  try {
+    const event = parse(value?.toString("utf8") ?? "") as Record<string, unknown>;
+    if (typeof event !== "object" || event === null || Array.isArray(event)) return undefined;
+    const { data: _data, data_base64: _base64, ...rest } = event;
+    const attributes: Attributes = {};
+    for (const [name, attribute] of Object.entries(rest)) {
+      const own = ["specversion", ...REQUIRED, "datacontenttype", "dataschema", "schemaurl", "subject", "time"];
+      if (own.includes(name) && typeof attribute !== "string") return undefined;
+      const isText = typeof attribute === "string" || attribute instanceof LosslessNumber;
+      attributes[name] = isText ? String(attribute) : (stringify(attribute) ?? "");
+    }
+    return isValid(attributes) ? { attributes, data: readData(event) } : undefined;
+  } catch {
+    // Not JSON, or not this event format: Knative says nothing about it either, and takes the record as a plain one.
+    return undefined;
+  }
+}
+
+/** A record that is no CloudEvent: one is made up around it. */
+function wrap(record: KafkaRecord, headers: readonly [string, string][], { name, namespace }: Reader): Event {
+  const { topic, partition, offset, timestamp, key, value } = record;
+  const attributes: Attributes = {
+    specversion: "1.0",
+    id: `partition:${partition}/offset:${offset}`,
+    source: `/apis/v1/namespaces/${namespace}/kafkasources/${name}#${topic}`,
+    type: "dev.knative.kafka.event",
+    subject: `partition:${partition}#${offset}`,
+    time: new Date(Number(timestamp)).toISOString(),
+  };
+  if (key !== null) {
+    attributes.key = key.toString();
+    attributes.partitionkey = key.toString();
+  }
+  for (const [header, text] of headers) {
+    if (header === "content-type") attributes.datacontenttype = text;
+    else attributes[`kafkaheader${header.toLowerCase().replace(/[^a-z0-9]/g, "")}`] = text;
+  }
+  return { attributes, data: value ?? undefined };
+}
+
+/** An HTTP header carries Latin-1; what does not fit becomes a question mark, as seen of the real one. */
+function toHeaderText(text: string): string {
+  return text.replace(/[^\t\x20-\x7e\xa0-\xff]/gu, "?");
+}
+
+/** The request that delivers a record: a CloudEvent in HTTP's binary mode, whatever the record was. */
+export function toMessage(record: KafkaRecord, reader: Reader): Message {
+  const headers = headersOf(record);
+  const contentType = headers.find(([name]) => name === "content-type")?.[1] ?? "";
+  const event =
+    (/^application\/cloudevents\+json/i.test(contentType)
+      ? readStructured(record.value)
+      : readBinary(headers, record.value)) ?? wrap(record, headers, reader);
+  const { datacontenttype, ...attributes } = event.attributes;
+  const sent: Record<string, string> = { "kn-namespace": reader.namespace };
+  if (datacontenttype !== undefined) sent["content-type"] = toHeaderText(datacontenttype);
+  for (const [name, text] of Object.entries(attributes)) sent[`ce-${name}`] = toHeaderText(text);
+  sent["ce-knativekafkapartition"] = String(record.partition);
+  sent["ce-knativekafkaoffset"] = record.offset;
+  return { headers: sent, body: event.data };
+}

@@ -1,0 +1,165 @@
+import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { Client } from "pg";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { ROOT } from "./functions.ts";
+import { call, eventually, newUser } from "./testing/lotus.ts";
+
+const run = promisify(execFile);
+const TSX = ["--import", "tsx", "scripts/start.ts"];
+let folder: string;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "lotus-start-"));
+});
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
+interface Started {
+  readonly child: ChildProcess;
+  readonly url: string;
+  /** What it has printed so far. */
+  output(): string;
+  ended: Promise<number | null>;
+}
+
+/** `npm start` without npm, on a port of its own choice. */
+async function start(...flags: string[]): Promise<Started> {
+  const child = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder, ...flags], {
+    cwd: ROOT,
+  });
+  let text = "";
+  for (const stream of [child.stdout, child.stderr]) stream?.on("data", (chunk: Buffer) => (text += chunk));
+  const ended = new Promise<number | null>((resolve) => child.once("exit", resolve));
+  const url = await eventually("Lotus says where it is", () => {
+    if (child.exitCode !== null) throw new Error(`Lotus ended:\n${text}`);
+    return /Lotus is at (\S+) /.exec(text)?.[1];
+  });
+  return { child, url, output: () => text, ended };
+}
+
+/** Processes of this machine whose command line names a text. */
+async function processesWith(text: string): Promise<string[]> {
+  const found: string[] = [];
+  for (const pid of (await readdir("/proc")).filter((entry) => /^\d+$/.test(entry))) {
+    const line = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
+    const environment = await readFile(`/proc/${pid}/environ`, "utf8").catch(() => "");
+    if (line.includes(text) || environment.includes(text)) found.push(line.replaceAll("\0", " "));
+  }
+  return found;
+}
+
+/** Runs it where it cannot start, and gives what it said. */
+async function refused(...flags: string[]): Promise<{ code: number; text: string }> {
+  return run(process.execPath, [...TSX, ...flags], { cwd: ROOT }).then(
+    () => ({ code: 0, text: "" }),
+    (error: { code: number; stdout: string; stderr: string }) => ({
+      code: error.code,
+      text: error.stdout + error.stderr,
+    }),
+  );
+}
+
+describe("npm start", () => {
+  it.runIf(process.platform === "linux")(
+    "serves until Ctrl-C, keeps the data, and leaves no process behind",
+    async () => {
+      const first = await start();
+      const user = await newUser(first, 42);
+      expect(first.output()).toMatch(/POST {3}\/order\/pay .*functions\/order\/pay\.ts/);
+      first.child.kill("SIGINT");
+      expect(await first.ended).toBe(0);
+      expect(first.output()).toContain("Lotus has stopped.");
+      expect(await processesWith(folder)).toEqual([]);
+
+      const second = await start();
+      expect((await call(second, "GET /billing/balance", { token: user.token })).body).toEqual({ balance: 42 });
+      second.child.kill("SIGKILL");
+      await second.ended;
+      // Nobody stopped Postgres this time: the next start does, and goes on with the same data.
+      const third = await start();
+      expect((await call(third, "GET /billing/balance", { token: user.token })).body).toEqual({ balance: 42 });
+      third.child.kill("SIGINT");
+      expect(await third.ended).toBe(0);
+      expect(await processesWith(folder)).toEqual([]);
+    },
+    120_000,
+  );
+
+  it("finishes requests that are in progress when it is told to stop", async () => {
+    const lotus = await start("--quiet");
+    const user = await newUser(lotus, 1000);
+    const database = new Client({
+      connectionString: await readFile(join(folder, "secrets/database-admin/url"), "utf8"),
+    });
+    await database.connect();
+    // Whoever holds the account's row holds the requests.
+    await database.query("begin; select from billing.accounts where balance = 100000 for update");
+    const answers = Promise.all(Array.from({ length: 5 }, () => user.call("POST /billing/withdraw-money?money=1")));
+    await eventually("five requests wait for the row", async () => {
+      const { rows } = await database.query("select from pg_stat_activity where wait_event_type = 'Lock'");
+      return rows.length === 5;
+    });
+    lotus.child.kill("SIGTERM");
+    await eventually("no more connections are taken", () =>
+      fetch(lotus.url).then(
+        () => false,
+        () => true,
+      ),
+    );
+    await database.query("rollback");
+    await database.end();
+    expect((await answers).map(({ status }) => status)).toEqual([200, 200, 200, 200, 200]);
+    expect(await lotus.ended).toBe(0);
+  }, 60_000);
+
+  it("refuses a second run in the same folder, and says where the first one is", async () => {
+    const lotus = await start("--quiet");
+    const { code, text } = await refused("--port", "0", "--folder", folder);
+    expect([code, text]).toEqual([1, expect.stringContaining(`Lotus runs here already, at ${lotus.url}`)]);
+    lotus.child.kill("SIGTERM");
+    await lotus.ended;
+  }, 60_000);
+
+  it("names a busy port, and leaves nothing behind", async () => {
+    const busy: Server = createServer();
+    await new Promise<void>((resolve) => busy.listen(0, resolve));
+    const { port } = busy.address() as AddressInfo;
+    const { code, text } = await refused("--port", String(port), "--folder", folder);
+    busy.close();
+    expect(code).toBe(1);
+    expect(text).toContain(`Port ${port} is taken by another program. Choose another: npm start -- --port ${port + 1}`);
+    if (process.platform === "linux") expect(await processesWith(folder)).toEqual([]);
+  }, 60_000);
+
+  it("names a folder that cannot be used", async () => {
+    const file = join(folder, "a-file");
+    await writeFile(file, "");
+    const { code, text } = await refused("--folder", join(file, "data"));
+    expect([code, text]).toEqual([1, expect.stringMatching(/There is a file where a folder is needed: \S+a-file/)]);
+  });
+
+  it.each([
+    [["--prot", "1"], /Unknown option '--prot'.*\n.*--port NUMBER/s],
+    [["--port", "70000"], /--port must be 0 to 65535; 70000 is not/],
+    [["--port", "x"], /--port must be 0 to 65535; x is not/],
+  ])("refuses %j with a sentence and the list of options", async (flags, sentence) => {
+    const { code, text } = await refused(...flags);
+    expect([code, text]).toEqual([2, expect.stringMatching(sentence)]);
+  });
+
+  it("tells an old Node what it needs", async () => {
+    const old = `data:text/javascript,Object.defineProperty(process,"versions",{value:{...process.versions,node:"18.20.4"}})`;
+    const failed = await run(process.execPath, ["--import", old, "scripts/install.mjs"], { cwd: ROOT }).catch(
+      (error) => error,
+    );
+    expect([failed.code, failed.stderr]).toEqual([
+      1,
+      expect.stringContaining("Lotus needs Node 20.19 or newer; this is 18.20.4."),
+    ]);
+  });
+});
