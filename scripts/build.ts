@@ -2,7 +2,7 @@
 import { watch } from "node:fs";
 import { mkdir, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { type BuildContext, type BuildFailure, type BuildOptions, build, context, type Plugin } from "esbuild";
+import { type BuildContext, type BuildFailure, type BuildOptions, build, context, type Plugin, stop } from "esbuild";
 import { findFunctions, type LotusFunction, ROOT } from "./functions.ts";
 
 const SETTLE_MILLISECONDS = 20;
@@ -72,6 +72,8 @@ export async function buildFunctions(only?: readonly string[]): Promise<string[]
   if (only === undefined) await rm(DIST, { recursive: true, force: true });
   await mkdir(DIST, { recursive: true });
   await Promise.all(functions.map((fn) => build(optionsFor(fn))));
+  // Its process would stay, with all that it has read, for as long as this one.
+  await stop();
   return functions.map(({ name }) => name);
 }
 

@@ -6,16 +6,21 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { Client } from "pg";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { ROOT } from "./functions.ts";
 import { call, eventually, newUser } from "./testing/lotus.ts";
 
 const run = promisify(execFile);
 const TSX = ["--import", "tsx", "scripts/start.ts"];
 let folder: string;
+const children: ChildProcess[] = [];
 
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "lotus-start-"));
+});
+// A test that failed has not stopped what it started.
+afterEach(() => {
+  for (const child of children.splice(0)) child.kill("SIGKILL");
 });
 afterAll(() => rm(folder, { recursive: true, force: true }));
 
@@ -32,6 +37,7 @@ async function start(...flags: string[]): Promise<Started> {
   const child = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder, ...flags], {
     cwd: ROOT,
   });
+  children.push(child);
   let text = "";
   for (const stream of [child.stdout, child.stderr]) stream?.on("data", (chunk: Buffer) => (text += chunk));
   const ended = new Promise<number | null>((resolve) => child.once("exit", resolve));
@@ -101,7 +107,7 @@ describe("npm start", () => {
     await database.query("begin; select from billing.accounts where balance = 100000 for update");
     const answers = Promise.all(Array.from({ length: 5 }, () => user.call("POST /billing/withdraw-money?money=1")));
     await eventually("five requests wait for the row", async () => {
-      const { rows } = await database.query("select from pg_stat_activity where wait_event_type = 'Lock'");
+      const { rows } = await database.query("select from pg_locks where not granted");
       return rows.length === 5;
     });
     lotus.child.kill("SIGTERM");

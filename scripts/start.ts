@@ -10,6 +10,7 @@ const HELP = `npm start -- [options]
   --folder FOLDER    where data, passwords and keys are kept (default .lotus)
   --fresh            forget the data of earlier runs
   --database URL     use this Postgres, as its owner, instead of one of our own
+  --kafka            a real Kafka between the functions: KAFKA_BROKERS, docker, or Java 17 and Maven
   --json             the functions' log lines as they are
   --quiet            no log lines
   --watch            build what changes; the next request runs it (npm run dev)
@@ -25,6 +26,7 @@ function readOptions() {
         folder: { type: "string", default: join(ROOT, ".lotus") },
         fresh: { type: "boolean", default: false },
         database: { type: "string" },
+        kafka: { type: "boolean", default: process.env.KAFKA_BROKERS !== undefined },
         json: { type: "boolean", default: false },
         quiet: { type: "boolean", default: false },
         watch: { type: "boolean", default: false },
@@ -70,6 +72,7 @@ async function main(): Promise<void> {
     folder: options.folder,
     fresh: options.fresh,
     watch: options.watch,
+    kafka: options.kafka,
     ...(options.database === undefined ? {} : { databaseUrl: options.database }),
     onLine: (name, line) => {
       if (!options.quiet) say(options.json ? line : pretty(name, line));

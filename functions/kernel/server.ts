@@ -18,6 +18,7 @@ import {
   DRAIN_EVENTS_MILLISECONDS_MAX,
   DRAIN_REQUESTS_MILLISECONDS_MAX,
   EVENT_BODY_BYTES_MAX,
+  EVENT_HEADER_BYTES_MAX,
   KEEP_ALIVE_MILLISECONDS,
   REQUEST_BODY_BYTES_MAX,
   REQUEST_HEADER_BYTES_MAX,
@@ -61,7 +62,8 @@ export function createFunctionServer(
 ): { server: Server; drain(): Promise<void> } {
   register(name, description);
   const framework = getTestServer(name).listeners("request")[0] as RequestListener;
-  const bodyBytesMax = "method" in description ? REQUEST_BODY_BYTES_MAX : EVENT_BODY_BYTES_MAX;
+  const isEndpoint = "method" in description;
+  const bodyBytesMax = isEndpoint ? REQUEST_BODY_BYTES_MAX : EVENT_BODY_BYTES_MAX;
   const inFlight = new Set<ServerResponse>();
   let draining = false;
 
@@ -77,7 +79,7 @@ export function createFunctionServer(
       if (draining) server.closeIdleConnections();
     });
     const { "content-length": length, "transfer-encoding": encoding } = request.headers;
-    if (encoding !== undefined || (length !== undefined && length !== "0")) {
+    if (encoding !== undefined || length !== undefined) {
       const body = await readBody(request, bodyBytesMax);
       if (body === undefined) return writeProblem(response, bodyTooLarge());
       request.body = body;
@@ -90,7 +92,7 @@ export function createFunctionServer(
 
   const server = createServer(
     {
-      maxHeaderSize: REQUEST_HEADER_BYTES_MAX,
+      maxHeaderSize: isEndpoint ? REQUEST_HEADER_BYTES_MAX : EVENT_HEADER_BYTES_MAX,
       keepAliveTimeout: KEEP_ALIVE_MILLISECONDS,
       requestTimeout: REQUEST_RECEIVE_MILLISECONDS_MAX,
     },

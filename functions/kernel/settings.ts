@@ -9,6 +9,8 @@ export const EVENT_BODY_BYTES_MAX = 1024 * 1024;
 export const REQUESTS_IN_FLIGHT_MAX = 1000;
 /** A request line and its headers. Node's default, named here because it is a limit that people meet. */
 export const REQUEST_HEADER_BYTES_MAX = 16 * 1024;
+/** KafkaSource makes headers of a foreign record's key and headers: a record is refused by what it says, not by its size. */
+export const EVENT_HEADER_BYTES_MAX = 1024 * 1024;
 export const REQUEST_RECEIVE_MILLISECONDS_MAX = 30_000;
 /** Above queue-proxy's 90 s, so that the proxy, never the function, gives up an idle connection. */
 export const KEEP_ALIVE_MILLISECONDS = 95_000;

@@ -6,13 +6,16 @@ import { join } from "node:path";
 import { Cron } from "croner";
 import { buildFunctions, bundleOf, watchFunctions } from "../build.ts";
 import { findFunctions, ROOT } from "../functions.ts";
+import { type Kafka, startKafka } from "../kafka/broker.ts";
 import { migrate, readPasswords } from "../migrate.ts";
 import { erasePostgres, startPostgres } from "../postgres.ts";
 import { type Relay, startRelay } from "../relay.ts";
+import { createTopics } from "../topics.ts";
 import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, listen } from "./gateway.ts";
 import { type House, readHouse } from "./house.ts";
+import { runKafkaSource } from "./kafka-source.ts";
 import { ensureSecrets } from "./secrets.ts";
 
 export interface LotusOptions {
@@ -26,6 +29,8 @@ export interface LotusOptions {
   readonly watch?: boolean;
   /** An existing Postgres, as its owner, instead of one of our own. */
   readonly databaseUrl?: string;
+  /** A real Kafka in the middle instead of the event bus: how it is got, scripts/kafka/broker.ts says. */
+  readonly kafka?: boolean;
   /** How long a function's process lives without requests. Knative's default is a minute. */
   readonly idleMilliseconds?: number;
   /** Do not build: dist/ is as it should be. */
@@ -43,6 +48,8 @@ export interface Lotus {
   readonly house: House;
   readonly functions: ReadonlyMap<string, FunctionProcess>;
   readonly relay: Relay;
+  /** The brokers, in a run with Kafka. */
+  readonly kafka: Kafka | undefined;
   /** Fires the PingSources now. */
   tick(): Promise<void>;
   /** Drains and ends everything. */
@@ -128,6 +135,18 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     endings.push(() => relay.stop());
     if (!options.built && !options.watch) await step("Building the functions", () => building);
 
+    const kafka = options.kafka
+      ? await step("Starting Kafka", async () => {
+          const started = await startKafka({
+            brokers: 1,
+            folder: join(folder, "kafka"),
+            onProgress: (line) => onNews("kafka", line),
+          });
+          endings.push(() => started.stop());
+          await createTopics(started.bootstrap);
+          return started;
+        })
+      : undefined;
     const functions = new Map<string, FunctionProcess>();
     let inside = "";
     const resolve = (name: string) => `${inside}/${name}`;
@@ -145,9 +164,9 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       join(ROOT, "knative"),
       secrets,
       { "database-relay-url": relay.url },
-      { ...passedOn(), K_SINK: inside },
+      { ...passedOn(kafka !== undefined), K_SINK: inside, ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(",") }) },
     );
-    bus.add(house.kafkaSources);
+    if (kafka === undefined) bus.add(house.kafkaSources);
     for (const [name, environment] of house.functions) {
       functions.set(
         name,
@@ -170,6 +189,21 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     endings.push(() => busListening.stop());
     endings.push(() => Promise.all([...functions.values()].map((fn) => fn.close())));
     endings.push(() => bus.stop());
+    if (kafka !== undefined) {
+      const running = house.kafkaSources.map((source) =>
+        runKafkaSource(source, {
+          brokers: kafka.bootstrap,
+          resolve,
+          onEvent(event) {
+            if (event.kind === "delivered" || event.kind === "committed") return;
+            const { kind, ...rest } = event;
+            onNews(source.metadata.name, [kind, ...Object.values(rest)].join(" "));
+          },
+        }),
+      );
+      endings.push(() => Promise.all(running.map((source) => source.stop())));
+      await step("Joining the consumer groups", () => Promise.all(running.map((source) => source.joined)));
+    }
 
     if (options.watch) {
       const watching = await step("Building the functions", () =>
@@ -200,7 +234,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const tick = async () => void (await Promise.all(house.pingSources.map(fire)));
     const crons = house.pingSources.map((source) => new Cron(source.spec.schedule, () => fire(source)));
     endings.push(async () => crons.map((cron) => cron.stop()));
-    return { url, adminUrl: database, house, functions, relay, tick, stop };
+    return { url, adminUrl: database, kafka, house, functions, relay, tick, stop };
   } catch (error) {
     await stop();
     throw error;
@@ -208,9 +242,12 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
 }
 
 /** What a function's process needs of ours: nothing of the person's secrets. */
-function passedOn(): Record<string, string> {
+function passedOn(withKafka: boolean): Record<string, string> {
+  const secured = Object.keys(process.env).filter((name) => withKafka && name.startsWith("KAFKA_"));
   return Object.fromEntries(
-    ["PATH", "TZ", "LANG"].flatMap((name) => (process.env[name] === undefined ? [] : [[name, process.env[name]]])),
+    ["PATH", "TZ", "LANG", ...secured].flatMap((name) =>
+      process.env[name] === undefined ? [] : [[name, process.env[name]]],
+    ),
   );
 }
 
