@@ -1,0 +1,27 @@
+/** What a series of measurements says: quantiles, and a ratio taken pair by pair, which holds while the machine's speed drifts. */
+
+/** The value below which a share `q` (0 to 1) of the values lies, by linear interpolation between neighbours. */
+export function quantile(values: readonly number[], q: number): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  const position = (sorted.length - 1) * q;
+  const below = sorted[Math.floor(position)];
+  const above = sorted[Math.ceil(position)];
+  if (below === undefined || above === undefined) throw new RangeError("There are no values.");
+  return below + (above - below) * (position - Math.floor(position));
+}
+
+/** The value in the middle. */
+export function median(values: readonly number[]): number {
+  return quantile(values, 0.5);
+}
+
+/** Each value divided by the one measured beside it. */
+export function ratios(values: readonly number[], beside: readonly number[]): number[] {
+  return values.map((value, index) => value / (beside[index] ?? Number.NaN));
+}
+
+/** "12.3 (11.9–14.0)": the median, and the least and the most. */
+export function spread(values: readonly number[], digits = 1): string {
+  const [least, most] = [Math.min(...values), Math.max(...values)];
+  return `${median(values).toFixed(digits)} (${least.toFixed(digits)}–${most.toFixed(digits)})`;
+}
