@@ -6,8 +6,10 @@ import { randomUUID } from "node:crypto";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { median, ratios, spread } from "../../bench/statistics.ts";
 import { ROOT } from "../../functions.ts";
-import { HOST, NAMESPACE, readDocuments, toYaml } from "../kubernetes.ts";
+import { table } from "../../local/console.ts";
+import { get, HOST, list, NAMESPACE, readDocuments, toYaml } from "../kubernetes.ts";
 import { BASE_DEFAULT } from "../options.ts";
 import { attempt, main, run } from "../shell.ts";
 import { functionPods, waitForZero } from "./pods.ts";
@@ -136,8 +138,14 @@ async function measureRound(calls: readonly Call[], times: Map<string, number[]>
   }
 }
 
-function median(values: readonly number[]): number {
-  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN;
+/** Bytes of a function's image and, of these, of what it stands on, as the nodes tell them. */
+async function imageBytes(name: string, base: string): Promise<{ whole: number; own: number }> {
+  const nodes = await list("nodes", "");
+  const images: { names?: string[]; sizeBytes: number }[] = nodes.flatMap(({ status }) => status?.images ?? []);
+  const bytesOf = (reference: string) => images.find(({ names = [] }) => names.includes(reference))?.sizeBytes ?? 0;
+  const service = await get("services.serving.knative.dev", name);
+  const whole = bytesOf(service?.spec.template.spec.containers[0].image);
+  return { whole, own: whole - bytesOf(base) };
 }
 
 main(async () => {
@@ -155,17 +163,16 @@ main(async () => {
     await measureRound([...calls.slice(round % calls.length), ...calls.slice(0, round % calls.length)], times, memory);
     console.log(`round ${round} of ${values.rounds} is done`);
   }
-  await run("kn", ["service", "delete", BARE, "-n", NAMESPACE]);
-  const bare = median(times.get(BARE) ?? []);
-  console.log(`function                    from zero, ms: median (least–most)   against ${BARE}   resident MiB`);
-  for (const [name, taken] of times) {
-    const range = `${Math.min(...taken).toFixed(0)}–${Math.max(...taken).toFixed(0)}`;
-    const resident = ((memory.get(name) ?? Number.NaN) / 1024 ** 2).toFixed(1);
-    const ratio = (median(taken) / bare).toFixed(2);
-    console.log(
-      `${name.padEnd(28)}${median(taken).toFixed(0).padStart(8)} (${range})`.padEnd(56) +
-        `${ratio}`.padEnd(20) +
-        resident,
-    );
+  const bare = times.get(BARE) ?? [];
+  const rows = [["function", "from zero, ms", `against ${BARE}`, "resident MiB", "image MB", "of these its own"]];
+  for (const [name, taken] of [...times].sort(([a], [b]) => a.localeCompare(b))) {
+    const { whole, own } = await imageBytes(name, values.base);
+    const resident = (memory.get(name) ?? Number.NaN) / 1024 ** 2;
+    const figures = [spread(taken, 0), median(ratios(taken, bare)).toFixed(2), resident.toFixed(1)];
+    rows.push([name, ...figures, (whole / 1e6).toFixed(1), (own / 1e6).toFixed(2)]);
   }
+  await run("kn", ["service", "delete", BARE, "-n", NAMESPACE]);
+  console.log(
+    `\n${table(rows)}\n\nOf ${values.rounds} rounds: the median (the least–the most); the ratio round by round.`,
+  );
 });
