@@ -5,7 +5,7 @@ import { ROLES } from "../migrate.ts";
 import { checkReachable } from "./checks.ts";
 import { get, NAMESPACE, readDocuments, runJob, secretValue } from "./kubernetes.ts";
 import { newKeys, newPassword, writeSecrets } from "./secrets.ts";
-import { main, Refusal, run, step } from "./shell.ts";
+import { attempt, main, Refusal, step } from "./shell.ts";
 
 const HELP = `Usage: scripts/rotate keys
        scripts/rotate passwords [SERVICE…]
@@ -22,7 +22,19 @@ const MOUNT_SECONDS_MAX = 100;
 async function nudge(): Promise<void> {
   const selector = ["-l", "app.kubernetes.io/component=function"];
   const annotation = `lotus/secrets-renewed=${Date.now()}`;
-  await run("kubectl", ["annotate", "pods", "-n", NAMESPACE, ...selector, "--overwrite", annotation]);
+  const { code, stderr } = await attempt("kubectl", [
+    "annotate",
+    "pods",
+    "-n",
+    NAMESPACE,
+    ...selector,
+    "--overwrite",
+    annotation,
+  ]);
+  // A pod that has ended since kubectl listed it needs no secrets any more.
+  const failures = stderr.split("\n").filter((line) => line !== "" && !line.includes("(NotFound)"));
+  if (code !== 0 && failures.length > 0)
+    throw new Refusal(`The pods were not told of their new secrets: ${failures.join(" ")}`);
 }
 
 async function wait(seconds: number, tell: (progress: string) => void): Promise<void> {
