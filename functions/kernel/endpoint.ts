@@ -251,17 +251,21 @@ function readPage<Position>(schema: Schema, path: string, query: Record<string, 
   };
 }
 
-const PRIVATE_ADDRESS =
-  /^(?:::ffff:)?(?:10\.|127\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.|::1$|f[cd])/i;
+/** Addresses of a cluster's own network, such as those of its proxies. Not loopback: whoever came from there is a client. */
+const CLUSTER_ADDRESS =
+  /^(?:::ffff:)?(?:10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.|f[cd])/i;
 
-/** The last public address that a proxy added to X-Forwarded-For: what stands before it the client may have made up. */
+/**
+ * The last address in X-Forwarded-For that is not the cluster's: what stands before it the client may have made up. It is to be
+ * believed when the outermost proxy adds the address it sees, and when clients do not come from within such a network.
+ */
 function addressOf(request: IncomingMessage): string {
   const forwarded = String(request.headers["x-forwarded-for"] ?? "")
     .split(",")
     .map((entry) => entry.trim())
     .filter(Boolean);
   const address =
-    forwarded.findLast((entry) => !PRIVATE_ADDRESS.test(entry)) ?? forwarded[0] ?? request.socket.remoteAddress;
+    forwarded.findLast((entry) => !CLUSTER_ADDRESS.test(entry)) ?? forwarded[0] ?? request.socket.remoteAddress;
   return (address ?? "unknown").slice(0, 64);
 }
 
