@@ -25,6 +25,11 @@ export const NotificationRequested = v.variant("kind", [
   v.object({
     ...to,
     kind: v.literal("message"),
-    message: v.pipe(v.string(), v.minLength(1), v.maxLength(MESSAGE_LENGTH_MAX)),
+    message: v.pipe(
+      v.string(),
+      v.minLength(1),
+      v.maxLength(MESSAGE_LENGTH_MAX),
+      v.check((text) => !text.includes("\0"), "must be without NUL, which Postgres cannot keep"),
+    ),
   }),
 ]);
