@@ -7,7 +7,7 @@ const MESSAGE_LENGTH_MAX = 1000;
 const to = {
   userId: v.pipe(v.string(), v.uuid()),
   /** The email address that the message is for. */
-  recipient: v.pipe(v.string(), v.email()),
+  recipient: v.pipe(v.string(), v.rfcEmail()),
 };
 const money = { amount: AmountText, balance: AmountText };
 const order = { ...money, orderId: v.pipe(v.string(), v.uuid()) };

@@ -117,11 +117,13 @@ describe("POST /profile/register", () => {
 
   it("keeps every other text as it is, whatever it would mean elsewhere", async () => {
     const username = `'); drop table profile.users; -- $1 \${x} <b>&amp;</b> \\u0000 𝒜da 👩‍🚀 "`;
-    const longest = { email: `${"a".repeat(242)}@example.com`, password: "\u0000 ".repeat(64), username };
-    const { status, body } = await register(longest);
-    expect([status, body.username]).toEqual([201, username]);
-    const token = await login(longest.email, longest.password);
-    expect((await call(lotus, "GET /profile/me", { token })).body.username).toBe(username);
+    const email = `${"o'brien+$1--{x}|`~=?^!#%*/&".padEnd(242, "a")}@example.com`;
+    const password = "\u0000 ".repeat(64);
+    const { status, body } = await register({ email, password, username });
+    expect([status, body.email, body.username]).toEqual([201, email, username]);
+    const token = await login(email, password);
+    expect((await call(lotus, "GET /profile/me", { token })).body).toEqual(body);
+    expect((await call(lotus, "GET /notification", { token })).body).toMatchObject([{ email }]);
   });
 
   it("takes a password typed on another system for the same: composed or not", async () => {
