@@ -137,7 +137,8 @@ const PageLimit = v.pipe(
 
 /** Checks a value against a schema; every field that is wrong is named. */
 function check<S extends Schema>(schema: S, value: unknown): v.InferOutput<S> {
-  const result = v.safeParse(schema, value);
+  // One error a field: the first thing that is wrong with it.
+  const result = v.safeParse(schema, value, { abortPipeEarly: true });
   if (result.success) return result.output;
   const errors = result.issues.map((issue): FieldError => {
     const detail = issue.received === "undefined" ? "is missing" : expectation(issue);
@@ -153,7 +154,8 @@ function expectation(issue: v.BaseIssue<unknown>): string {
 }
 
 function readQuery(search: string): Record<string, string> {
-  const given: Record<string, string> = {};
+  // Without a prototype: no parameter's name means anything.
+  const given: Record<string, string> = Object.create(null);
   const repeated: FieldError[] = [];
   for (const [name, value] of new URLSearchParams(search)) {
     if (Object.hasOwn(given, name)) repeated.push({ field: name, detail: "must be given once" });
@@ -165,7 +167,7 @@ function readQuery(search: string): Record<string, string> {
 
 const utf8 = new TextDecoder("utf-8", { fatal: true });
 
-/** Numbers stay text, so that an amount is read exactly as it was written. Duplicate keys are an error. */
+/** Numbers stay text, so that an amount is read exactly as it was written. Two values for one key are an error. */
 function readBody(request: IncomingMessage & { rawBody?: Buffer }): unknown {
   const mediaType = request.headers["content-type"]?.split(";")[0]?.trim().toLowerCase();
   if (mediaType !== "application/json") {
@@ -181,7 +183,9 @@ function readBody(request: IncomingMessage & { rawBody?: Buffer }): unknown {
   try {
     value = parseJson(utf8.decode(raw), undefined, { parseNumber: (text) => new JsonNumber(text) });
   } catch (error) {
-    throw new Problem("malformed-body", `The body is not JSON in UTF-8: ${(error as Error).message}.`);
+    // The parser calls itself for what is nested; out of stack, it says so in words of the engine's.
+    const reason = error instanceof RangeError ? "it is nested too deeply" : (error as Error).message;
+    throw new Problem("malformed-body", `The body is not JSON in UTF-8: ${reason}.`);
   }
   if (typeof value !== "object" || value === null || Array.isArray(value) || value instanceof JsonNumber) {
     throw new Problem("malformed-body", "The body must be a JSON object.");
@@ -209,9 +213,7 @@ export function textOrNumber<S extends Schema>(schema: S) {
 
 /** The refusal of a body over the limit. */
 export function bodyTooLarge(): Problem {
-  return new Problem("body-too-large", `A body may have at most ${REQUEST_BODY_BYTES_MAX} bytes.`, {
-    headers: { connection: "close" },
-  });
+  return new Problem("body-too-large", `A body may have at most ${REQUEST_BODY_BYTES_MAX} bytes.`);
 }
 
 function readIdempotency(request: IncomingMessage, source: string, input: unknown): Idempotency {
@@ -249,17 +251,21 @@ function readPage<Position>(schema: Schema, path: string, query: Record<string, 
   };
 }
 
-const PRIVATE_ADDRESS =
-  /^(?:::ffff:)?(?:10\.|127\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.|::1$|f[cd])/i;
+/** Addresses of a cluster's own network, such as those of its proxies. Not loopback: whoever came from there is a client. */
+const CLUSTER_ADDRESS =
+  /^(?:::ffff:)?(?:10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.|f[cd])/i;
 
-/** The last public address that a proxy added to X-Forwarded-For: what stands before it the client may have made up. */
+/**
+ * The last address in X-Forwarded-For that is not the cluster's: what stands before it the client may have made up. It is to be
+ * believed when the outermost proxy adds the address it sees, and when clients do not come from within such a network.
+ */
 function addressOf(request: IncomingMessage): string {
   const forwarded = String(request.headers["x-forwarded-for"] ?? "")
     .split(",")
     .map((entry) => entry.trim())
     .filter(Boolean);
   const address =
-    forwarded.findLast((entry) => !PRIVATE_ADDRESS.test(entry)) ?? forwarded[0] ?? request.socket.remoteAddress;
+    forwarded.findLast((entry) => !CLUSTER_ADDRESS.test(entry)) ?? forwarded[0] ?? request.socket.remoteAddress;
   return (address ?? "unknown").slice(0, 64);
 }
 
@@ -323,9 +329,9 @@ async function answer(
   });
 }
 
-/** The path and the query of a request, as they were sent. */
-function splitTarget(request: IncomingMessage): [path: string, search: string] {
-  const target = request.url ?? "/";
+/** The path and the query of a request, as they were sent. The framework keeps them in `originalUrl`. */
+function splitTarget(request: IncomingMessage & { originalUrl?: string }): [path: string, search: string] {
+  const target = request.originalUrl ?? request.url ?? "/";
   const mark = target.indexOf("?");
   return mark < 0 ? [target, ""] : [target.slice(0, mark), target.slice(mark + 1)];
 }

@@ -37,14 +37,15 @@ export function register(name: string, description: Endpoint | Subscriber, frame
   else framework.cloudEvent(name, toCloudEventFunction(name, description) as Parameters<typeof cloudEvent>[1]);
 }
 
-type RequestWithBody = IncomingMessage & { body?: Buffer; rawBody?: Buffer };
+type FrameworkRequest = IncomingMessage & { originalUrl?: string; body?: Buffer; rawBody?: Buffer };
 
 /** Reads a body up to a limit. Undefined: it is longer. */
 async function readBody(request: IncomingMessage, bytesMax: number): Promise<Buffer | undefined> {
   if (Number(request.headers["content-length"] ?? 0) > bytesMax) return undefined;
   const chunks: Buffer[] = [];
   let length = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
+  // By itself the loop would destroy the connection when it is left early, and the refusal with it.
+  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     length += chunk.length;
     if (length > bytesMax) return undefined;
     chunks.push(chunk);
@@ -67,7 +68,7 @@ export function createFunctionServer(
   const inFlight = new Set<ServerResponse>();
   let draining = false;
 
-  const serve = async (request: RequestWithBody, response: ServerResponse): Promise<void> => {
+  const serve = async (request: FrameworkRequest, response: ServerResponse): Promise<void> => {
     if (draining) response.setHeader("connection", "close");
     if (inFlight.size >= REQUESTS_IN_FLIGHT_MAX) {
       const detail = `This function works on ${REQUESTS_IN_FLIGHT_MAX} requests already. Nothing was changed; try again in a moment.`;
@@ -81,12 +82,19 @@ export function createFunctionServer(
     const { "content-length": length, "transfer-encoding": encoding } = request.headers;
     if (encoding !== undefined || length !== undefined) {
       const body = await readBody(request, bodyBytesMax);
-      if (body === undefined) return writeProblem(response, bodyTooLarge());
+      if (body === undefined) {
+        // The rest is thrown away as it comes: a client that still sends would not see the answer on a closed connection.
+        request.resume();
+        return writeProblem(response, bodyTooLarge());
+      }
       request.body = body;
       request.rawBody = body;
     }
     // A source's trace header is that of some other record of its batch; the event's own extension is the one to follow.
     if (!("method" in description)) delete request.headers.traceparent;
+    // There is one function here: nothing to route. A target that the framework cannot decode it would answer with HTML.
+    request.originalUrl = request.url ?? "/";
+    request.url = "/";
     framework(request, response);
   };
 

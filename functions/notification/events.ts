@@ -7,7 +7,7 @@ const MESSAGE_LENGTH_MAX = 1000;
 const to = {
   userId: v.pipe(v.string(), v.uuid()),
   /** The email address that the message is for. */
-  recipient: v.pipe(v.string(), v.email()),
+  recipient: v.pipe(v.string(), v.rfcEmail()),
 };
 const money = { amount: AmountText, balance: AmountText };
 const order = { ...money, orderId: v.pipe(v.string(), v.uuid()) };
@@ -25,6 +25,11 @@ export const NotificationRequested = v.variant("kind", [
   v.object({
     ...to,
     kind: v.literal("message"),
-    message: v.pipe(v.string(), v.minLength(1), v.maxLength(MESSAGE_LENGTH_MAX)),
+    message: v.pipe(
+      v.string(),
+      v.minLength(1),
+      v.maxLength(MESSAGE_LENGTH_MAX),
+      v.check((text) => !text.includes("\0"), "must be without NUL, which Postgres cannot keep"),
+    ),
   }),
 ]);

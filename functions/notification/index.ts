@@ -17,24 +17,27 @@ interface Row {
   created_at: string;
 }
 
+/** The rows after that notification of the caller's; without one, from the first. Somebody else's is followed by nothing. */
 const SELECT = `select
   coalesce((select jsonb_agg(n) from (
-    select id, message, email, created_at::text as created_at from notification.notifications
-    where user_id = $1 and (created_at, id) < ($2, $3) order by created_at desc, id desc limit $4) n), '[]') as page,
-  events.unsettled($1, 'notification-requested', 'notification-store', $5) as unsettled`;
+    select id, message, email, created_at from notification.notifications
+    where user_id = $1 and (created_at, id) < (
+      case when $2::uuid is null then 'infinity'
+        else (select created_at from notification.notifications where id = $2 and user_id = $1) end,
+      coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+    order by created_at desc, id desc limit $3) n), '[]') as page,
+  events.unsettled($1, 'notification-requested', 'notification-store', $4) as unsettled`;
 
 export default endpoint({
   method: "GET",
   caller: "user",
-  page: v.tuple([v.pipe(v.string(), v.regex(/^\d{4}-[\d:. +-]+$/)), v.pipe(v.string(), v.uuid())]),
+  page: v.tuple([v.pipe(v.string(), v.uuid())]),
   answers: { 200: v.array(Notification) },
   async handle({ user, page }) {
-    const [time, id] = page.after ?? ["infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff"];
     for (let look = 1; ; look++) {
       const [row] = await query<{ page: Row[]; unsettled: Envelope[] }>("notifications", SELECT, [
         user.id,
-        time,
-        id,
+        page.after?.[0] ?? null,
         page.limit + 1,
         UNSETTLED_EVENTS_MAX,
       ]);
@@ -46,7 +49,7 @@ export default endpoint({
       if (storable.length === 0 || look === LOOKS_MAX) {
         return page.answer(
           row?.page ?? [],
-          (row) => [row.created_at, row.id],
+          ({ id }) => [id],
           ({ id, message, email, created_at }) => ({
             id,
             message,

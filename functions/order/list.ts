@@ -4,17 +4,20 @@ import { query } from "#kernel/database";
 import { endpoint } from "#kernel/endpoint";
 import { Order, type OrderRow, present } from "./order.ts";
 
-const SELECT = `select id, subscription_id, price, status, created_at::text as created_at from "order".orders
-  where user_id = $1 and (created_at, id) < ($2, $3) order by created_at desc, id desc limit $4`;
+/** The rows after that order of the caller's; without one, from the first. Somebody else's order is followed by nothing. */
+const SELECT = `select id, subscription_id, price, status, created_at from "order".orders
+  where user_id = $1 and (created_at, id) < (
+    case when $2::uuid is null then 'infinity' else (select created_at from "order".orders where id = $2 and user_id = $1) end,
+    coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+  order by created_at desc, id desc limit $3`;
 
 export default endpoint({
   method: "GET",
   caller: "user",
-  page: v.tuple([v.pipe(v.string(), v.regex(/^\d{4}-[\d:. +-]+$/)), v.pipe(v.string(), v.uuid())]),
+  page: v.tuple([v.pipe(v.string(), v.uuid())]),
   answers: { 200: v.array(Order) },
   async handle({ user, page }) {
-    const [time, id] = page.after ?? ["infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff"];
-    const rows = await query<OrderRow>("orders", SELECT, [user.id, time, id, page.limit + 1]);
-    return page.answer(rows, (row) => [row.created_at, row.id], present);
+    const rows = await query<OrderRow>("orders", SELECT, [user.id, page.after?.[0] ?? null, page.limit + 1]);
+    return page.answer(rows, ({ id }) => [id], present);
   },
 });

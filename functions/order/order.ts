@@ -25,7 +25,7 @@ export interface OrderRow {
   subscription_id: number | null;
   price: string | number;
   status: "paid" | "refused";
-  created_at: string;
+  created_at: string | Date;
 }
 
 /** An order as the API shows it. */

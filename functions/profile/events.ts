@@ -4,5 +4,5 @@ import * as v from "valibot";
 /** user-registered, version 1: somebody has become a user. */
 export const UserRegistered = v.object({
   userId: v.pipe(v.string(), v.uuid()),
-  email: v.pipe(v.string(), v.email()),
+  email: v.pipe(v.string(), v.rfcEmail()),
 });

@@ -7,25 +7,33 @@ export const PASSWORD_LENGTH_MAX = 128;
 export const USERNAME_LENGTH_MAX = 100;
 
 const emailExpected = `must be an email address of at most ${EMAIL_LENGTH_MAX} characters`;
+/** As browsers have it (HTML, <input type=email>), so that O'Brien may register; but no address within a network, such as ada@localhost. */
 export const Email = v.pipe(
   v.string(emailExpected),
   v.maxLength(EMAIL_LENGTH_MAX, emailExpected),
-  v.email(emailExpected),
+  v.rfcEmail(emailExpected),
+  v.regex(/\.[a-zA-Z-]{2,}$/, emailExpected),
 );
 
-const passwordExpected = `must be ${PASSWORD_LENGTH_MIN} to ${PASSWORD_LENGTH_MAX} characters`;
-/** NIST SP 800-63B §5.1.1.2: a length, and no rules about what it is made of. */
+const passwordExpected = `must be ${PASSWORD_LENGTH_MIN} to ${PASSWORD_LENGTH_MAX} characters of well-formed Unicode`;
+/**
+ * NIST SP 800-63B §5.1.1.2: a length, and no rules about what it is made of. But half a surrogate pair is no character: all
+ * such halves are hashed alike.
+ */
 export const Password = v.pipe(
   v.string(passwordExpected),
   v.minLength(PASSWORD_LENGTH_MIN, passwordExpected),
   v.maxLength(PASSWORD_LENGTH_MAX, passwordExpected),
+  v.regex(/^\P{Cs}*$/u, passwordExpected),
 );
 
-const usernameExpected = `must be 1 to ${USERNAME_LENGTH_MAX} characters`;
+const usernameExpected = `must be 1 to ${USERNAME_LENGTH_MAX} characters, none of them a control character`;
+/** Cc: control characters, of which Postgres cannot keep NUL. Cs: half a surrogate pair, which it would keep as another. */
 export const Username = v.pipe(
   v.string(usernameExpected),
   v.minLength(1, usernameExpected),
   v.maxLength(USERNAME_LENGTH_MAX, usernameExpected),
+  v.regex(/^[^\p{Cc}\p{Cs}]*$/u, usernameExpected),
 );
 
 /** A user as the API shows one. */

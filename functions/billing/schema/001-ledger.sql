@@ -1,10 +1,10 @@
 create schema billing;
 
--- Money is counted in minor units (cents). A balance stays within what a JSON number carries exactly.
+-- Money is counted in minor units (cents). A balance stays within what a JSON number of major units carries exactly: 15 digits.
 create table billing.accounts (
   id uuid primary key,
   kind text not null check (kind in ('user', 'cash-in', 'cash-out', 'revenue')),
-  balance bigint not null default 0 check (balance >= 0 and balance <= 9007199254740991),
+  balance bigint not null default 0 check (balance >= 0 and balance <= 999999999999999),
   transfers bigint not null default 0,
   last_hash bytea not null default ''::bytea,
   opened_at timestamptz not null default clock_timestamp()
@@ -87,7 +87,7 @@ begin
     outcome := 'insufficient-funds';
     return;
   end if;
-  if t.balance_after > 9007199254740991 then
+  if t.balance_after > 999999999999999 then
     outcome := 'balance-limit';
     return;
   end if;

@@ -61,14 +61,19 @@ create function profile.begin_login(email text, address text, most_per_account i
 returns table (retry_after_seconds integer, id uuid, user_email text, password_hash text)
 language plpgsql volatile set search_path = '' as $$
 declare
-  account_wait integer;
+  account_wait integer := 0;
   address_wait integer;
 begin
+  -- The address before the account, here and in end_login: two logins never wait for each other. And an address that is
+  -- shut out shuts out no more accounts.
+  address_wait := profile.count_attempt('address:' || address, most_per_address, window_length);
+  if address_wait = 0 then
+    account_wait := profile.count_attempt('account:' || lower(begin_login.email), most_per_account, window_length);
+  end if;
+  -- Last: what it locks, it locks without waiting, and waits for nothing afterwards.
   delete from profile.login_attempts a using (
     select o.ctid from profile.login_attempts o where o.window_ends_at < clock_timestamp() limit 10 for update skip locked
   ) old where a.ctid = old.ctid;
-  account_wait := profile.count_attempt('account:' || lower(begin_login.email), most_per_account, window_length);
-  address_wait := profile.count_attempt('address:' || address, most_per_address, window_length);
   return query
     select greatest(account_wait, address_wait), u.id, u.email, u.password_hash
     from (select 1) one left join profile.users u
@@ -78,9 +83,9 @@ end $$;
 -- A login that succeeded is no attempt at guessing.
 create function profile.end_login(email text, address text)
 returns void language sql volatile set search_path = '' as $$
-  delete from profile.login_attempts a where a.bucket = 'account:' || lower(end_login.email);
   update profile.login_attempts a set attempts = greatest(a.attempts - 1, 0)
   where a.bucket = 'address:' || end_login.address;
+  delete from profile.login_attempts a where a.bucket = 'account:' || lower(end_login.email);
 $$;
 
 revoke all on all functions in schema profile from public;

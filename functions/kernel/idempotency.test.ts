@@ -1,0 +1,102 @@
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { findFunctions } from "../../scripts/functions.ts";
+import { newUser, settled, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
+
+let lotus: TestLotus;
+beforeAll(async () => {
+  lotus = await startTestLotus();
+});
+afterAll(() => lotus.stop());
+
+const keyed = (key: string, body?: object) => ({ headers: { "idempotency-key": key }, ...(body && { body }) });
+
+/** What moves money, beside order/pay, whose own test says the same of it: with 900 on the account before. */
+const MOVES = [
+  {
+    request: "POST /billing/add-money?money=10",
+    status: 200,
+    balance: 910,
+    again: "POST /billing/add-money?money=10.00",
+  },
+  { request: "POST /billing/withdraw-money?money=10", status: 200, balance: 890 },
+  { request: "POST /order/create", body: { price: 10 }, status: 201, balance: 890, sameBody: { price: "10.00" } },
+];
+
+describe("an Idempotency-Key", () => {
+  it("is taken by whatever moves money, and by nothing else", async () => {
+    const idempotent = (await findFunctions()).flatMap((fn) =>
+      fn.kind === "endpoint" && fn.description.idempotent ? [fn.name] : [],
+    );
+    expect(idempotent).toEqual(["billing-add-money", "billing-withdraw-money", "order-create", "order-pay"]);
+  });
+
+  describe.each(MOVES)("with $request", ({ request, body, status, balance, again = request, sameBody = body }) => {
+    it("gives the first answer again, and has its effect once, however the amount is written", async () => {
+      const user = await newUser(lotus, 900);
+      const first = await user.call(request, keyed("a", body));
+      expect([first.status, first.body.balance]).toEqual([status, balance]);
+      const second = await user.call(again, keyed("a", sameBody));
+      expect([second.status, second.body]).toEqual([first.status, first.body]);
+      expect((await user.call("GET /billing/balance")).body).toEqual({ balance });
+      await settled(lotus);
+      // A welcome, the 900, and one more.
+      expect((await user.call("GET /notification")).body).toHaveLength(3);
+    });
+
+    it("gives twins at the same time one effect and one answer", async () => {
+      const user = await newUser(lotus, 900);
+      const answers = await Promise.all(Array.from({ length: 10 }, () => user.call(request, keyed("a", body))));
+      expect(new Set(answers.map((answer) => JSON.stringify([answer.status, answer.body]))).size).toBe(1);
+      expect((await user.call("GET /billing/balance")).body).toEqual({ balance });
+    });
+
+    it("is refused for another request, here or elsewhere, and belongs to its user", async () => {
+      const [user, other] = [await newUser(lotus, 900), await newUser(lotus, 900)];
+      await user.call(request, keyed("a", body));
+      for (const [elsewhere, given] of [
+        ["POST /billing/add-money?money=11"],
+        ["POST /billing/withdraw-money?money=11"],
+        ["POST /order/create", { price: 11 }],
+        ["POST /order/pay?idSubscription=1"],
+        ...MOVES.filter((move) => move.request !== request).map((move) => [move.request, move.body] as const),
+      ] as const) {
+        const answer = await user.call(elsewhere, keyed("a", given));
+        expect([elsewhere, answer.status, answer.body.code]).toEqual([elsewhere, 422, "idempotency-key-reused"]);
+      }
+      expect((await user.call("GET /billing/balance")).body).toEqual({ balance });
+      expect((await other.call(request, keyed("a", body))).body.balance).toBe(balance);
+    });
+  });
+
+  it.each([
+    { request: "POST /billing/withdraw-money?money=10" },
+    { request: "POST /order/create", body: { price: 10 } },
+  ])("repeats the refusal of $request, although there is money by now", async ({ request, body }) => {
+    const user = await newUser(lotus);
+    const first = await user.call(request, keyed("a", body));
+    expect([first.status, first.body.code]).toEqual([400, "insufficient-funds"]);
+    await user.call("POST /billing/add-money?money=1000");
+    const second = await user.call(request, keyed("a", body));
+    expect([second.status, second.body]).toEqual([first.status, first.body]);
+    expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 1000 });
+  });
+
+  it("is not used up by a request that is not valid", async () => {
+    const user = await newUser(lotus, 900);
+    expect((await user.call("POST /order/create", keyed("a", { price: 0 }))).status).toBe(400);
+    expect((await user.call("POST /order/create", keyed("a", { price: 10 }))).body.balance).toBe(890);
+  });
+
+  it("may be 255 characters of any visible ASCII", async () => {
+    const user = await newUser(lotus, 900);
+    const visible = Array.from({ length: 94 }, (_, n) => String.fromCharCode(0x21 + n)).join("");
+    for (const key of [visible, "x".repeat(255)]) {
+      const first = await user.call("POST /billing/add-money?money=1", keyed(key));
+      expect([first.status, first.body]).toEqual([
+        200,
+        (await user.call("POST /billing/add-money?money=1", keyed(key))).body,
+      ]);
+    }
+    expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 902 });
+  });
+});

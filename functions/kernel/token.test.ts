@@ -1,0 +1,167 @@
+import { createPublicKey } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { exportJWK, generateKeyPair, importJWK, type JWK, SignJWT, UnsecuredJWT } from "jose";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { findFunctions } from "../../scripts/functions.ts";
+import {
+  call,
+  eventually,
+  newUser,
+  startTestLotus,
+  type TestLotus,
+  type TestUser,
+} from "../../scripts/testing/lotus.ts";
+import { TOKEN_LENGTH_MAX } from "./settings.ts";
+
+const forUsers = (await findFunctions()).flatMap((fn) =>
+  fn.kind === "endpoint" && fn.description.caller === "user" ? [fn] : [],
+);
+
+let lotus: TestLotus;
+let user: TestUser;
+/** Ours: what only login is given. */
+let signingKey: JWK;
+beforeAll(async () => {
+  lotus = await startTestLotus();
+  user = await newUser(lotus);
+  signingKey = JSON.parse(await readFile(lotus.house.functions.get("profile-login")?.SIGNING_KEY_FILE ?? "", "utf8"));
+});
+afterAll(() => lotus.stop());
+
+interface Claims {
+  issuer?: string | null;
+  audience?: string | null;
+  expires?: string | null;
+  subject?: string | null;
+  email?: string | null;
+}
+
+/** A token as login would sign it, but for what is said otherwise; null leaves a claim out. */
+function jwt({ issuer = "lotus", audience = "lotus", expires = "1h", subject = user.id, email = user.email }: Claims) {
+  const token = new SignJWT(email === null ? {} : { email }).setIssuedAt();
+  if (issuer !== null) token.setIssuer(issuer);
+  if (audience !== null) token.setAudience(audience);
+  if (expires !== null) token.setExpirationTime(expires);
+  if (subject !== null) token.setSubject(subject);
+  return token;
+}
+
+type Key = Parameters<SignJWT["sign"]>[0];
+
+const sign = async (claims: Claims, key?: Key, header = {}) =>
+  jwt(claims)
+    .setProtectedHeader({ alg: "EdDSA", kid: signingKey.kid ?? "", typ: "JWT", ...header })
+    .sign(key ?? (await importJWK(signingKey, "EdDSA")));
+
+/** What an attacker would send, by name: each an Authorization header. */
+async function forgeries(): Promise<Record<string, string | undefined>> {
+  const { d: _, ...publicJwk } = signingKey;
+  const published = (await call(lotus, "GET /profile/jwks")).body.keys[0];
+  const pem = createPublicKey({ key: published, format: "jwk" }).export({ type: "spki", format: "pem" });
+  const { privateKey: stranger, publicKey: strangers } = await generateKeyPair("EdDSA", { extractable: true });
+  const hmac = (secret: string | Uint8Array, header = {}) =>
+    sign({}, typeof secret === "string" ? new TextEncoder().encode(secret) : secret, { alg: "HS256", ...header });
+  const [head = "", payload = "", signature = ""] = user.token.split(".");
+  const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
+  const claims = JSON.parse(Buffer.from(payload, "base64url").toString());
+  const tokens: Record<string, string> = {
+    "of another key": await sign({}, stranger),
+    "of another key that it brings along": await sign({}, stranger, { jwk: await exportJWK(strangers) }),
+    "of another key that it names itself": await sign({}, stranger, { kid: "another", jku: "http://127.0.0.1:1/" }),
+    "of another key without a name": await sign({}, stranger, { kid: undefined }),
+    unsigned: new UnsecuredJWT({ email: user.email })
+      .setIssuer("lotus")
+      .setAudience("lotus")
+      .setSubject(user.id)
+      .setExpirationTime("1h")
+      .encode(),
+    "unsigned, with our signature": `${encode({ alg: "none" })}.${payload}.${signature}`,
+    "unsigned, in other letters": `${encode({ alg: "nOnE" })}.${payload}.`,
+    "HS256 with x": await hmac(published.x),
+    "HS256 with the bytes of x": await hmac(Buffer.from(published.x, "base64url")),
+    "HS256 with the key as JSON": await hmac(JSON.stringify(published)),
+    "HS256 with the key as JSON, without the rest": await hmac(JSON.stringify(publicJwk)),
+    "HS256 with the key as PEM": await hmac(pem.toString()),
+    "HS256 with the key as PEM, trimmed": await hmac(pem.toString().trim()),
+    "HS256 with the key as PEM, without a key's name": await hmac(pem.toString(), { kid: undefined }),
+    expired: await sign({ expires: "1s ago" }),
+    "that never expires": await sign({ expires: null }),
+    "of another issuer": await sign({ issuer: "lotus.example" }),
+    "of no issuer": await sign({ issuer: null }),
+    "for another audience": await sign({ audience: "another" }),
+    "for no audience": await sign({ audience: null }),
+    "for nobody": await sign({ subject: null }),
+    "without an email": await sign({ email: null }),
+    "with other claims under the same signature": `${head}.${encode({ ...claims, sub: "00000000-0000-4000-8000-000000000000" })}.${signature}`,
+    "without a signature": `${head}.${payload}.`,
+    "cut short": user.token.slice(0, -10),
+    "in three empty parts": "..",
+    "that is no token": "x",
+    "longer than the limit": await sign({ email: `${"x".repeat(TOKEN_LENGTH_MAX)}@example.com` }),
+  };
+  const bearers = Object.entries(tokens).map(([name, token]) => [`a token ${name}`, `Bearer ${token}`] as const);
+  return {
+    ...Object.fromEntries(bearers),
+    "no header": undefined,
+    "an empty header": "",
+    "no token": "Bearer ",
+    "a token without the word": user.token,
+    "a token under another word": `Basic ${user.token}`,
+    "two tokens": `Bearer ${user.token} ${user.token}`,
+    "a token and more": `Bearer ${user.token}, x`,
+  };
+}
+
+describe("a token", () => {
+  it("is taken when login gave it", async () => {
+    for (const authorization of [user.token, await sign({})].flatMap((token) => [
+      `Bearer ${token}`,
+      `bearer  ${token}`,
+    ])) {
+      const answer = await call(lotus, "GET /profile/me", { headers: { authorization } });
+      expect([answer.status, answer.body.id]).toEqual([200, user.id]);
+    }
+  });
+
+  it.each(forUsers)(
+    "is refused by $name when it is forged, expired, or not there",
+    async ({ path, description: { method } }) => {
+      for (const [name, authorization] of Object.entries(await forgeries())) {
+        const headers = authorization === undefined ? {} : { authorization };
+        const { status, headers: answered, body } = await call(lotus, `${method} ${path}`, { headers });
+        expect([name, status, body.code]).toEqual([name, 401, "unauthenticated"]);
+        expect(answered.get("content-type")).toBe("application/problem+json");
+        expect(answered.get("www-authenticate")).toBe('Bearer realm="lotus"');
+      }
+    },
+  );
+
+  it("is refused once it has expired, also by a process that knows it", async () => {
+    const token = await sign({ expires: "4s" });
+    const me = () => call(lotus, "GET /profile/me", { token });
+    expect((await me()).status).toBe(200);
+    const answer = await eventually("the token expires", async () => {
+      const seen = await me();
+      return seen.status !== 200 && seen;
+    });
+    expect([answer.status, answer.body.detail]).toEqual([401, expect.stringContaining("has expired")]);
+  });
+
+  it("whose user is gone opens nothing", async () => {
+    const token = await sign({ subject: "00000000-0000-4000-8000-000000000000" });
+    for (const [request, status, code] of [
+      ["GET /profile/me", 401, "unauthenticated"],
+      ["GET /billing/balance", 409, "account-not-open"],
+      ["POST /billing/add-money?money=1", 409, "account-not-open"],
+      ["POST /billing/withdraw-money?money=1", 409, "account-not-open"],
+      ["POST /order/pay?idSubscription=1", 409, "account-not-open"],
+    ] as const) {
+      const answer = await call(lotus, request, { token });
+      expect([request, answer.status, answer.body.code]).toEqual([request, status, code]);
+    }
+    const { rows } = await lotus.database.query("select from billing.accounts where id = $1", [
+      "00000000-0000-4000-8000-000000000000",
+    ]);
+    expect(rows).toEqual([]);
+  });
+});

@@ -1,0 +1,104 @@
+import { randomUUID } from "node:crypto";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import {
+  eventually,
+  newUser,
+  settled,
+  startTestLotus,
+  type TestLotus,
+  type TestUser,
+} from "../../scripts/testing/lotus.ts";
+
+let lotus: TestLotus;
+beforeAll(async () => {
+  lotus = await startTestLotus();
+});
+afterAll(() => lotus.stop());
+
+/** Records events as a process would that dies before it publishes them. */
+async function recordUnpublished(user: TestUser, facts: readonly object[]): Promise<string[]> {
+  const { rows } = await lotus.database.query(
+    `select events.emit('notification-requested', 1, 'order-pay', $1, null, fact) -> 'event' ->> 'id' as id
+      from jsonb_array_elements($2) with ordinality f(fact, n) order by n`,
+    [user.id, JSON.stringify(facts.map((fact) => ({ userId: user.id, recipient: user.email, ...fact })))],
+  );
+  return rows.map(({ id }) => id);
+}
+
+const unsettled = async (user: TestUser) => {
+  const { rows } = await lotus.database.query("select id from events.outbox where subject = $1", [user.id]);
+  return rows.map(({ id }) => id);
+};
+
+/** Brings an event to the trigger, as a foreign producer's. */
+const deliver = (data: unknown) =>
+  fetch(`${lotus.house.functions.get("notification")?.K_SINK}/notification-store`, {
+    method: "POST",
+    headers: {
+      "content-type": "application/json",
+      "ce-specversion": "1.0",
+      "ce-id": randomUUID(),
+      "ce-source": "/elsewhere",
+      "ce-type": "elsewhere.told",
+    },
+    body: JSON.stringify(data),
+  });
+
+describe("GET /notification", () => {
+  it("shows each with its id, its words, whom it is for and when", async () => {
+    const user = await newUser(lotus);
+    const { status, body } = await user.call("GET /notification");
+    expect([status, body]).toEqual([
+      200,
+      [
+        {
+          id: expect.stringMatching(/^[0-9a-f-]{36}$/),
+          message: "Hello! You are welcome. Your account is open",
+          email: user.email,
+          createdAt: expect.stringMatching(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/),
+        },
+      ],
+    ]);
+  });
+
+  it("shows what nobody has published, however much it is, and settles it", async () => {
+    const user = await newUser(lotus);
+    const messages = Array.from({ length: 250 }, (_, n) => `number ${n}`);
+    await recordUnpublished(
+      user,
+      messages.map((message) => ({ kind: "message", message })),
+    );
+    const { body } = await user.call("GET /notification?limit=100");
+    expect(body.map(({ message }: { message: string }) => message)).toEqual(messages.slice(-100).reverse());
+    await settled(lotus);
+  });
+
+  it("shows the rest when something is on its way that it cannot read, and leaves that to the trigger", async () => {
+    const user = await newUser(lotus);
+    await settled(lotus);
+    const [unreadable] = await recordUnpublished(user, [
+      { kind: "unheard-of" },
+      { kind: "message", message: "'); drop table x; -- <b>" },
+    ]);
+    const { status, body } = await user.call("GET /notification");
+    expect([status, body[0].message, body.length]).toEqual([200, "'); drop table x; -- <b>", 2]);
+    expect(await unsettled(user)).toEqual([unreadable]);
+    await lotus.database.query("delete from events.outbox where id = $1", [unreadable]);
+  });
+});
+
+describe("a foreign producer's message", () => {
+  it("is shown as it is, or buried at once when it cannot be kept", async () => {
+    const user = await newUser(lotus);
+    const fact = { userId: user.id, recipient: user.email, kind: "message" };
+    expect((await deliver({ ...fact, message: "\u{1f44b} to <you>\n" })).status).toBe(204);
+    expect((await deliver({ ...fact, message: "NUL: \u0000" })).status).toBe(204);
+    const { body } = await user.call("GET /notification");
+    expect(body[0].message).toBe("\u{1f44b} to <you>\n");
+    const letters = await eventually("the dead letter is there", async () => {
+      const { rows } = await lotus.database.query("select subscriber, reason from events.dead_letters");
+      return rows.length > 0 && rows;
+    });
+    expect(letters).toEqual([{ subscriber: "notification-store", reason: expect.stringContaining("without NUL") }]);
+  });
+});
