@@ -1,9 +1,9 @@
 /** What goes into the images: a folder each below .lotus/images, with the Dockerfile beside them. */
 import { createHash } from "node:crypto";
 import { cp, mkdir, readdir, readFile, rm } from "node:fs/promises";
-import { join, relative } from "node:path";
+import { basename, join, relative } from "node:path";
 import { build, type Plugin } from "esbuild";
-import { buildFunctions, bundleOf } from "../build.ts";
+import { buildFunctions, bundleOf, programOf } from "../build.ts";
 import { findFunctions, ROOT } from "../functions.ts";
 
 /** The context that images are built from. */
@@ -105,7 +105,8 @@ export async function prepareImages(
   await buildFunctions(functions);
   for (const name of functions) {
     await mkdir(join(CONTEXT, name));
-    await cp(bundleOf(name), join(CONTEXT, name, "function.cjs"));
+    await cp(programOf(name), join(CONTEXT, name, "function.cjs"));
+    await cp(bundleOf(name), join(CONTEXT, name, basename(bundleOf(name))));
   }
   for (const name of programs) await bundleProgram(name);
   await cp(DOCKERFILE, join(CONTEXT, "Dockerfile"));
