@@ -5,6 +5,7 @@ import { once } from "node:events";
 import { chmod, mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { parseArgs } from "node:util";
 import { importJWK, SignJWT } from "jose";
 import { Client } from "pg";
 import { TOKEN_AUDIENCE, TOKEN_ISSUER } from "#kernel/settings";
@@ -49,7 +50,9 @@ const CONNECTIONS = 16;
 const DEPOSIT_MINOR_UNITS = 100_000_000_000n;
 
 /** A program of the folder beside this file. */
-export const program = (name: string) => join(import.meta.dirname, "programs", `${name}.ts`);
+export function program(file: string): string {
+  return join(import.meta.dirname, "programs", file);
+}
 
 /** Starts a program and waits until it says its port. `file` may be TypeScript. */
 export async function start(
@@ -94,11 +97,11 @@ export async function startWorld(): Promise<World> {
     await ensureSecrets(secrets, postgres.adminUrl);
     const passwords = await readPasswords(secrets);
     await migrate(postgres.adminUrl, passwords);
-    const relay = await start(program("relay"), { POSTGRES_PORT: String(postgres.port) });
+    const relay = await start(program("relay.ts"), { POSTGRES_PORT: String(postgres.port) });
     endings.push(() => relay.stop());
-    const sink = await start(program("sink"), {});
+    const sink = await start(program("sink.ts"), {});
     endings.push(() => sink.stop());
-    const generator = fork(program("load"), [], { execArgv: ["--import", "tsx"] });
+    const generator = fork(program("load.ts"), [], { execArgv: ["--import", "tsx"] });
     endings.push(async () => generator.kill());
     const jwk = JSON.parse(await readFile(join(secrets, "signing-key", "key.json"), "utf8"));
     const key = await importJWK(jwk, "EdDSA");
@@ -163,4 +166,42 @@ export async function startWorld(): Promise<World> {
 /** order-pay as a process, against a database. */
 export function startPay(database: Database, node?: string): Promise<Listening> {
   return start(programOf("order-pay"), database.environment, node);
+}
+
+export interface Options {
+  readonly rounds: number;
+  /** Of one side of one round. */
+  readonly seconds: number;
+  /** The Node that runs both sides. */
+  readonly node: string;
+}
+
+/** --rounds, --seconds, --node. */
+export function readOptions(args: readonly string[]): Options {
+  const { values } = parseArgs({
+    args: [...args],
+    options: {
+      rounds: { type: "string", default: "9" },
+      seconds: { type: "string", default: "3" },
+      node: { type: "string", default: process.execPath },
+    },
+  });
+  return { node: values.node, rounds: Number(values.rounds), seconds: Number(values.seconds) };
+}
+
+type Side = (seconds: number) => Promise<LoadResult>;
+
+/** Loads two sides in turns, so that what else the machine does falls on both. Resolves to their payments a second. */
+export async function inTurns(
+  { rounds, seconds }: Options,
+  sides: readonly [Side, Side],
+): Promise<[number[], number[]]> {
+  const measured: [number[], number[]] = [[], []];
+  // Until the code is compiled and the connections are open.
+  for (const side of sides) await side(seconds);
+  for (let round = 0; round < rounds; round++) {
+    measured[0].push((await sides[0](seconds)).perSecond);
+    measured[1].push((await sides[1](seconds)).perSecond);
+  }
+  return measured;
 }
