@@ -38,6 +38,22 @@ async function houseInside(entry: string): Promise<Plugin> {
   };
 }
 
+/** Runs while an image is built (knative/images/Dockerfile); one file, whatever Node the image has. */
+async function bundleRehearsal(): Promise<void> {
+  await build({
+    entryPoints: [join(ROOT, "scripts/knative/rehearse.ts")],
+    outfile: join(CONTEXT, "rehearse.cjs"),
+    bundle: true,
+    platform: "node",
+    format: "cjs",
+    target: "node20",
+    minify: true,
+    external: ["bufferutil", "utf-8-validate", "pg-native"],
+    absWorkingDir: ROOT,
+    logLevel: "silent",
+  });
+}
+
 async function bundleProgram(name: keyof typeof PROGRAMS): Promise<void> {
   const entry = join(ROOT, `scripts/${name}.ts`);
   await build({
@@ -82,7 +98,8 @@ async function filesBelow(folder: string): Promise<string[]> {
 async function contentHash(name: string, base: string): Promise<string> {
   const hash = createHash("sha256")
     .update(base)
-    .update(await readFile(DOCKERFILE));
+    .update(await readFile(DOCKERFILE))
+    .update(await readFile(join(CONTEXT, "rehearse.cjs")));
   for (const file of await filesBelow(join(CONTEXT, name))) {
     hash.update(`\0${relative(CONTEXT, file)}\0`).update(await readFile(file));
   }
@@ -109,6 +126,7 @@ export async function prepareImages(
     await cp(bundleOf(name), join(CONTEXT, name, basename(bundleOf(name))));
   }
   for (const name of programs) await bundleProgram(name);
+  await bundleRehearsal();
   await cp(DOCKERFILE, join(CONTEXT, "Dockerfile"));
   const tags = new Map<string, string>();
   for (const name of [...functions, ...programs]) tags.set(name, await contentHash(name, base));
