@@ -1,54 +1,42 @@
-/** Bundles each function into one file, dist/<name>.cjs. */
+/** Bundles each function: dist/<name>.bundle.cjs, and dist/<name>.cjs, which runs it. */
+import { createHash } from "node:crypto";
 import { watch } from "node:fs";
-import { mkdir, readdir, rm } from "node:fs/promises";
-import { join } from "node:path";
-import { type BuildContext, type BuildFailure, type BuildOptions, build, context, type Plugin, stop } from "esbuild";
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { basename, join } from "node:path";
+import { type BuildContext, type BuildFailure, type BuildOptions, build, context, stop, transform } from "esbuild";
 import { findFunctions, type LotusFunction, ROOT } from "./functions.ts";
+import { leaveOut } from "./leave-out.ts";
 
 const SETTLE_MILLISECONDS = 20;
 
 export const DIST = join(ROOT, "dist");
 
-/** Where the bundle of a function is. */
-export function bundleOf(name: string): string {
+const LOADER = join(ROOT, "scripts/loader.ts");
+
+/** The file that a function is started by. */
+export function programOf(name: string): string {
   return join(DIST, `${name}.cjs`);
 }
 
-/**
- * What the functions framework pulls in and this listener never lets it use: `domain` costs two thirds of the framework's
- * time for a request, and the body parsers' encodings a third of the bundle. The bodies are read before it sees them.
- */
-const leaveOut: Plugin = {
-  name: "leave-out",
-  setup({ onResolve, onLoad }) {
-    onResolve({ filter: /^(domain|iconv-lite)$/ }, ({ path }) => ({ path, namespace: "left-out" }));
-    onLoad({ filter: /^domain$/, namespace: "left-out" }, () => ({
-      contents: `
-        const none = { on() {}, run(work) { work(); }, bind: (callback) => callback };
-        process.domain = none;
-        module.exports = { create: () => none };`,
-    }));
-    onLoad({ filter: /^iconv-lite$/, namespace: "left-out" }, () => ({
-      contents: `
-        const unused = () => { throw new Error("the listener reads bodies itself"); };
-        module.exports = { encodingExists: () => true, decode: unused, getDecoder: unused };`,
-    }));
-  },
-};
+/** The bundle that it runs, beside it. */
+export function bundleOf(name: string): string {
+  return join(DIST, `${name}.bundle.cjs`);
+}
 
 /** The program: listens when it is the main file; else it is being loaded by the framework's own command line. */
 function entry({ name, file }: LotusFunction): string {
   return `
     import description from "./${file}";
+    import { createRequire } from "node:module";
     import { main, register } from "#kernel/server";
     if (require.main === module) main("${name}", description);
-    else register("${name}", description, module.require("@google-cloud/functions-framework"));`;
+    else register("${name}", description, createRequire(__filename)("@google-cloud/functions-framework"));`;
 }
 
-function optionsFor(fn: LotusFunction): BuildOptions {
+function optionsFor(fn: LotusFunction, outfile: string) {
   return {
     stdin: { contents: entry(fn), resolveDir: ROOT, sourcefile: `${fn.name}.entry.ts`, loader: "ts" },
-    outfile: bundleOf(fn.name),
+    outfile,
     bundle: true,
     platform: "node",
     format: "cjs",
@@ -63,17 +51,39 @@ function optionsFor(fn: LotusFunction): BuildOptions {
     plugins: [leaveOut],
     absWorkingDir: ROOT,
     logLevel: "silent",
-  };
+  } satisfies BuildOptions;
 }
 
-/** Builds every function, or those named. Resolves to the names built. */
+/** Writes a bundle and what runs it. Returns how the names of their files begin. */
+async function buildFunction(fn: LotusFunction, loader: string): Promise<string[]> {
+  const { outputFiles, metafile } = await build({ ...optionsFor(fn, bundleOf(fn.name)), write: false, metafile: true });
+  const outside = Object.values(metafile.outputs).flatMap(({ imports }) => imports);
+  // The loader's way of running a bundle knows no import(); what esbuild bundles does not need it.
+  const dynamic = outside.find(({ kind }) => kind === "dynamic-import");
+  if (dynamic !== undefined) throw new Error(`${fn.file}: import("${dynamic.path}") must be an import declaration.`);
+  const bundle = outputFiles[0]?.contents ?? new Uint8Array();
+  const compiled = `${fn.name}.${createHash("sha256").update(bundle).digest("hex").slice(0, 16)}`;
+  const names = { BUNDLE: basename(bundleOf(fn.name)), COMPILED: compiled };
+  const define = Object.fromEntries(Object.entries(names).map(([name, value]) => [name, JSON.stringify(value)]));
+  const { code } = await transform(loader, { loader: "ts", format: "cjs", platform: "node", target: "node20", define });
+  await writeFile(bundleOf(fn.name), bundle);
+  await writeFile(programOf(fn.name), code);
+  return [`${fn.name}.cjs`, names.BUNDLE, `${compiled}.`];
+}
+
+/**
+ * Builds every function, or those named. What V8 compiled from bundles that are the same as before stays.
+ * @returns the names built
+ */
 export async function buildFunctions(only?: readonly string[]): Promise<string[]> {
   const functions = (await findFunctions()).filter(({ name }) => only === undefined || only.includes(name));
-  if (only === undefined) await rm(DIST, { recursive: true, force: true });
   await mkdir(DIST, { recursive: true });
-  await Promise.all(functions.map((fn) => build(optionsFor(fn))));
+  const loader = await readFile(LOADER, "utf8");
+  const kept = (await Promise.all(functions.map((fn) => buildFunction(fn, loader)))).flat();
   // Its process would stay, with all that it has read, for as long as this one.
   await stop();
+  const old = (await readdir(DIST)).filter((file) => !kept.some((beginning) => file.startsWith(beginning)));
+  if (only === undefined) await Promise.all(old.map((file) => rm(join(DIST, file), { recursive: true, force: true })));
   return functions.map(({ name }) => name);
 }
 
@@ -162,7 +172,8 @@ export async function watchFunctions(
   const tellDone: BuildDone = (name, errors) => watching && done(name, errors);
   const builds = await Promise.all(
     (await findFunctions()).map(
-      async (fn) => new FunctionBuild(fn.name, await context({ ...optionsFor(fn), metafile: true }), tellDone),
+      async (fn) =>
+        new FunctionBuild(fn.name, await context({ ...optionsFor(fn, programOf(fn.name)), metafile: true }), tellDone),
     ),
   );
   await Promise.all(builds.map((build) => build.fresh()));

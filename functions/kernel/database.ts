@@ -65,6 +65,18 @@ function openPool(): Pool {
   return opened;
 }
 
+let opening: Promise<void> | undefined;
+
+/** Opens the first connection while nobody waits for it yet. That it fails, a statement will say. */
+export function openDatabase(): void {
+  opening = connect()
+    .then((client) => client.release())
+    .finally(() => {
+      opening = undefined;
+    });
+  opening.catch(() => undefined);
+}
+
 /** Connects, once more with the password that the file holds by now when the one we know has been changed. */
 async function connect(): Promise<PoolClient> {
   pool ??= openPool();
@@ -122,7 +134,8 @@ export async function query<Row>(
   repetition: Repetition = "repeatable",
 ): Promise<Row[]> {
   for (let attempt = 1; ; attempt++) {
-    const client = await connect().catch((error: unknown) => {
+    // What is being opened already is sooner there than one more connection.
+    const client = await (opening?.then(connect) ?? connect()).catch((error: unknown) => {
       log("error", "no database connection", { reason: failure(error).reason ?? "" });
       throw unavailable();
     });

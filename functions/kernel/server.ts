@@ -7,7 +7,7 @@ import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { cloudEvent, http } from "@google-cloud/functions-framework";
 import { getTestServer } from "@google-cloud/functions-framework/testing";
-import { closeDatabase } from "./database.ts";
+import { closeDatabase, openDatabase } from "./database.ts";
 import { bodyTooLarge, type Endpoint, toHttpFunction, type Use, writeProblem } from "./endpoint.ts";
 import { disconnectKafka } from "./kafka.ts";
 import { failure, log, logAs } from "./log.ts";
@@ -165,6 +165,7 @@ export function main(name: string, description: Endpoint | Subscriber): void {
     process.stderr.write(`${error.message}\n`);
     process.exit(1);
   }
+  if (usesOf(description).includes("database")) openDatabase();
   const { server, drain } = createFunctionServer(name, description);
   let stopping = false;
   const stop = () => {

@@ -1,9 +1,9 @@
 /** What goes into the images: a folder each below .lotus/images, with the Dockerfile beside them. */
 import { createHash } from "node:crypto";
 import { cp, mkdir, readdir, readFile, rm } from "node:fs/promises";
-import { join, relative } from "node:path";
+import { basename, join, relative } from "node:path";
 import { build, type Plugin } from "esbuild";
-import { buildFunctions, bundleOf } from "../build.ts";
+import { buildFunctions, bundleOf, programOf } from "../build.ts";
 import { findFunctions, ROOT } from "../functions.ts";
 
 /** The context that images are built from. */
@@ -36,6 +36,22 @@ async function houseInside(entry: string): Promise<Plugin> {
       });
     },
   };
+}
+
+/** Runs while an image is built (knative/images/Dockerfile); one file, whatever Node the image has. */
+async function bundleRehearsal(): Promise<void> {
+  await build({
+    entryPoints: [join(ROOT, "scripts/knative/rehearse.ts")],
+    outfile: join(CONTEXT, "rehearse.cjs"),
+    bundle: true,
+    platform: "node",
+    format: "cjs",
+    target: "node20",
+    minify: true,
+    external: ["bufferutil", "utf-8-validate", "pg-native"],
+    absWorkingDir: ROOT,
+    logLevel: "silent",
+  });
 }
 
 async function bundleProgram(name: keyof typeof PROGRAMS): Promise<void> {
@@ -82,7 +98,8 @@ async function filesBelow(folder: string): Promise<string[]> {
 async function contentHash(name: string, base: string): Promise<string> {
   const hash = createHash("sha256")
     .update(base)
-    .update(await readFile(DOCKERFILE));
+    .update(await readFile(DOCKERFILE))
+    .update(await readFile(join(CONTEXT, "rehearse.cjs")));
   for (const file of await filesBelow(join(CONTEXT, name))) {
     hash.update(`\0${relative(CONTEXT, file)}\0`).update(await readFile(file));
   }
@@ -105,9 +122,11 @@ export async function prepareImages(
   await buildFunctions(functions);
   for (const name of functions) {
     await mkdir(join(CONTEXT, name));
-    await cp(bundleOf(name), join(CONTEXT, name, "function.cjs"));
+    await cp(programOf(name), join(CONTEXT, name, "function.cjs"));
+    await cp(bundleOf(name), join(CONTEXT, name, basename(bundleOf(name))));
   }
   for (const name of programs) await bundleProgram(name);
+  await bundleRehearsal();
   await cp(DOCKERFILE, join(CONTEXT, "Dockerfile"));
   const tags = new Map<string, string>();
   for (const name of [...functions, ...programs]) tags.set(name, await contentHash(name, base));

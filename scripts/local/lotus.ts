@@ -4,7 +4,7 @@ import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { Cron } from "croner";
-import { buildFunctions, bundleOf, watchFunctions } from "../build.ts";
+import { buildFunctions, programOf, watchFunctions } from "../build.ts";
 import { findFunctions, ROOT } from "../functions.ts";
 import { type Kafka, startKafka } from "../kafka/broker.ts";
 import { migrate, readPasswords } from "../migrate.ts";
@@ -172,7 +172,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
         name,
         new FunctionProcess({
           name,
-          file: bundleOf(name),
+          file: programOf(name),
           environment,
           idleMilliseconds: options.idleMilliseconds ?? 60_000,
           onLine,

@@ -51,7 +51,8 @@ export async function startTestLotus(options: Partial<LotusOptions> = {}): Promi
     async stop() {
       await lotus.stop();
       await database.end();
-      await server.query(`drop database ${name} with (force)`);
+      // Without "force", which may end no backend of another role: Postgres waits until the last ones have gone.
+      await server.query(`drop database ${name}`);
       await server.end();
       await rm(folder, { recursive: true, force: true });
     },
