@@ -1,5 +1,5 @@
 /** Publishing: after the answer, in the background, in small batches. The outbox row is what makes it safe to fail. */
-import { sendToKafka } from "./kafka.ts";
+import { Refused, sendToKafka } from "./kafka.ts";
 import { failure, log } from "./log.ts";
 import { PUBLISH_BATCH_EVENTS_MAX, PUBLISH_MILLISECONDS_MAX, PUBLISH_QUEUE_EVENTS_MAX, settings } from "./settings.ts";
 
@@ -40,6 +40,7 @@ async function publishToSink(sink: string, { event }: Envelope): Promise<void> {
     signal: AbortSignal.timeout(PUBLISH_MILLISECONDS_MAX),
   });
   await answer.arrayBuffer();
+  if (answer.status === 413) throw new Refused("The sink does not take it: it is too large (413).");
   if (!answer.ok) throw new Error(`the sink answered ${answer.status}`);
 }
 
@@ -55,15 +56,35 @@ function toKafkaRecord({ topic, event }: Envelope) {
   };
 }
 
-/**
- * Hands events to the broker: Kafka where KAFKA_BROKERS is set, else over HTTP to K_SINK.
- * @throws when one was not accepted: all of them stay in the outbox until they are settled
- */
-export async function publish(envelopes: readonly Envelope[]): Promise<void> {
+async function send(envelopes: readonly Envelope[]): Promise<void> {
   const { KAFKA_BROKERS: brokers, K_SINK: sink } = settings();
   if (brokers !== undefined) return sendToKafka(brokers, envelopes.map(toKafkaRecord));
   if (sink === undefined) throw new Error("neither KAFKA_BROKERS nor K_SINK is set");
   await Promise.all(envelopes.map((envelope) => publishToSink(sink, envelope)));
+}
+
+/** An event that the broker will never take, and why. */
+export interface Refusal {
+  readonly envelope: Envelope;
+  readonly reason: string;
+}
+
+/**
+ * Hands events to the broker: Kafka where KAFKA_BROKERS is set, else over HTTP to K_SINK. A batch that is refused is halved
+ * until those are found that are to blame.
+ * @returns those that were refused for good; the others have been accepted
+ * @throws when the broker failed: some may have arrived all the same, and all stay in the outbox until they are settled
+ */
+export async function publish(envelopes: readonly Envelope[]): Promise<Refusal[]> {
+  try {
+    await send(envelopes);
+    return [];
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (envelopes.length === 1) return envelopes.map((envelope) => ({ envelope, reason: error.message }));
+    const half = Math.ceil(envelopes.length / 2);
+    return [...(await publish(envelopes.slice(0, half))), ...(await publish(envelopes.slice(half)))];
+  }
 }
 
 const queue: Envelope[] = [];
@@ -73,7 +94,9 @@ async function publishQueue(): Promise<void> {
   while (queue.length > 0) {
     const batch = queue.splice(0, PUBLISH_BATCH_EVENTS_MAX);
     try {
-      await publish(batch);
+      for (const { envelope, reason } of await publish(batch)) {
+        log("error", "an event was refused; the relay will bury it", { event: envelope.event.id, reason });
+      }
     } catch (error) {
       log("warning", "events were not published; the relay will", {
         count: batch.length,

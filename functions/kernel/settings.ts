@@ -32,9 +32,11 @@ export const PUBLISH_MILLISECONDS_MAX = 10_000;
 /** Batches that wait for the one in flight. One more is refused at once: the outbox keeps its events. */
 export const PUBLISH_BATCHES_WAITING_MAX = 32;
 
-/** The relay: what counts as overdue, how many in one statement, how many in one run. */
+/** The relay: what counts as overdue, how much in one statement and one batch for the broker, how long in one run. */
 export const RELAY_OVERDUE_SECONDS = 10;
 export const RELAY_BATCH_EVENTS_MAX = 500;
+/** A broker's limit is on what one batch holds for one partition: as much as the largest event, no more. */
+export const RELAY_BATCH_BYTES_MAX = EVENT_BODY_BYTES_MAX;
 export const RELAY_RUN_MILLISECONDS_MAX = 45_000;
 /** Publications of one event before the dead-letter sink buries it instead of leaving it to the relay: about an hour. */
 export const PUBLISH_ATTEMPTS_MAX = 12;
