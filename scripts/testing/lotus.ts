@@ -37,7 +37,11 @@ export async function startTestLotus(options: Partial<LotusOptions> = {}): Promi
     folder,
     databaseUrl,
     built: true,
-    onLine: (fn, line) => void lines.set(fn, [...(lines.get(fn) ?? []), line]),
+    onLine(fn, line) {
+      const written = lines.get(fn);
+      if (written === undefined) lines.set(fn, [line]);
+      else written.push(line);
+    },
     onNews: (fn, text) => void news.push(`${fn}: ${text}`),
     ...options,
   });
