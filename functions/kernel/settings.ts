@@ -5,6 +5,8 @@ import * as v from "valibot";
 /** A request's body; a CloudEvent's data may be larger, because a broker lets foreign producers send that much. */
 export const REQUEST_BODY_BYTES_MAX = 64 * 1024;
 export const EVENT_BODY_BYTES_MAX = 1024 * 1024;
+/** What a topic takes of a record. More than an event may have: what is too long is buried by what it says, not refused unread. */
+export const RECORD_BYTES_MAX = 1_250_000;
 /** Requests in progress in one process; one more is answered 503 at once. */
 export const REQUESTS_IN_FLIGHT_MAX = 1000;
 /** A request line and its headers. Node's default, named here because it is a limit that people meet. */
