@@ -2,7 +2,8 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { table } from "../local/console.ts";
 import { newUser } from "../testing/lotus.ts";
-import { memoryOf, processOf, readNumbers, withKafkaLotus } from "./kafka-lotus.ts";
+import { memoryPeakMebibytes } from "../testing/process.ts";
+import { processOf, readNumbers, withKafkaLotus } from "./kafka-lotus.ts";
 
 export const about =
   "events that wait in the outbox, through relay, Kafka and trigger: 300 a second at least, in bounded memory";
@@ -43,7 +44,6 @@ export default async function backlog(args: readonly string[]): Promise<void> {
         if (!told.body[0].message.includes(String(body.balance)))
           throw new Error("The payment's notification is not there.");
       }
-      if (process.env.DEBUG) console.log(seconds().toFixed(1), waiting);
     }
     const drained = seconds();
     await ticked;
@@ -53,7 +53,7 @@ export default async function backlog(args: readonly string[]): Promise<void> {
       ["a payment and its notification meanwhile", `${paid.toFixed(0)} ms`, ""],
     ];
     for (const name of ["events-relay", "notification-store"]) {
-      const { most } = await memoryOf(processOf(lotus, name));
+      const most = await memoryPeakMebibytes(processOf(lotus, name));
       rows.push([`the most memory of ${name}`, `${most.toFixed(0)} MiB`, ""]);
     }
     console.log(table([[`${events} events`, "", "target"], ...rows]));

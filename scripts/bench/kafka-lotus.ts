@@ -1,5 +1,5 @@
-/** A Lotus of a bench's own, with a Kafka of its own behind it, and what /proc says of its processes. */
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+/** A Lotus of a bench's own, with a Kafka of its own behind it. */
+import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
@@ -56,18 +56,4 @@ export function processOf(lotus: Lotus, name: string): number {
   const pid = lotus.functions.get(name)?.running?.child.pid;
   if (pid === undefined) throw new Error(`The function ${name} has no process.`);
   return pid;
-}
-
-/** The most memory that a process has had resident, and what it has now, in MiB. */
-export async function memoryOf(pid: number): Promise<{ most: number; now: number }> {
-  const status = await readFile(`/proc/${pid}/status`, "utf8");
-  const mebibytes = (name: string) => Number(new RegExp(`${name}:\\s+(\\d+) kB`).exec(status)?.[1]) / 1024;
-  return { most: mebibytes("VmHWM"), now: mebibytes("VmRSS") };
-}
-
-/** The processor time that a process has used, in milliseconds; Linux counts it in hundredths of a second. */
-export async function processorMillisecondsOf(pid: number): Promise<number> {
-  const stat = await readFile(`/proc/${pid}/stat`, "utf8");
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return (Number(fields[11]) + Number(fields[12])) * 10;
 }
