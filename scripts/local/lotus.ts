@@ -33,6 +33,8 @@ export interface LotusOptions {
   readonly kafka?: boolean | Kafka;
   /** Whether Kafka's events are delivered by this process. False: somebody runs scripts/local/kafka-source.ts. */
   readonly deliver?: boolean;
+  /** Whether PingSources fire when their time comes. False: only `tick` fires them. */
+  readonly scheduled?: boolean;
   /** How long a function's process lives without requests. Knative's default is a minute. */
   readonly idleMilliseconds?: number;
   /** Do not build: dist/ is as it should be. */
@@ -237,7 +239,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
         onNews(source.metadata.name, `not fired: ${error.message}`),
       );
     const tick = async () => void (await Promise.all(house.pingSources.map(fire)));
-    const crons = house.pingSources.map((source) => new Cron(source.spec.schedule, () => fire(source)));
+    const scheduled = options.scheduled === false ? [] : house.pingSources;
+    const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
     endings.push(async () => crons.map((cron) => cron.stop()));
     return { url, insideUrl: inside, adminUrl: database, kafka, house, functions, relay, tick, stop };
   } catch (error) {

@@ -64,7 +64,7 @@ function refusesWhatIsTooLarge(lotusOf: () => TestLotus) {
 describe("the relay", () => {
   let lotus: TestLotus;
   beforeAll(async () => {
-    lotus = await startTestLotus();
+    lotus = await startTestLotus({ scheduled: false });
   });
   afterAll(() => lotus.stop());
 
@@ -115,7 +115,7 @@ describe.skipIf(!canStartKafka)("the relay, before a real Kafka,", () => {
   let lotus: TestLotus;
   beforeAll(async () => {
     kafka = await startTestKafka();
-    lotus = await startTestLotus({ kafka });
+    lotus = await startTestLotus({ kafka, scheduled: false });
   }, 120_000);
   afterAll(async () => {
     await lotus?.stop();
