@@ -107,6 +107,24 @@ describe("the relay", () => {
     await lotus.database.query("delete from events.outbox where topic = 'large'");
   });
 
+  it("does not put an event into a queue again that it may be standing in, because the queue is long", async () => {
+    const insert = `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting, attempts, attempted_at)
+      select gen_random_uuid(), 'queue', 't', 's', 's', now(), '{}', '{}', $1, clock_timestamp() - $2 * interval '1 s'
+      from generate_series(1, $3)`;
+    const claim = async () => {
+      const { rows } = await lotus.database.query("select events.claim('10 s', 500, 100000) as claimed");
+      return rows[0].claimed.length;
+    };
+    await lotus.database.query(insert, [1, 25, 1]);
+    expect(await claim()).toBe(1);
+    await lotus.database.query(insert, [0, 0, 9_000]);
+    await lotus.database.query(insert, [1, 25, 1]);
+    expect(await claim()).toBe(0);
+    await lotus.database.query(insert, [1, 60, 1]);
+    expect(await claim()).toBe(1);
+    await lotus.database.query("delete from events.outbox where topic = 'queue'");
+  });
+
   refusesWhatIsTooLarge(() => lotus);
 });
 
