@@ -1,15 +1,13 @@
 /** `npm run topics`: makes the topics that the triggers name, where they are missing. Safe to run again. */
 import { parseArgs } from "node:util";
 import { kafkaClient } from "#kernel/kafka";
-import { settings } from "#kernel/settings";
+import { RECORD_BYTES_MAX, settings } from "#kernel/settings";
 import { findFunctions } from "./functions.ts";
 
 const PARTITIONS = 6;
 const HOUR_MILLISECONDS = 3_600_000;
 /** A week: what is not handled by then is still in the outbox. */
 const RETENTION_MILLISECONDS = 7 * 24 * HOUR_MILLISECONDS;
-/** A foreign event of a mebibyte and its headers: more than a broker takes by default. */
-const RECORD_BYTES_MAX = 1_250_000;
 const ANSWER_MILLISECONDS_MAX = 15_000;
 const LEADERS_MILLISECONDS_MAX = 10_000;
 const REPLICATION = 3;

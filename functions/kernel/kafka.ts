@@ -122,6 +122,18 @@ function disconnectInBackground(): void {
   disconnectKafka().catch((error: unknown) => log("warning", "Kafka was not left in order", failure(error)));
 }
 
+/** The broker will never take what it was given. Of several events, one at least is to blame; `message` says why. */
+export class Refused extends Error {}
+
+/** What brokers say of a record, or of several at once, that they will never take. Other errors are nobody's fault but theirs. */
+const REFUSALS = ["MESSAGE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD"];
+
+function refusal(error: unknown): Refused | undefined {
+  const { cause, type, message } = error as Error & { type?: string };
+  if (cause instanceof Error) return refusal(cause);
+  return REFUSALS.includes(type ?? "") ? new Refused(`Kafka does not take it: ${message} (${type}).`) : undefined;
+}
+
 export interface KafkaRecord {
   readonly topic: string;
   readonly key: string | null;
@@ -160,6 +172,8 @@ async function sendUntil(deadline: number, brokers: readonly string[], records: 
       idleTimer = setTimeout(disconnectInBackground, IDLE_MILLISECONDS).unref();
       return;
     } catch (error) {
+      const refused = refusal(error);
+      if (refused !== undefined) throw refused;
       disconnectInBackground();
       if (!passes(error) || performance.now() + pause > deadline) throw error;
     } finally {
@@ -171,6 +185,7 @@ async function sendUntil(deadline: number, brokers: readonly string[], records: 
 
 /**
  * Sends records in one request a broker, acknowledged by all in-sync replicas. One batch is in flight at a time.
+ * @throws {Refused} when the brokers will never take one of them
  * @throws when the brokers did not acknowledge every one within PUBLISH_MILLISECONDS_MAX; some may have arrived all the same
  */
 export async function sendToKafka(brokers: readonly string[], records: readonly KafkaRecord[]): Promise<void> {

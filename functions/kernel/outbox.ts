@@ -1,7 +1,7 @@
 /** Publishing: after the answer, in the background, in small batches. The outbox row is what makes it safe to fail. */
 import { Agent as HttpAgent, request as httpRequest } from "node:http";
 import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
-import { sendToKafka } from "./kafka.ts";
+import { Refused, sendToKafka } from "./kafka.ts";
 import { failure, log } from "./log.ts";
 import { PUBLISH_BATCH_EVENTS_MAX, PUBLISH_MILLISECONDS_MAX, PUBLISH_QUEUE_EVENTS_MAX, settings } from "./settings.ts";
 
@@ -37,25 +37,15 @@ const SINK_CONNECTIONS_MAX = 16;
 const kept = { keepAlive: true, timeout: SINK_IDLE_MILLISECONDS_MAX, maxSockets: SINK_CONNECTIONS_MAX };
 let agent: HttpAgent | undefined;
 
-/** Not `fetch`: its streams and its signals cost three times as much as the payment that the event tells of. */
-async function publishToSink(sink: URL, { event }: Envelope): Promise<void> {
-  const secure = sink.protocol === "https:";
+/** Sends a body; resolves to the answer's status. Not `fetch`: that costs three times as much as the payment itself. */
+function post(to: URL, headers: Readonly<Record<string, string | number>>, body: string): Promise<number> {
+  const secure = to.protocol === "https:";
   agent ??= secure ? new HttpsAgent(kept) : new HttpAgent(kept);
-  const { attributes, body } = encode(event);
-  const headers: Record<string, string | number> = Object.fromEntries(
-    attributes.map(([name, value]) => [`ce-${name}`, value]),
-  );
-  headers["content-type"] = "application/json";
-  headers["content-length"] = Buffer.byteLength(body);
-  await new Promise<void>((resolve, reject) => {
+  return new Promise((resolve, reject) => {
     const request = secure ? httpsRequest : httpRequest;
-    const sending = request(sink, { method: "POST", agent, headers }, (answer) => {
+    const sending = request(to, { method: "POST", agent, headers }, (answer) => {
       answer.resume().once("error", reject);
-      answer.once("end", () => {
-        const { statusCode = 0 } = answer;
-        if (statusCode >= 200 && statusCode < 300) resolve();
-        else reject(new Error(`the sink answered ${statusCode}`));
-      });
+      answer.once("end", () => resolve(answer.statusCode ?? 0));
     });
     const late = setTimeout(
       () => sending.destroy(new Error("the sink did not answer in time")),
@@ -64,6 +54,21 @@ async function publishToSink(sink: URL, { event }: Envelope): Promise<void> {
     sending.once("error", reject).once("close", () => clearTimeout(late));
     sending.end(body);
   });
+}
+
+async function publishToSink(sink: URL, { event }: Envelope): Promise<void> {
+  const { attributes, body } = encode(event);
+  const status = await post(
+    sink,
+    {
+      ...Object.fromEntries(attributes.map(([name, value]) => [`ce-${name}`, value])),
+      "content-type": "application/json",
+      "content-length": Buffer.byteLength(body),
+    },
+    body,
+  );
+  if (status === 413) throw new Refused("The sink does not take it: it is too large (413).");
+  if (status < 200 || status > 299) throw new Error(`the sink answered ${status}`);
 }
 
 /** The Kafka protocol binding of CloudEvents 1.0, binary mode. KafkaSource does not deliver the key: hence `partitionkey`. */
@@ -78,16 +83,36 @@ function toKafkaRecord({ topic, event }: Envelope) {
   };
 }
 
-/**
- * Hands events to the broker: Kafka where KAFKA_BROKERS is set, else over HTTP to K_SINK.
- * @throws when one was not accepted: all of them stay in the outbox until they are settled
- */
-export async function publish(envelopes: readonly Envelope[]): Promise<void> {
+async function send(envelopes: readonly Envelope[]): Promise<void> {
   const { KAFKA_BROKERS: brokers, K_SINK: sink } = settings();
   if (brokers !== undefined) return sendToKafka(brokers, envelopes.map(toKafkaRecord));
   if (sink === undefined) throw new Error("neither KAFKA_BROKERS nor K_SINK is set");
   const to = new URL(sink);
   await Promise.all(envelopes.map((envelope) => publishToSink(to, envelope)));
+}
+
+/** An event that the broker will never take, and why. */
+export interface Refusal {
+  readonly envelope: Envelope;
+  readonly reason: string;
+}
+
+/**
+ * Hands events to the broker: Kafka where KAFKA_BROKERS is set, else over HTTP to K_SINK. A batch that is refused is halved
+ * until those are found that are to blame.
+ * @returns those that were refused for good; the others have been accepted
+ * @throws when the broker failed: some may have arrived all the same, and all stay in the outbox until they are settled
+ */
+export async function publish(envelopes: readonly Envelope[]): Promise<Refusal[]> {
+  try {
+    await send(envelopes);
+    return [];
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (envelopes.length === 1) return envelopes.map((envelope) => ({ envelope, reason: error.message }));
+    const half = Math.ceil(envelopes.length / 2);
+    return [...(await publish(envelopes.slice(0, half))), ...(await publish(envelopes.slice(half)))];
+  }
 }
 
 const queue: Envelope[] = [];
@@ -97,7 +122,9 @@ async function publishQueue(): Promise<void> {
   while (queue.length > 0) {
     const batch = queue.splice(0, PUBLISH_BATCH_EVENTS_MAX);
     try {
-      await publish(batch);
+      for (const { envelope, reason } of await publish(batch)) {
+        log("error", "an event was refused; the relay will bury it", { event: envelope.event.id, reason });
+      }
     } catch (error) {
       log("warning", "events were not published; the relay will", {
         count: batch.length,

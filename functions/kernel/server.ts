@@ -17,9 +17,9 @@ import {
   DRAIN_DATABASE_MILLISECONDS_MAX,
   DRAIN_EVENTS_MILLISECONDS_MAX,
   DRAIN_REQUESTS_MILLISECONDS_MAX,
-  EVENT_BODY_BYTES_MAX,
   EVENT_HEADER_BYTES_MAX,
   KEEP_ALIVE_MILLISECONDS,
+  RECORD_BYTES_MAX,
   REQUEST_BODY_BYTES_MAX,
   REQUEST_HEADER_BYTES_MAX,
   REQUEST_RECEIVE_MILLISECONDS_MAX,
@@ -64,7 +64,7 @@ export function createFunctionServer(
   register(name, description);
   const framework = getTestServer(name).listeners("request")[0] as RequestListener;
   const isEndpoint = "method" in description;
-  const bodyBytesMax = isEndpoint ? REQUEST_BODY_BYTES_MAX : EVENT_BODY_BYTES_MAX;
+  const bodyBytesMax = isEndpoint ? REQUEST_BODY_BYTES_MAX : RECORD_BYTES_MAX;
   const inFlight = new Set<ServerResponse>();
   let draining = false;
 

@@ -5,6 +5,8 @@ import * as v from "valibot";
 /** A request's body; a CloudEvent's data may be larger, because a broker lets foreign producers send that much. */
 export const REQUEST_BODY_BYTES_MAX = 64 * 1024;
 export const EVENT_BODY_BYTES_MAX = 1024 * 1024;
+/** What a topic takes of a record. More than an event may have: what is too long is buried by what it says, not refused unread. */
+export const RECORD_BYTES_MAX = 1_250_000;
 /** Requests in progress in one process; one more is answered 503 at once. */
 export const REQUESTS_IN_FLIGHT_MAX = 1000;
 /** A request line and its headers. Node's default, named here because it is a limit that people meet. */
@@ -32,9 +34,11 @@ export const PUBLISH_MILLISECONDS_MAX = 10_000;
 /** Batches that wait for the one in flight. One more is refused at once: the outbox keeps its events. */
 export const PUBLISH_BATCHES_WAITING_MAX = 32;
 
-/** The relay: what counts as overdue, how many in one statement, how many in one run. */
+/** The relay: what counts as overdue, how much in one statement and one batch for the broker, how long in one run. */
 export const RELAY_OVERDUE_SECONDS = 10;
 export const RELAY_BATCH_EVENTS_MAX = 500;
+/** A broker's limit is on what one batch holds for one partition: as much as the largest event, no more. */
+export const RELAY_BATCH_BYTES_MAX = EVENT_BODY_BYTES_MAX;
 export const RELAY_RUN_MILLISECONDS_MAX = 45_000;
 /** Publications of one event before the dead-letter sink buries it instead of leaving it to the relay: about an hour. */
 export const PUBLISH_ATTEMPTS_MAX = 12;

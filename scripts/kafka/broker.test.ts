@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { eventually } from "../testing/lotus.ts";
 import { findKafka, startKafka } from "./broker.ts";
 import { endLeftover } from "./broker-process.ts";
-import { serverProperties, toEnvironment } from "./properties.ts";
+import { clusterIdOf, serverProperties, toEnvironment } from "./properties.ts";
 import { readFlags } from "./run.ts";
 import { asAdmin, canStartKafka, makeTopic, startTestKafka } from "./testing.ts";
 
@@ -47,6 +47,13 @@ describe("the flags of npm run kafka", () => {
     expect(() => readFlags(args)).toThrow(sentence);
     expect(() => readFlags(args)).toThrow("Usage: npm run kafka -- [--brokers 1|3] [--port 9092]");
   });
+});
+
+it("the id of a cluster follows from its folder, and is never taken for a flag", () => {
+  const ids = Array.from({ length: 1_000 }, (_, index) => clusterIdOf(`/folder/${index}`));
+  expect(ids.filter((id) => !/^\w[\w-]{21}$/.test(id))).toEqual([]);
+  expect(new Set(ids).size).toBe(1_000);
+  expect(clusterIdOf("/folder/7")).toBe(ids[7]);
 });
 
 describe("where Kafka comes from", () => {

@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { run } from "./command.ts";
 import { KAFKA_VERSION } from "./java.ts";
-import { type Node, nodeId, type SecuredListener, serverProperties, toEnvironment } from "./properties.ts";
+import { clusterIdOf, type Node, nodeId, type SecuredListener, serverProperties, toEnvironment } from "./properties.ts";
 import type { Plan, Way } from "./way.ts";
 
 const IMAGE = `apache/kafka:${KAFKA_VERSION}`;
@@ -32,9 +32,8 @@ export class DockerWay implements Way {
   readonly #secured: SecuredListener | undefined;
 
   private constructor({ folder, secured }: Plan, clientPorts: readonly number[], securedPorts: readonly number[]) {
-    const hash = createHash("sha256").update(folder).digest();
-    this.#name = `lotus-kafka-${hash.toString("hex").slice(0, 8)}`;
-    this.#clusterId = hash.subarray(0, 16).toString("base64url");
+    this.#name = `lotus-kafka-${createHash("sha256").update(folder).digest("hex").slice(0, 8)}`;
+    this.#clusterId = clusterIdOf(folder);
     this.#secured = secured;
     this.nodes = clientPorts.map((clientPort, index) => ({
       host: this.#container(index),

@@ -1,5 +1,5 @@
 /** Apache Kafka as a Java process, from Maven Central's jars: for machines without docker. */
-import { createHash, randomUUID } from "node:crypto";
+import { randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { delimiter, join } from "node:path";
@@ -8,7 +8,14 @@ import { ROOT } from "../functions.ts";
 import { endLeftover } from "./broker-process.ts";
 import { run } from "./command.ts";
 import { freePorts } from "./ports.ts";
-import { type Node, nodeId, type SecuredListener, serverProperties, toPropertiesFile } from "./properties.ts";
+import {
+  clusterIdOf,
+  type Node,
+  nodeId,
+  type SecuredListener,
+  serverProperties,
+  toPropertiesFile,
+} from "./properties.ts";
 import type { Plan, Way } from "./way.ts";
 
 export const KAFKA_VERSION = "4.4.0";
@@ -138,18 +145,13 @@ export class JavaWay implements Way {
     ];
   }
 
-  /** All brokers of a cluster must be formatted with one id; the folder's name gives it. */
-  #clusterId(): string {
-    return createHash("sha256").update(this.#folder).digest().subarray(0, 16).toString("base64url");
-  }
-
   async prepare(index: number): Promise<string[]> {
     await endLeftover(join(this.#folder, `broker-${nodeId(index)}.pid`), this.#propertiesFile(index));
     const properties = serverProperties(this.nodes, index, this.#dataFolder(index), this.#secured);
     const file = this.#propertiesFile(index);
     await writeFile(file, toPropertiesFile(properties));
     if (!existsSync(join(this.#dataFolder(index), "meta.properties"))) {
-      const format = ["kafka.tools.StorageTool", "format", "-t", this.#clusterId(), "-c", file];
+      const format = ["kafka.tools.StorageTool", "format", "-t", clusterIdOf(this.#folder), "-c", file];
       const command = this.#command(...format, ...(this.#secured?.formatArguments ?? []));
       const { ok, text } = await run(command, FORMAT_MILLISECONDS_MAX);
       if (!ok) throw new Error(`Kafka's storage could not be made in ${this.#dataFolder(index)}: ${text.trim()}`);

@@ -1,4 +1,5 @@
 /** What a broker of ours is told: server.properties, the same for a Java process and for a container. */
+import { createHash } from "node:crypto";
 
 /** Where one broker listens. The ports for other brokers and for the controllers are nobody else's business. */
 export interface Node {
@@ -23,6 +24,11 @@ export interface SecuredListener {
 
 /** The broker's number in its cluster, from 1: Kafka keeps 0 for nobody in particular, and people count from 1. */
 export const nodeId = (index: number) => index + 1;
+
+/** All brokers of a cluster must be formatted with one id; its folder gives it. Kafka's tools take a leading "-" for a flag. */
+export function clusterIdOf(folder: string): string {
+  return createHash("sha256").update(folder).digest().subarray(0, 16).toString("base64url").replace(/^-/, "A");
+}
 
 /**
  * The properties of one broker, which is a controller as well (KRaft, combined mode).

@@ -5,6 +5,7 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Admin, Message } from "kafkajs";
+import type { Client } from "pg";
 import { kafkaClient } from "#kernel/kafka";
 import { findKafka, type Kafka, type KafkaOptions, NO_KAFKA, startKafka } from "./broker.ts";
 
@@ -74,6 +75,27 @@ export async function produce(bootstrap: readonly string[], topic: string, messa
   } finally {
     await producer.disconnect();
   }
+}
+
+/** How many records a topic has ever held: where its partitions end. */
+export async function endOf(bootstrap: readonly string[], topic: string): Promise<number> {
+  const offsets = await asAdmin(bootstrap, (admin) => admin.fetchTopicOffsets(topic));
+  return offsets.reduce((sum, { high }) => sum + Number(high), 0);
+}
+
+/** Puts messages to a user into the outbox, as a function would that dies before it publishes them. Overdue at once. */
+export async function leaveInOutbox(database: Client, userId: string, messages: readonly string[]): Promise<void> {
+  await database.query(
+    `select events.emit('notification-requested', 1, 'test', $1::uuid, null, jsonb_build_object(
+      'userId', $1::uuid, 'recipient', 'a@example.com', 'kind', 'message', 'message', m)) from unnest($2::text[]) m`,
+    [userId, messages],
+  );
+  await makeOverdue(database);
+}
+
+/** Lets time pass for what is in the outbox: the relay's next run takes all of it. */
+export async function makeOverdue(database: Client): Promise<void> {
+  await database.query("update events.outbox set attempted_at = '-infinity'");
 }
 
 /** A request as it came. */

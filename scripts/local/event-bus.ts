@@ -64,15 +64,15 @@ class SourceQueue {
   }
 }
 
+/** Reads a body to its end, so that whoever sends it hears the answer. Undefined: it is too long. */
 async function readBody(incoming: IncomingMessage): Promise<Buffer | undefined> {
   const chunks: Buffer[] = [];
   let length = 0;
   for await (const chunk of incoming as AsyncIterable<Buffer>) {
     length += chunk.length;
-    if (length > EVENT_BODY_BYTES_MAX) return undefined;
-    chunks.push(chunk);
+    if (length <= EVENT_BODY_BYTES_MAX) chunks.push(chunk);
   }
-  return Buffer.concat(chunks);
+  return length > EVENT_BODY_BYTES_MAX ? undefined : Buffer.concat(chunks);
 }
 
 /** lotus.user-registered.v1 -> user-registered: a broker on HTTP has no topics, and Lotus's types name theirs. */

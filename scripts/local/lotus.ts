@@ -29,8 +29,12 @@ export interface LotusOptions {
   readonly watch?: boolean;
   /** An existing Postgres, as its owner, instead of one of our own. */
   readonly databaseUrl?: string;
-  /** A real Kafka in the middle instead of the event bus: how it is got, scripts/kafka/broker.ts says. */
-  readonly kafka?: boolean;
+  /** A real Kafka in the middle instead of the event bus: one that runs, or (true) one got as scripts/kafka/broker.ts says. */
+  readonly kafka?: boolean | Kafka;
+  /** Whether Kafka's events are delivered by this process. False: somebody runs scripts/local/kafka-source.ts. */
+  readonly deliver?: boolean;
+  /** Whether PingSources fire when their time comes. False: only `tick` fires them. */
+  readonly scheduled?: boolean;
   /** How long a function's process lives without requests. Knative's default is a minute. */
   readonly idleMilliseconds?: number;
   /** Do not build: dist/ is as it should be. */
@@ -44,6 +48,8 @@ export interface LotusOptions {
 
 export interface Lotus {
   readonly url: string;
+  /** The entrance for calls inside, which 127.0.0.1 alone may use: each function is at /<name>. */
+  readonly insideUrl: string;
   readonly adminUrl: string;
   readonly house: House;
   readonly functions: ReadonlyMap<string, FunctionProcess>;
@@ -135,18 +141,19 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     endings.push(() => relay.stop());
     if (!options.built && !options.watch) await step("Building the functions", () => building);
 
-    const kafka = options.kafka
-      ? await step("Starting Kafka", async () => {
-          const started = await startKafka({
-            brokers: 1,
-            folder: join(folder, "kafka"),
-            onProgress: (line) => onNews("kafka", line),
-          });
-          endings.push(() => started.stop());
-          await createTopics(started.bootstrap);
-          return started;
-        })
-      : undefined;
+    const kafka =
+      options.kafka === true
+        ? await step("Starting Kafka", async () => {
+            const started = await startKafka({
+              brokers: 1,
+              folder: join(folder, "kafka"),
+              onProgress: (line) => onNews("kafka", line),
+            });
+            endings.push(() => started.stop());
+            return started;
+          })
+        : options.kafka || undefined;
+    if (kafka !== undefined) await createTopics(kafka.bootstrap);
     const functions = new Map<string, FunctionProcess>();
     let inside = "";
     const resolve = (name: string) => `${inside}/${name}`;
@@ -189,7 +196,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     endings.push(() => busListening.stop());
     endings.push(() => Promise.all([...functions.values()].map((fn) => fn.close())));
     endings.push(() => bus.stop());
-    if (kafka !== undefined) {
+    if (kafka !== undefined && options.deliver !== false) {
       const running = house.kafkaSources.map((source) =>
         runKafkaSource(source, {
           brokers: kafka.bootstrap,
@@ -232,9 +239,10 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
         onNews(source.metadata.name, `not fired: ${error.message}`),
       );
     const tick = async () => void (await Promise.all(house.pingSources.map(fire)));
-    const crons = house.pingSources.map((source) => new Cron(source.spec.schedule, () => fire(source)));
+    const scheduled = options.scheduled === false ? [] : house.pingSources;
+    const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
     endings.push(async () => crons.map((cron) => cron.stop()));
-    return { url, adminUrl: database, kafka, house, functions, relay, tick, stop };
+    return { url, insideUrl: inside, adminUrl: database, kafka, house, functions, relay, tick, stop };
   } catch (error) {
     await stop();
     throw error;

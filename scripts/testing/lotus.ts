@@ -37,7 +37,11 @@ export async function startTestLotus(options: Partial<LotusOptions> = {}): Promi
     folder,
     databaseUrl,
     built: true,
-    onLine: (fn, line) => void lines.set(fn, [...(lines.get(fn) ?? []), line]),
+    onLine(fn, line) {
+      const written = lines.get(fn);
+      if (written === undefined) lines.set(fn, [line]);
+      else written.push(line);
+    },
     onNews: (fn, text) => void news.push(`${fn}: ${text}`),
     ...options,
   });
@@ -124,12 +128,13 @@ export async function newUser(lotus: Pick<Lotus, "url">, money?: number | string
   return user;
 }
 
-/** Looks again and again until `look` gives something other than undefined or false; fails, naming `what`, after 20 s. */
+/** Looks again and again until `look` gives something other than undefined or false; fails, naming `what`, after a while. */
 export async function eventually<T>(
   what: string,
   look: () => Promise<T | undefined | false> | T | undefined | false,
+  millisecondsMax = EVENTUALLY_MILLISECONDS_MAX,
 ): Promise<T> {
-  const until = performance.now() + EVENTUALLY_MILLISECONDS_MAX;
+  const until = performance.now() + millisecondsMax;
   for (;;) {
     const seen = await look();
     if (seen !== undefined && seen !== false) return seen;
@@ -139,9 +144,13 @@ export async function eventually<T>(
 }
 
 /** Resolves when the outbox holds nothing that waits to be settled. */
-export async function settled(lotus: TestLotus): Promise<void> {
-  await eventually("the outbox is empty", async () => {
+export async function settled(
+  lotus: Pick<TestLotus, "database">,
+  millisecondsMax = EVENTUALLY_MILLISECONDS_MAX,
+): Promise<void> {
+  const empty = async () => {
     const { rows } = await lotus.database.query("select count(*)::int as waiting from events.outbox");
     return rows[0]?.waiting === 0;
-  });
+  };
+  await eventually("the outbox is empty", empty, millisecondsMax);
 }

@@ -65,12 +65,13 @@ $$;
 
 -- One outbox row as a CloudEvent in the JSON event format, with `topic` beside it for the transport.
 create function events.envelope(o events.outbox) returns jsonb language sql stable as $$
-  select jsonb_strip_nulls(jsonb_build_object(
+  select jsonb_build_object(
     'topic', o.topic,
-    'event', jsonb_build_object(
+    'event', jsonb_strip_nulls(jsonb_build_object(
       'specversion', '1.0', 'id', o.id, 'source', o.source, 'type', o.type, 'subject', o.subject,
       'time', to_char(o.time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-      'datacontenttype', 'application/json', 'partitionkey', o.subject, 'traceparent', o.traceparent, 'data', o.data)))
+      'datacontenttype', 'application/json', 'partitionkey', o.subject, 'traceparent', o.traceparent))
+      || jsonb_build_object('data', o.data))
 $$;
 
 -- Writes an event to the outbox and returns its envelope. Call it inside the transaction of the change it tells of.
@@ -109,20 +110,48 @@ returns jsonb language sql stable security definer set search_path = '' as $$
   ) o
 $$;
 
--- Claims events that nobody has settled for a while, so that two relays do not publish the same ones. Each attempt
--- doubles the wait before the next, up to ten minutes.
-create function events.claim(older_than interval, most integer)
+-- Claims events that nobody has settled for a while, so that two relays do not publish the same ones: at most `most`, and
+-- `bytes_most` of data unless the first alone has more. Each attempt doubles the wait before the next, and while many wait
+-- it is longer by the time that they take, at 300 a second: what stands in a queue is not put into it again. Ten minutes at most.
+create function events.claim(older_than interval, most integer, bytes_most integer)
 returns jsonb language sql volatile security definer set search_path = '' as $$
-  with due as (
-    select id from events.outbox o
-    where o.attempted_at < clock_timestamp() - older_than
-      and o.attempted_at < clock_timestamp() - least(older_than * (2 ^ least(o.attempts, 20)), interval '10 minutes')
-    order by o.attempted_at limit most for update skip locked
+  with queue as (
+    select count(*) * interval '1 second' / 300 as wait from events.outbox
+  ), due as (
+    select o.id, o.attempted_at, octet_length(o.data::text) as bytes from events.outbox o, queue q
+    where o.attempted_at < statement_timestamp() - older_than
+      and o.attempted_at < statement_timestamp() - least(interval '10 minutes',
+        older_than * (2 ^ least(o.attempts, 20)) + case when o.attempts = 0 then interval '0' else q.wait end)
+    order by o.attempted_at limit most for update of o skip locked
+  ), fitting as (
+    select d.id, row_number() over w as place, sum(d.bytes) over w as bytes
+    from due d window w as (order by d.attempted_at, d.id)
   ), claimed as (
     update events.outbox o set attempts = o.attempts + 1, attempted_at = clock_timestamp()
-    from due where o.id = due.id returning o.*
+    from fitting f where o.id = f.id and (f.bytes <= bytes_most or f.place = 1) returning o.*
   )
   select coalesce(jsonb_agg(events.envelope(c::events.outbox) order by c.time), '[]') from claimed c
+$$;
+
+-- Gives back events that were claimed and not published: as they were before, and due at once. That no broker was there
+-- is not the event's fault, and must not delay it once there is one.
+create function events.release(event_keys uuid[])
+returns void language sql volatile security definer set search_path = '' as $$
+  update events.outbox o set attempts = greatest(o.attempts - 1, 0), attempted_at = '-infinity'
+  where o.id = any(event_keys)
+$$;
+
+-- Buries an event that no broker will take, for every subscriber that still waits for it.
+create function events.bury_unpublishable(event_key uuid, reason text)
+returns void language sql volatile security definer set search_path = '' as $$
+  with gone as (
+    delete from events.outbox o where o.id = bury_unpublishable.event_key returning o.*
+  )
+  insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
+  select g.id, awaited, bury_unpublishable.reason, (events.envelope(g::events.outbox) -> 'event') - 'data',
+    convert_to(g.data::text, 'UTF8')
+  from gone g, unnest(g.awaiting) as awaited
+  on conflict do nothing
 $$;
 
 -- Buries an event that `subscriber` can never handle. With `attempts_before` above 0 an event that is still in the outbox
@@ -209,5 +238,6 @@ grant usage on schema events to profile, billing, "order", notification, events;
 grant execute on function events.emit, events.envelope, events.uuid_v7, events.decimal, events.settle,
   events.unsettled, events.bury, events.begin_request, events.end_request
   to profile, billing, "order", notification, events;
-grant execute on function events.claim, events.forget_keys, events.replay to events;
+grant execute on function events.claim, events.release, events.bury_unpublishable, events.forget_keys, events.replay
+  to events;
 grant select, delete on events.dead_letters to events;
