@@ -40,6 +40,8 @@ function send(
   path: string,
 ): Promise<boolean> {
   return new Promise((resolve) => {
+    // Gone while the process started: its end has been told already.
+    if (outgoing.destroyed) return resolve(true);
     const upstream = httpRequest(
       { host: "127.0.0.1", port, agent, path, method: incoming.method ?? "GET", headers: forwardedHeaders(incoming) },
       (answer) => {
