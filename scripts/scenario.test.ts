@@ -1,0 +1,43 @@
+import { randomUUID } from "node:crypto";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { runScenario } from "./scenario.ts";
+import { expectInvariants } from "./testing/invariants.ts";
+import { call, startTestLotus, type TestLotus } from "./testing/lotus.ts";
+
+let lotus: TestLotus;
+beforeAll(async () => {
+  lotus = await startTestLotus();
+});
+afterAll(() => lotus.stop());
+
+describe("the scenario", () => {
+  it("passes for twenty users at the same time, on functions that have yet to start", async () => {
+    const summary = await runScenario({ baseUrl: lotus.url, users: 20, quiet: true });
+    expect(summary).toMatchObject({ runs: 20, requests: 20 * 14, assertions: 20 * 22, failed: 0, failures: [] });
+    await expectInvariants(lotus);
+  });
+
+  it("reports what fails, each failure once", async () => {
+    await lotus.database.query(`revoke execute on function billing.charge from "order"`);
+    const summary = await runScenario({ baseUrl: lotus.url, times: 2, quiet: true });
+    await lotus.database.query(`grant execute on function billing.charge to "order"`);
+    expect(summary.failed).toBeGreaterThan(0);
+    expect(summary.failures.map(({ count }) => count)).toEqual(summary.failures.map(() => 2));
+    expect(summary.failures[0]?.what).toMatch(/^9\. POST \/order\/pay\?idSubscription=1 \| /);
+  });
+});
+
+describe("GET /billing/balance", () => {
+  it("is 0 right after registering, for each of a hundred", async () => {
+    const balances = await Promise.all(
+      Array.from({ length: 100 }, async () => {
+        const body = { email: `${randomUUID()}@example.com`, password: "correct horse battery" };
+        await call(lotus, "POST /profile/register", { body });
+        const { token } = (await call(lotus, "POST /profile/login", { body })).body;
+        return call(lotus, "GET /billing/balance", { token });
+      }),
+    );
+    expect(balances.map(({ status, body }) => [status, body])).toEqual(balances.map(() => [200, { balance: 0 }]));
+    await expectInvariants(lotus);
+  });
+});
