@@ -155,13 +155,25 @@ export function killFunction(lotus: Pick<Lotus, "functions">, name: string): boo
   return lotus.functions.get(name)?.running?.child.kill("SIGKILL") ?? false;
 }
 
-/** Does something again and again while work goes on, with a pause between; resolves to what the work gives. */
+const PAUSE_GROWTH = 1.2;
+
+/**
+ * Disturbs again and again while work goes on; resolves to what the work gives. Each pause is longer than the one before, so that
+ * the work gets through on the slowest machine.
+ */
 export async function meanwhile<T>(pauseMilliseconds: number, disturb: () => void, work: () => Promise<T>): Promise<T> {
-  const timer = setInterval(disturb, pauseMilliseconds);
+  let timer: NodeJS.Timeout | undefined;
+  const next = (pause: number) => {
+    timer = setTimeout(() => {
+      disturb();
+      next(pause * PAUSE_GROWTH);
+    }, pause);
+  };
+  next(pauseMilliseconds);
   try {
     return await work();
   } finally {
-    clearInterval(timer);
+    clearTimeout(timer);
   }
 }
 
