@@ -36,13 +36,17 @@ const leaveOut: Plugin = {
   },
 };
 
-/** The program: listens when it is the main file; else it is being loaded by the framework's own command line. */
+/**
+ * The program: listens when it is the main file; else it is being loaded by the framework's own command line, and registers with
+ * that framework. esbuild would make `module.require` of it the framework in the bundle, whose functions the command line cannot see.
+ */
 function entry({ name, file }: LotusFunction): string {
   return `
+    import { createRequire } from "node:module";
     import description from "./${file}";
     import { main, register } from "#kernel/server";
     if (require.main === module) main("${name}", description);
-    else register("${name}", description, module.require("@google-cloud/functions-framework"));`;
+    else register("${name}", description, createRequire(__filename)("@google-cloud/functions-framework"));`;
 }
 
 function optionsFor(fn: LotusFunction): BuildOptions {
