@@ -1,6 +1,8 @@
 import { createHash } from "node:crypto";
+import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { Agent, request } from "node:http";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
@@ -132,8 +134,8 @@ describe("the gateway", () => {
     const { url, crashes } = await serve();
     const { status, body } = await call({ url }, "POST /fn/crash");
     expect([status, body.code]).toEqual([503, "outcome-unknown"]);
-    expect((await call({ url }, "GET /fn/pid")).status).toBe(200);
     await eventually("the crash is told of", () => crashes.length === 1);
+    expect((await call({ url }, "GET /fn/pid")).status).toBe(200);
     expect(crashes).toEqual([{ how: "with exit code 3", lines: ["Error: the last straw"] }]);
   });
 
@@ -194,6 +196,9 @@ describe("the gateway", () => {
     const held = call({ url }, "GET /fn/hold");
     await eventually("it is held", () => lines.includes("held"));
     const pid = fn.running?.child.pid ?? 0;
+    // As browsers do, for a request that may come.
+    const unused = connect(Number(new URL(url).port), "127.0.0.1");
+    await once(unused, "connect");
     const stopped = stop();
     const closed = fn.close();
     await eventually("no more connections are taken", () =>

@@ -137,13 +137,17 @@ export function createGateway(routes: House["routes"], functions: ReadonlyMap<st
     inFlight++;
     void forward(fn, incoming, outgoing, incoming.url ?? "/").finally(() => {
       inFlight--;
-      if (closing) server.closeIdleConnections();
+      if (closing) closeUnused();
     });
   });
+  /** Node takes a connection on which nothing has been asked yet, such as browsers open in advance, for a busy one. */
+  const closeUnused = () => (inFlight === 0 ? server.closeAllConnections() : server.closeIdleConnections());
   const close = server.close.bind(server);
   server.close = (callback) => {
     closing = true;
-    return close(callback);
+    const closed = close(callback);
+    closeUnused();
+    return closed;
   };
   return server;
 }
