@@ -57,7 +57,7 @@ describe("a function that is killed", () => {
       while (next++ < 60) expect((await untilAnswered(user, "POST /order/pay?idSubscription=1")).status).toBe(200);
     };
     await meanwhile(
-      150,
+      50,
       () => {
         if (killFunction(lotus, names[Math.floor(Math.random() * names.length)] ?? "")) kills++;
       },
@@ -131,7 +131,7 @@ describe("a database connection that is cut", () => {
       }
     };
     await meanwhile(
-      100,
+      25,
       () => lotus.relay.cut(),
       () => Promise.all([keyed(), keyed(), unkeyed(), unkeyed()]),
     );
