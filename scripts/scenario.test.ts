@@ -15,7 +15,7 @@ describe("the scenario", () => {
     const summary = await runScenario({ baseUrl: lotus.url, users: 20, quiet: true });
     expect(summary).toMatchObject({ runs: 20, requests: 20 * 14, assertions: 20 * 22, failed: 0, failures: [] });
     await expectInvariants(lotus);
-  });
+  }, 60_000);
 
   it("reports what fails, each failure once", async () => {
     await lotus.database.query(`revoke execute on function billing.charge from "order"`);
@@ -39,5 +39,6 @@ describe("GET /billing/balance", () => {
     );
     expect(balances.map(({ status, body }) => [status, body])).toEqual(balances.map(() => [200, { balance: 0 }]));
     await expectInvariants(lotus);
-  });
+    // Two hundred passwords are hashed here.
+  }, 60_000);
 });
