@@ -17,7 +17,7 @@ import { type Command, ModelAccount } from "./testing/model.ts";
 
 /** LOTUS_SEED=… plays a run again: the same commands and faults, as far as the machine keeps its own time. */
 const SEED = Number(process.env.LOTUS_SEED ?? Date.now() % 2 ** 31);
-const MILLISECONDS_MAX = 25_000;
+const MILLISECONDS_MAX = 20_000;
 const RUNS_MAX = 200;
 const DISTURBANCE_PAUSE_MILLISECONDS = 80;
 
