@@ -1,4 +1,5 @@
 /** The broker of a run without Kafka: takes CloudEvents over HTTP (K_SINK), and hands them to the sources of their topic. */
+import { setMaxListeners } from "node:events";
 import { createServer, type IncomingMessage, type Server } from "node:http";
 import { EVENT_BODY_BYTES_MAX } from "#kernel/settings";
 import { deliver, type KafkaSource, type Message, type Resolve } from "./delivery.ts";
@@ -28,6 +29,8 @@ class SourceQueue {
     this.#resolve = resolve;
     this.#onDelivered = onDelivered;
     this.#waitingMax = waitingMax;
+    // Each event that waits for its next attempt listens; Node would warn of a leak at the eleventh.
+    setMaxListeners(IN_FLIGHT_EVENTS_MAX, this.#stop.signal);
   }
 
   get full(): boolean {
