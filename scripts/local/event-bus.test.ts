@@ -180,6 +180,17 @@ describe("the event bus", () => {
     await eventually("all that was taken is delivered", () => told.length === 150);
   });
 
+  it("lets as many events wait for their next attempt as it delivers at a time, without a warning", async () => {
+    const warnings: string[] = [];
+    const warn = (warning: Error) => void warnings.push(warning.message);
+    process.on("warning", warn);
+    endings.push(async () => void process.off("warning", warn));
+    const { publish, told } = await bus((_, response) => void response.writeHead(500).end(), { retry: 1 });
+    await Promise.all(Array.from({ length: 50 }, (_, id) => publish(String(id))));
+    await eventually("all are given up", () => told.length === 50);
+    expect(warnings).toEqual([]);
+  });
+
   it("that stops lets what is in progress finish, and waits for no further attempt", async () => {
     const held: ServerResponse[] = [];
     const { publish, taken, told, stop } = await bus((_, response) => void held.push(response));
