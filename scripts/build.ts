@@ -23,9 +23,13 @@ export function bundleOf(name: string): string {
   return join(DIST, `${name}.bundle.cjs`);
 }
 
-/** The program: listens when it is the main file; else it is being loaded by the framework's own command line. */
+/**
+ * The program: listens when it is the main file; else it is being loaded by the framework's own command line, and registers with
+ * that framework. esbuild would make `module.require` of it the framework in the bundle, whose functions the command line cannot see.
+ */
 function entry({ name, file }: LotusFunction): string {
   return `
+    import { createRequire } from "node:module";
     import description from "./${file}";
     import { createRequire } from "node:module";
     import { main, register } from "#kernel/server";

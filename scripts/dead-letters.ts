@@ -37,7 +37,7 @@ async function list(client: Client): Promise<void> {
 }
 
 async function show(client: Client, id: string): Promise<void> {
-  const { rows } = await client.query<DeadLetter>("select * from events.dead_letters where id = $1", [id]);
+  const { rows } = await client.query<DeadLetter>("select * from events.dead_letters where id::text = $1", [id]);
   const [letter] = rows;
   if (letter === undefined) throw new Error(`There is no dead letter ${id}.`);
   console.log(`${letter.subscriber} could not handle this. ${letter.reason}\n`);
@@ -73,7 +73,7 @@ async function main(): Promise<void> {
     known === undefined ||
     (known === 1) !== (id !== undefined) ||
     rest.length > 0 ||
-    (id !== undefined && !/^(\d+|all)$/.test(id))
+    (id !== undefined && !/^\d+$/.test(id) && !(command === "replay" && id === "all"))
   ) {
     throw new Error(`"${positionals.join(" ")}" is not a command here. Say list, show ID, replay ID or replay all.`);
   }

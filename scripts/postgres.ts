@@ -214,9 +214,14 @@ async function stopServer(server: ChildProcess): Promise<void> {
  * Starts the Postgres of a folder, setting it up when there is none yet.
  * @param folder keeps the data and the passwords
  * @param options more flags for the server, such as ["-c", "fsync=off"] for tests
+ * @param wanted the port to listen on, for one that comes back where it was; else any free one
  * @throws {Error} a sentence that says what is in the way
  */
-export async function startPostgres(folder: string, options: readonly string[] = []): Promise<Postgres> {
+export async function startPostgres(
+  folder: string,
+  options: readonly string[] = [],
+  wanted?: number,
+): Promise<Postgres> {
   await mkdir(folder, { recursive: true });
   await access(folder, constants.W_OK);
   const where = await place(folder);
@@ -229,7 +234,7 @@ export async function startPostgres(folder: string, options: readonly string[] =
   }
   const passwords = JSON.parse(await readFile(passwordFile, "utf8")) as { superuser: string; owner: string };
   await stopLeftover(where);
-  const port = await freePort();
+  const port = wanted ?? (await freePort());
   const server = await launch(where, port, options);
   await createOwner(port, passwords.superuser, passwords.owner);
   return {

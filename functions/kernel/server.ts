@@ -14,6 +14,7 @@ import { failure, log, logAs } from "./log.ts";
 import { flushQueue } from "./outbox.ts";
 import { Problem } from "./problem.ts";
 import {
+  DRAIN_ARRIVAL_MILLISECONDS,
   DRAIN_DATABASE_MILLISECONDS_MAX,
   DRAIN_EVENTS_MILLISECONDS_MAX,
   DRAIN_REQUESTS_MILLISECONDS_MAX,
@@ -24,6 +25,7 @@ import {
   REQUEST_HEADER_BYTES_MAX,
   REQUEST_RECEIVE_MILLISECONDS_MAX,
   REQUESTS_IN_FLIGHT_MAX,
+  readSettingFile,
   required,
   SettingsError,
   settings,
@@ -67,6 +69,7 @@ export function createFunctionServer(
   const bodyBytesMax = isEndpoint ? REQUEST_BODY_BYTES_MAX : RECORD_BYTES_MAX;
   const inFlight = new Set<ServerResponse>();
   let draining = false;
+  let arriving = true;
 
   const serve = async (request: FrameworkRequest, response: ServerResponse): Promise<void> => {
     if (draining) response.setHeader("connection", "close");
@@ -77,7 +80,7 @@ export function createFunctionServer(
     inFlight.add(response);
     response.once("close", () => {
       inFlight.delete(response);
-      if (draining) server.closeIdleConnections();
+      if (draining) closeUnused();
     });
     const { "content-length": length, "transfer-encoding": encoding } = request.headers;
     if (encoding !== undefined || length !== undefined) {
@@ -115,11 +118,22 @@ export function createFunctionServer(
   // Requests in flight may take as long as Knative lets them; the database's limits end them long before.
   server.timeout = 0;
 
+  /** Node takes a connection on which nothing has been asked yet for a busy one: it would be waited for. */
+  const closeUnused = () => {
+    if (inFlight.size === 0 && !arriving) server.closeAllConnections();
+    else server.closeIdleConnections();
+  };
+
   const drain = async (): Promise<void> => {
     draining = true;
     for (const response of inFlight) if (!response.headersSent) response.setHeader("connection", "close");
     const closed = new Promise<void>((resolve) => server.close(() => resolve()));
-    server.closeIdleConnections();
+    closeUnused();
+    const arrived = () => {
+      arriving = false;
+      closeUnused();
+    };
+    setTimeout(arrived, DRAIN_ARRIVAL_MILLISECONDS).unref();
     await within(closed, DRAIN_REQUESTS_MILLISECONDS_MAX, "requests were cut off");
     server.closeAllConnections();
     await within(flushQueue(), DRAIN_EVENTS_MILLISECONDS_MAX, "events were left to the relay");
@@ -154,12 +168,16 @@ export function settingsOf(description: Endpoint | Subscriber) {
 
 const USE_OF = { DATABASE_URL: "database", JWKS_FILE: "public-keys", SIGNING_KEY_FILE: "signing-key" } as const;
 
+/** What a function reads when it first needs it, and had better be told of before it listens. */
+const FILES = ["DATABASE_PASSWORD_FILE", "JWKS_FILE", "SIGNING_KEY_FILE"] as const;
+
 /** The program of a function's process: listens on PORT until SIGTERM, then drains and ends. */
 export function main(name: string, description: Endpoint | Subscriber): void {
   let port: number;
   try {
     port = settings().PORT;
     for (const name of settingsOf(description)) required(name);
+    for (const name of FILES) if (settings()[name] !== undefined) readSettingFile(name);
   } catch (error) {
     if (!(error instanceof SettingsError)) throw error;
     process.stderr.write(`${error.message}\n`);

@@ -19,6 +19,8 @@ export const KEEP_ALIVE_MILLISECONDS = 95_000;
 
 /** Draining after SIGTERM: requests in flight, then events, then connections. Together below Knative's `timeoutSeconds`. */
 export const DRAIN_REQUESTS_MILLISECONDS_MAX = 20_000;
+/** For a request that was on its way when SIGTERM came; then connections on which nothing was asked are closed. */
+export const DRAIN_ARRIVAL_MILLISECONDS = 250;
 export const DRAIN_EVENTS_MILLISECONDS_MAX = 5_000;
 export const DRAIN_DATABASE_MILLISECONDS_MAX = 2_000;
 

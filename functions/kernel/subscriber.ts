@@ -101,7 +101,9 @@ function readData({ topic, data }: OfTopic<Schema>, type: string | undefined, bo
   }
   const result = v.safeParse(data, parseJson(body));
   if (result.success) return result.output;
-  const wrong = result.issues.map((issue) => `${v.getDotPath(issue) ?? "data"}: ${issue.message}`);
+  const wrong = result.issues.map(
+    (issue) => `${v.getDotPath(issue) ?? "data"}: ${issue.received === "undefined" ? "it is missing" : issue.message}`,
+  );
   throw new Unacceptable(`The data is not that of ${topic}: ${wrong.join("; ")}.`);
 }
 

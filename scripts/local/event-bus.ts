@@ -1,4 +1,5 @@
 /** The broker of a run without Kafka: takes CloudEvents over HTTP (K_SINK), and hands them to the sources of their topic. */
+import { setMaxListeners } from "node:events";
 import { createServer, type IncomingMessage, type Server } from "node:http";
 import { EVENT_BODY_BYTES_MAX } from "#kernel/settings";
 import { deliver, type KafkaSource, type Message, type Resolve } from "./delivery.ts";
@@ -21,15 +22,19 @@ class SourceQueue {
   readonly #source: KafkaSource;
   readonly #resolve: Resolve;
   readonly #onDelivered: OnDelivered;
+  readonly #waitingMax: number;
 
-  constructor(source: KafkaSource, resolve: Resolve, onDelivered: OnDelivered) {
+  constructor(source: KafkaSource, resolve: Resolve, onDelivered: OnDelivered, waitingMax: number) {
     this.#source = source;
     this.#resolve = resolve;
     this.#onDelivered = onDelivered;
+    this.#waitingMax = waitingMax;
+    // Each event that waits for its next attempt listens; Node would warn of a leak at the eleventh.
+    setMaxListeners(IN_FLIGHT_EVENTS_MAX, this.#stop.signal);
   }
 
   get full(): boolean {
-    return this.#waiting.length >= WAITING_EVENTS_MAX;
+    return this.#waiting.length >= this.#waitingMax;
   }
 
   takes(topic: string): boolean {
@@ -92,11 +97,13 @@ export interface EventBus {
 /**
  * The entrance for calls inside: the event bus, and the functions by their names.
  * @param resolve gives the URL at which this very server reaches a function
+ * @param waitingMax events that wait for one source
  */
 export function createEventBus(
   functions: ReadonlyMap<string, FunctionProcess>,
   resolve: Resolve,
   onDelivered: OnDelivered,
+  waitingMax = WAITING_EVENTS_MAX,
 ): EventBus {
   const queues: SourceQueue[] = [];
   const take = async (incoming: IncomingMessage): Promise<number> => {
@@ -126,7 +133,7 @@ export function createEventBus(
   return {
     server,
     add(sources) {
-      queues.push(...sources.map((source) => new SourceQueue(source, resolve, onDelivered)));
+      queues.push(...sources.map((source) => new SourceQueue(source, resolve, onDelivered, waitingMax)));
     },
     async stop() {
       await Promise.all(queues.map((queue) => queue.stop()));

@@ -3,7 +3,6 @@ import { type ChildProcess, fork } from "node:child_process";
 import { Agent } from "node:http";
 import { createInterface } from "node:readline";
 
-/** A function that does not listen by then is stopped, and its requests are refused. */
 const START_MILLISECONDS_MAX = 20_000;
 /** Beyond draining's own limits there is something wrong. */
 const STOP_MILLISECONDS_MAX = 30_000;
@@ -16,6 +15,8 @@ export interface FunctionProcessOptions {
   readonly environment: Readonly<Record<string, string>>;
   /** How long a process lives without requests. */
   readonly idleMilliseconds: number;
+  /** A process that does not listen by then is killed, and its requests are refused. */
+  readonly startMillisecondsMax?: number;
   /** Hears every line that the function writes. */
   onLine(name: string, line: string): void;
   /** Hears that the process ended without being asked to, and what it said last. */
@@ -30,11 +31,20 @@ export interface Running {
   readonly child: ChildProcess;
 }
 
-/** Keeps at most one listening process for a function; one that is being stopped may still be draining beside it. */
+/** A process from its start to its end. */
+interface Life {
+  readonly child: ChildProcess;
+  /** Rejects, with a sentence, when it ends before that. */
+  readonly listening: Promise<Running>;
+  running?: Running;
+  /** It has been told to end: nobody goes there any more. */
+  ending: boolean;
+}
+
+/** Keeps at most one process in service for a function; those that are being stopped may still be draining beside it. */
 export class FunctionProcess {
   readonly #options: FunctionProcessOptions;
-  #starting: Promise<Running> | undefined;
-  #running: Running | undefined;
+  #current: Life | undefined;
   #idle: NodeJS.Timeout | undefined;
   #inFlight = 0;
   #closed = false;
@@ -47,23 +57,32 @@ export class FunctionProcess {
 
   /** The listening process; undefined when there is none. */
   get running(): Running | undefined {
-    return this.#running;
+    return this.#current?.running;
   }
 
   /**
    * Marks a request as begun and gives the process to send it to, started when there is none. Call `release` when it is over.
-   * @throws {Error} when the process does not come up: a sentence with its last words
+   * @throws {Error} when the process does not come up: a sentence with its last words; the request is over then
    */
   async acquire(): Promise<Running> {
-    if (this.#closed) throw new Error(`${this.#options.name} starts no more: Lotus is stopping.`);
     this.#inFlight++;
     clearTimeout(this.#idle);
-    while (this.#stale !== undefined) await this.#renew(this.#stale);
-    if (this.#running !== undefined) return this.#running;
-    this.#starting ??= this.#start().finally(() => {
-      this.#starting = undefined;
-    });
-    return this.#starting;
+    try {
+      for (;;) {
+        if (this.#closed) throw new Error(`${this.#options.name} starts no more: Lotus is stopping.`);
+        while (this.#stale !== undefined) await this.#renew(this.#stale);
+        this.#current ??= this.#start();
+        const life = this.#current;
+        const running = await life.listening.catch((error: unknown) => {
+          if (!life.ending) throw error;
+        });
+        // One that was replaced while it started is not waited for: its successor is.
+        if (running !== undefined && !life.ending) return running;
+      }
+    } catch (error) {
+      this.release();
+      throw error;
+    }
   }
 
   /** Replaces the process before its next request, by the code that `build` makes. A failed build leaves things as they are. */
@@ -90,7 +109,7 @@ export class FunctionProcess {
 
   /** Forgets a process that does not answer any more, before its end has been heard of. */
   discard(running: Running): void {
-    if (this.#running === running) this.#running = undefined;
+    if (this.#current?.running === running) this.#current = undefined;
   }
 
   /** Ends the process, and starts none again. */
@@ -102,13 +121,15 @@ export class FunctionProcess {
   /** Takes the process out of service and ends it: SIGTERM, what is in flight finishes, SIGKILL after a while. */
   async stop(): Promise<void> {
     clearTimeout(this.#idle);
-    const stopping = this.#running ?? (await this.#starting?.catch(() => undefined));
-    this.#running = undefined;
+    const stopping = this.#current;
+    this.#current = undefined;
     if (stopping !== undefined) this.#end(stopping);
     await Promise.all(this.#ending);
   }
 
-  #end({ child, agent }: Running): void {
+  #end(life: Life): void {
+    const { child } = life;
+    life.ending = true;
     const ended = new Promise<void>((resolve) => {
       if (child.exitCode !== null || child.signalCode !== null) return resolve();
       const late = setTimeout(() => child.kill("SIGKILL"), STOP_MILLISECONDS_MAX);
@@ -117,13 +138,14 @@ export class FunctionProcess {
         resolve();
       });
       child.kill("SIGTERM");
-    }).then(() => agent.destroy());
+    }).then(() => life.running?.agent.destroy());
     this.#ending.add(ended);
     void ended.finally(() => this.#ending.delete(ended));
   }
 
-  #start(): Promise<Running> {
+  #start(): Life {
     const { name, file, environment, onLine, onCrash, onStart } = this.#options;
+    const { startMillisecondsMax = START_MILLISECONDS_MAX } = this.#options;
     const began = performance.now();
     const last: string[] = [];
     const child = fork(file, [], {
@@ -140,24 +162,33 @@ export class FunctionProcess {
         onLine(name, line);
       });
     }
-    return new Promise((resolve, reject) => {
-      const late = setTimeout(() => child.kill("SIGKILL"), START_MILLISECONDS_MAX);
-      child.once("error", reject);
+    const listening = new Promise<Running>((resolve, reject) => {
+      let tooLate = false;
+      const late = setTimeout(() => {
+        tooLate = true;
+        child.kill("SIGKILL");
+      }, startMillisecondsMax);
+      const over = (how: string) => {
+        clearTimeout(late);
+        if (this.#current === life) this.#current = undefined;
+        if (!life.ending) onCrash(name, how, last);
+        const sentence = tooLate
+          ? `did not listen within ${startMillisecondsMax / 1000} s`
+          : `ended ${how} before it listened`;
+        reject(new Error(`${name} ${sentence}. ${last.slice(-3).join(" ")}`.trim()));
+      };
+      child.once("error", (error) => over(`with ${error.message}`));
       child.once("message", (message) => {
         clearTimeout(late);
-        const running = { port: (message as { port: number }).port, agent: new Agent({ keepAlive: true }), child };
-        this.#running = running;
+        life.running = { port: (message as { port: number }).port, agent: new Agent({ keepAlive: true }), child };
         onStart(name, performance.now() - began);
-        resolve(running);
+        resolve(life.running);
       });
-      child.once("close", (code, signal) => {
-        clearTimeout(late);
-        const asked = this.#running?.child !== child && child.exitCode === 0;
-        if (this.#running?.child === child) this.#running = undefined;
-        const how = signal === null ? `with exit code ${code}` : `by ${signal}`;
-        if (!asked) onCrash(name, how, last);
-        reject(new Error(`${name} ended ${how} before it listened. ${last.slice(-3).join(" ")}`.trim()));
-      });
+      child.once("close", (code, signal) => over(signal === null ? `with exit code ${code}` : `by ${signal}`));
     });
+    // Whoever waits for it hears of its failure; when it is stopped while starting, nobody may.
+    listening.catch(() => undefined);
+    const life: Life = { child, listening, ending: false };
+    return life;
   }
 }

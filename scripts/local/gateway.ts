@@ -40,6 +40,8 @@ function send(
   path: string,
 ): Promise<boolean> {
   return new Promise((resolve) => {
+    // Gone while the process started: its end has been told already.
+    if (outgoing.destroyed) return resolve(true);
     const upstream = httpRequest(
       { host: "127.0.0.1", port, agent, path, method: incoming.method ?? "GET", headers: forwardedHeaders(incoming) },
       (answer) => {
@@ -135,13 +137,17 @@ export function createGateway(routes: House["routes"], functions: ReadonlyMap<st
     inFlight++;
     void forward(fn, incoming, outgoing, incoming.url ?? "/").finally(() => {
       inFlight--;
-      if (closing) server.closeIdleConnections();
+      if (closing) closeUnused();
     });
   });
+  /** Node takes a connection on which nothing has been asked yet, such as browsers open in advance, for a busy one. */
+  const closeUnused = () => (inFlight === 0 ? server.closeAllConnections() : server.closeIdleConnections());
   const close = server.close.bind(server);
   server.close = (callback) => {
     closing = true;
-    return close(callback);
+    const closed = close(callback);
+    closeUnused();
+    return closed;
   };
   return server;
 }

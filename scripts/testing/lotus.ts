@@ -55,7 +55,11 @@ export async function startTestLotus(options: Partial<LotusOptions> = {}): Promi
     async stop() {
       await lotus.stop();
       await database.end();
-      // Without "force", which may end no backend of another role: Postgres waits until the last ones have gone.
+      // The sessions of functions that were killed end by themselves; the owner may not end those of other roles.
+      await eventually("nobody is connected any more", async () => {
+        const { rowCount } = await server.query("select from pg_stat_activity where datname = $1", [name]);
+        return rowCount === 0;
+      });
       await server.query(`drop database ${name}`);
       await server.end();
       await rm(folder, { recursive: true, force: true });
@@ -153,4 +157,67 @@ export async function settled(
     return rows[0]?.waiting === 0;
   };
   await eventually("the outbox is empty", empty, millisecondsMax);
+}
+
+/** Ends a function's process as a power cut would. False: it has none. */
+export function killFunction(lotus: Pick<Lotus, "functions">, name: string): boolean {
+  return lotus.functions.get(name)?.running?.child.kill("SIGKILL") ?? false;
+}
+
+const PAUSE_GROWTH = 1.2;
+
+/**
+ * Disturbs again and again while work goes on; resolves to what the work gives. Each pause is longer than the one before, so that
+ * the work gets through on the slowest machine.
+ */
+export async function meanwhile<T>(pauseMilliseconds: number, disturb: () => void, work: () => Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const next = (pause: number) => {
+    timer = setTimeout(() => {
+      disturb();
+      next(pause * PAUSE_GROWTH);
+    }, pause);
+  };
+  next(pauseMilliseconds);
+  try {
+    return await work();
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** What the relay would do once everything in the outbox is overdue. */
+export async function relayNow(lotus: TestLotus): Promise<void> {
+  await lotus.database.query("update events.outbox set attempted_at = '-infinity'");
+  await lotus.tick();
+}
+
+/** The last word of a request that is repeated, with its Idempotency-Key, until there is one. */
+export async function untilAnswered(user: TestUser, request: string, key: string = randomUUID()): Promise<Answer> {
+  return eventually(`${request} is answered`, async () => {
+    const answer = await user.call(request, { headers: { "idempotency-key": key } });
+    return answer.status < 500 && answer;
+  });
+}
+
+/** Holds the account of a user: whoever wants to move its money waits. Resolves to what lets it go. */
+export async function holdAccount(
+  lotus: TestLotus,
+  user: TestUser,
+): Promise<{ waiting(): Promise<number>; release(): Promise<void> }> {
+  const holder = new Client({ connectionString: lotus.adminUrl });
+  await holder.connect();
+  await holder.query("begin");
+  await holder.query("select from billing.accounts where id = $1 for update", [user.id]);
+  return {
+    async waiting() {
+      // Not pg_stat_activity: that hides from the owner what other roles wait for.
+      const { rows } = await lotus.database.query("select distinct pid from pg_locks where not granted");
+      return rows.length;
+    },
+    async release() {
+      await holder.query("rollback");
+      await holder.end();
+    },
+  };
 }

@@ -21,6 +21,9 @@ export default subscriber({
     const to = destination(knativeerrordest);
     const buried = await bury({ ...delivery, attributes: event, source: to }, reason, PUBLISH_ATTEMPTS_MAX);
     if (!buried)
-      log("warning", "not delivered; the relay will publish it again", { event: attributes.id ?? "", reason });
+      log("warning", "not delivered, not buried: the relay brings it again, unless it is settled", {
+        event: attributes.id ?? "",
+        reason,
+      });
   },
 });

@@ -163,6 +163,12 @@ begin
   if exists (select from events.outbox o where o.id = bury.event_key and o.attempts < bury.attempts_before) then
     return false;
   end if;
+  -- Of our own events, one that is awaited no more has had its effect: only the answer that said so was lost.
+  if bury.attempts_before > 0 and bury.attributes ->> 'source' like '/lotus/%' and not exists (
+    select from events.outbox o where o.id = bury.event_key and bury.subscriber = any (o.awaiting)
+  ) then
+    return false;
+  end if;
   insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
   values (bury.event_key, bury.subscriber, bury.reason, bury.attributes, bury.body)
   on conflict do nothing;

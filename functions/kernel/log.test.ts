@@ -1,0 +1,126 @@
+import { randomBytes } from "node:crypto";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { runScenario } from "../../scripts/scenario.ts";
+import { call, eventually, newUser, settled, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
+import { traceFrom } from "./log.ts";
+
+let lotus: TestLotus;
+beforeAll(async () => {
+  lotus = await startTestLotus();
+});
+afterAll(() => lotus.stop());
+
+interface Line {
+  time: string;
+  level: string;
+  function: string;
+  message: string;
+  trace?: string;
+}
+const written = (name: string): Line[] => (lotus.lines.get(name) ?? []).map((line) => JSON.parse(line) as Line);
+
+describe("the log", () => {
+  it("follows one trace from the request through the event to the trigger", async () => {
+    const user = await newUser(lotus, 100);
+    const traceId = randomBytes(16).toString("hex");
+    const { status } = await user.call("POST /order/pay?idSubscription=1", {
+      headers: { traceparent: `00-${traceId}-${"b".repeat(16)}-01` },
+    });
+    expect(status).toBe(200);
+    const of = (name: string) => written(name).find(({ trace }) => trace === traceId);
+    const [request, trigger] = await eventually("both have written their line", () => {
+      const lines = [of("order-pay"), of("notification-store")];
+      return lines.every((line) => line !== undefined) && lines;
+    });
+    expect(request).toMatchObject({
+      level: "info",
+      message: "answered",
+      caller: user.id,
+      method: "POST",
+      path: "/order/pay",
+      status: 200,
+    });
+    expect(trigger).toMatchObject({
+      level: "info",
+      message: "handled",
+      topic: "notification-requested",
+      caller: user.id,
+    });
+    await settled(lotus);
+  });
+
+  it("names the trace of what went wrong on our side, in the answer and in the line", async () => {
+    await lotus.database.query('revoke execute on function billing.charge from "order"');
+    const user = await newUser(lotus, 100);
+    const { status, body } = await user.call("POST /order/pay?idSubscription=1");
+    await lotus.database.query('grant execute on function billing.charge to "order"');
+    expect([status, body.code]).toEqual([500, "internal"]);
+    const traceId = /trace ([0-9a-f]{32})/.exec(body.detail)?.[1];
+    const line = written("order-pay").find(({ trace }) => trace === traceId);
+    expect(line).toMatchObject({
+      level: "error",
+      status: 500,
+      reason: "permission denied for function charge",
+      stack: expect.any(String),
+    });
+    expect(JSON.stringify(body)).not.toMatch(/permission|stack|\.ts/);
+  });
+
+  it("is one JSON object a line, and holds no secret and no email of anybody", async () => {
+    const summary = await runScenario({ baseUrl: lotus.url, quiet: true });
+    expect(summary.failed).toBe(0);
+    const user = await newUser(lotus, 12);
+    const wrong = { email: user.email, password: "hunter2-hunter2" };
+    await call(lotus, "POST /profile/login", { body: wrong });
+    await call(lotus, "POST /profile/register", { body: { email: user.email, password: user.password } });
+    await call(lotus, "POST /profile/register", { body: { email: "not an address", password: user.password } });
+    await call(lotus, "POST /profile/register", { body: `{"email": "${user.email}", "password": "half` });
+    await call(lotus, "GET /billing/balance", { token: `${user.token}x` });
+    await user.call("POST /order/create", { body: { price: "much too much" } });
+    await user.call("GET /notification?cursor=nonsense");
+    await settled(lotus);
+    const names = [...lotus.lines.keys()];
+    expect(names.length).toBeGreaterThanOrEqual(11);
+    for (const name of names) {
+      for (const line of written(name)) {
+        expect(line).toMatchObject({
+          time: expect.stringMatching(/^\d{4}-.*Z$/),
+          function: name,
+          message: expect.any(String),
+        });
+        expect(["info", "warning", "error"]).toContain(line.level);
+      }
+    }
+    const { rows } = await lotus.database.query("select email, password_hash from profile.users");
+    const all = [...lotus.lines.values()].flat().join("\n");
+    const secrets = [
+      user.token,
+      user.token.split(".")[2],
+      user.password,
+      wrong.password,
+      "much too much",
+      "not an address",
+    ];
+    for (const secret of [...secrets, ...rows.flatMap(({ email, password_hash }) => [email, password_hash])]) {
+      expect(all).not.toContain(secret);
+    }
+    for (const environment of lotus.house.functions.values()) {
+      const password = new URL(environment.DATABASE_URL ?? "postgres://h").password;
+      if (password !== "") expect(all).not.toContain(password);
+    }
+    expect(all).not.toMatch(/example\.(com|org)/);
+  });
+});
+
+describe("a traceparent", () => {
+  it.each([
+    ["none", undefined],
+    ["nonsense", "hello"],
+    ["of zeros", `00-${"0".repeat(32)}-${"b".repeat(16)}-01`],
+    ["with capitals", `00-${"A".repeat(32)}-${"b".repeat(16)}-01`],
+  ])("that is %s begins a new trace", (_, given) => {
+    const trace = traceFrom(given);
+    expect(trace.traceId).toMatch(/^(?!0+$|a+$)[0-9a-f]{32}$/);
+    expect(trace.spanId).toMatch(/^[0-9a-f]{16}$/);
+  });
+});

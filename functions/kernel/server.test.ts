@@ -1,0 +1,215 @@
+import { type ChildProcess, fork, spawn } from "node:child_process";
+import { once } from "node:events";
+import { Agent, createServer, type IncomingMessage, type RequestOptions, request } from "node:http";
+import { type AddressInfo, connect, type Socket } from "node:net";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { bundleOf } from "../../scripts/build.ts";
+import { ROOT } from "../../scripts/functions.ts";
+import {
+  call,
+  eventually,
+  holdAccount,
+  newUser,
+  settled,
+  startTestLotus,
+  type TestLotus,
+} from "../../scripts/testing/lotus.ts";
+import { REQUEST_BODY_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX } from "./settings.ts";
+
+let lotus: TestLotus;
+const endings: (() => Promise<unknown>)[] = [];
+beforeAll(async () => {
+  lotus = await startTestLotus();
+});
+afterEach(async () => {
+  for (const end of endings.splice(0).reverse()) await end();
+});
+afterAll(() => lotus.stop());
+
+interface Program {
+  readonly child: ChildProcess;
+  readonly url: string;
+  readonly port: number;
+  output(): string;
+  readonly ended: Promise<unknown[]>;
+}
+
+/** A function's bundle by itself, as its container runs it, with nobody in front. */
+async function start(name: string, environment: Record<string, string> = {}): Promise<Program> {
+  const child = fork(bundleOf(name), [], {
+    env: { ...lotus.house.functions.get(name), ...environment, PORT: "0" },
+    execArgv: [],
+    stdio: ["ignore", "pipe", "pipe", "ipc"],
+  });
+  let text = "";
+  for (const stream of [child.stdout, child.stderr]) stream?.on("data", (chunk: Buffer) => (text += chunk));
+  // Not "close": a child whose channel was closed by us never says that.
+  const ended = once(child, "exit");
+  endings.push(async () => {
+    child.kill("SIGKILL");
+    await ended;
+  });
+  const [message] = (await once(child, "message")) as [{ port: number }];
+  return { child, url: `http://127.0.0.1:${message.port}`, port: message.port, output: () => text, ended };
+}
+
+/** One request over an agent's connections; the answer with its body. */
+async function send(url: string, options: RequestOptions): Promise<{ answer: IncomingMessage; body: string }> {
+  const outgoing = request(url, options).end();
+  const [answer] = (await once(outgoing, "response")) as [IncomingMessage];
+  let body = "";
+  for await (const chunk of answer) body += chunk;
+  return { answer, body };
+}
+
+describe("a function's process that is told to stop", () => {
+  it("finishes what is in progress, says that the connection closes, and publishes the events", async () => {
+    const published: string[] = [];
+    const sink = createServer(async (incoming, outgoing) => {
+      let text = "";
+      for await (const chunk of incoming) text += chunk;
+      published.push(JSON.parse(text).kind);
+      outgoing.writeHead(202).end();
+    }).listen(0);
+    await once(sink, "listening");
+    endings.push(async () => sink.close());
+    const user = await newUser(lotus, 10);
+    await settled(lotus);
+    const program = await start("billing-withdraw-money", {
+      K_SINK: `http://127.0.0.1:${(sink.address() as AddressInfo).port}`,
+    });
+    const agent = new Agent({ keepAlive: true });
+    endings.push(async () => agent.destroy());
+    const headers = { authorization: `Bearer ${user.token}` };
+    const used = connect(program.port, "127.0.0.1");
+    used.write("GET / HTTP/1.1\r\nhost: x\r\n\r\n");
+    await once(used, "data");
+    const unused = connect(program.port, "127.0.0.1");
+    await once(unused, "connect");
+    const account = await holdAccount(lotus, user);
+    const answers = [1, 2, 3].map((money) =>
+      send(`${program.url}/billing/withdraw-money?money=${money}`, { method: "POST", agent, headers }),
+    );
+    await eventually("they wait for the account", async () => (await account.waiting()) === 3);
+    program.child.kill("SIGTERM");
+    // Who has nothing in progress is let go at once, and nobody new is let in.
+    await once(used, "close");
+    await eventually("no more connections are taken", () =>
+      call(program, "GET /").then(
+        () => false,
+        () => true,
+      ),
+    );
+    await account.release();
+    for (const { answer } of await Promise.all(answers))
+      expect([answer.statusCode, answer.headers.connection]).toEqual([200, "close"]);
+    // Nor is a connection waited for on which nothing was ever asked.
+    await once(unused, "close");
+    expect(await program.ended).toEqual([0, null]);
+    expect(published).toEqual(["withdrawal-done", "withdrawal-done", "withdrawal-done"]);
+    expect(program.output()).not.toContain('"level":"warning"');
+    await user.call("GET /notification");
+    await settled(lotus);
+  });
+
+  it("ends when whoever started it has died", async () => {
+    const program = await start("order-subscriptions");
+    program.child.disconnect();
+    expect(await program.ended).toEqual([0, null]);
+  });
+});
+
+describe("a function's listener", () => {
+  it("keeps connections longer than queue-proxy does", async () => {
+    const program = await start("order-subscriptions");
+    const agent = new Agent({ keepAlive: true });
+    const { answer } = await send(`${program.url}/order/subscriptions`, { agent });
+    agent.destroy();
+    expect(answer.headers).toMatchObject({ connection: "keep-alive", "keep-alive": "timeout=95" });
+  });
+
+  it("refuses a body over the limit, announced or not, and lives on", async () => {
+    const program = await start("profile-register");
+    const large = "x".repeat(REQUEST_BODY_BYTES_MAX + 1);
+    const announced = await call(program, "POST /profile/register", { body: large });
+    expect([announced.status, announced.body.code]).toEqual([413, "body-too-large"]);
+    const chunked = await fetch(`${program.url}/profile/register`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: new Blob([large]).stream(),
+      duplex: "half",
+    } as RequestInit);
+    expect([chunked.status, ((await chunked.json()) as { code: string }).code]).toEqual([413, "body-too-large"]);
+    const fits = await call(program, "POST /profile/register", { body: "x".repeat(REQUEST_BODY_BYTES_MAX) });
+    expect([fits.status, fits.body.code]).toEqual([400, "malformed-body"]);
+  });
+
+  it(`works on ${REQUESTS_IN_FLIGHT_MAX} requests, and refuses one more at once`, async () => {
+    const program = await start("profile-register");
+    const head =
+      "POST /profile/register HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
+    const sockets = await Promise.all(
+      Array.from({ length: REQUESTS_IN_FLIGHT_MAX }, async () => {
+        const socket: Socket = connect(program.port, "127.0.0.1");
+        socket.on("error", () => undefined);
+        await once(socket, "connect");
+        socket.write(`${head}{`);
+        return socket;
+      }),
+    );
+    const refused = await eventually("one more is refused", async () => {
+      const answer = await call(program, "POST /profile/register", { body: "{}" });
+      return answer.status === 503 && answer;
+    });
+    expect([refused.body.code, refused.headers.get("retry-after")]).toEqual(["unavailable", "1"]);
+    expect(refused.body.detail).toContain(`works on ${REQUESTS_IN_FLIGHT_MAX} requests already`);
+    // A body that breaks off is the end of its request, and of nothing else.
+    for (const socket of sockets) socket.destroy();
+    await eventually(
+      "there is room again",
+      async () => (await call(program, "POST /profile/register", { body: "{}" })).status === 400,
+    );
+  });
+
+  it("names the port that is taken", async () => {
+    const other = createServer().listen(0);
+    await once(other, "listening");
+    endings.push(async () => other.close());
+    const { port } = other.address() as AddressInfo;
+    const child = spawn(process.execPath, [bundleOf("order-subscriptions")], {
+      env: { ...lotus.house.functions.get("order-subscriptions"), PORT: String(port) },
+    });
+    let said = "";
+    child.stderr.on("data", (chunk) => (said += chunk));
+    expect(await once(child, "close")).toEqual([1, null]);
+    expect(said).toBe(`order-subscriptions cannot listen: Port ${port} is taken; set PORT to another.\n`);
+  });
+});
+
+describe("a bundle", () => {
+  it("is served by the functions framework's own command line as well", async () => {
+    const free = createServer().listen(0);
+    await once(free, "listening");
+    const { port } = free.address() as AddressInfo;
+    await new Promise((resolve) => free.close(resolve));
+    const child = spawn(
+      process.execPath,
+      [
+        "node_modules/.bin/functions-framework",
+        `--source=${bundleOf("order-subscriptions")}`,
+        "--target=order-subscriptions",
+      ],
+      { cwd: ROOT, env: { ...lotus.house.functions.get("order-subscriptions"), PORT: String(port) } },
+    );
+    const ended = once(child, "close");
+    endings.push(async () => {
+      child.kill("SIGKILL");
+      await ended;
+    });
+    const url = `http://127.0.0.1:${port}`;
+    const answer = await eventually("it listens", () =>
+      call({ url }, "GET /order/subscriptions").catch(() => undefined),
+    );
+    expect([answer.status, answer.body]).toEqual([200, (await call(lotus, "GET /order/subscriptions")).body]);
+  });
+});

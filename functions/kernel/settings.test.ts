@@ -1,0 +1,75 @@
+import { execFile } from "node:child_process";
+import { promisify } from "node:util";
+import { describe, expect, it } from "vitest";
+import { bundleOf } from "../../scripts/build.ts";
+import { readSettings, SettingsError } from "./settings.ts";
+
+const run = promisify(execFile);
+
+describe("the settings", () => {
+  it("have defaults for what a function can do without, and an empty variable counts as none", () => {
+    expect(readSettings({ PORT: "", KAFKA_BROKERS: "" })).toEqual({
+      PORT: 8080,
+      KAFKA_SASL_MECHANISM: "scram-sha-512",
+    });
+  });
+
+  it("read a list of brokers", () => {
+    expect(readSettings({ KAFKA_BROKERS: "one:9092, two:9093" }).KAFKA_BROKERS).toEqual(["one:9092", "two:9093"]);
+  });
+
+  it.each([
+    [{ PORT: "http" }, 'The environment variable PORT must be a port number, 0 to 65535; "http" is not.'],
+    [{ PORT: "65536" }, 'The environment variable PORT must be a port number, 0 to 65535; "65536" is not.'],
+    [
+      { DATABASE_URL: "mysql://u:hidden@h/n" },
+      "The environment variable DATABASE_URL must be a URL that begins with postgres:// or postgresql://; its value is not.",
+    ],
+    [
+      { DATABASE_RELAY_URL: "http://h" },
+      "The environment variable DATABASE_RELAY_URL must be a URL that begins with ws:// or wss://; its value is not.",
+    ],
+    [
+      { KAFKA_BROKERS: "one:9092,two" },
+      'The environment variable KAFKA_BROKERS must be host:port, several separated by commas; "one:9092,two" is not.',
+    ],
+    [
+      { K_SINK: "broker" },
+      'The environment variable K_SINK must be a URL that begins with http:// or https://; "broker" is not.',
+    ],
+  ])("refuse %j with a sentence", (environment, sentence) => {
+    expect(() => readSettings(environment)).toThrow(new SettingsError(sentence));
+  });
+
+  it("name all that is wrong at once", () => {
+    expect(() => readSettings({ PORT: "x", K_SINK: "y" })).toThrow(/PORT must be .*\n.*K_SINK must be /);
+  });
+});
+
+describe("a function whose environment is wrong", () => {
+  const database = { DATABASE_URL: "postgres://billing@127.0.0.1:1/lotus" };
+
+  it.each([
+    [
+      "a variable that cannot be used",
+      { PORT: "http" },
+      'The environment variable PORT must be a port number, 0 to 65535; "http" is not.',
+    ],
+    ["a variable that is missing", {}, "The environment variable DATABASE_URL is not set, and this function needs it."],
+    [
+      "a file that is missing",
+      { ...database, JWKS_FILE: "/nowhere/jwks.json" },
+      "The file that JWKS_FILE names, /nowhere/jwks.json, cannot be read: ENOENT: no such file or directory, open '/nowhere/jwks.json'.",
+    ],
+    [
+      "a password file that is missing",
+      { ...database, JWKS_FILE: bundleOf("billing-balance"), DATABASE_PASSWORD_FILE: "/nowhere/password" },
+      "The file that DATABASE_PASSWORD_FILE names, /nowhere/password, cannot be read: ENOENT: no such file or directory, open '/nowhere/password'.",
+    ],
+  ])("ends with the sentence and exit code 1: %s", async (_, environment, sentence) => {
+    const failed = await run(process.execPath, [bundleOf("billing-balance")], {
+      env: { PORT: "0", ...environment },
+    }).catch((error) => error);
+    expect([failed.code, failed.stdout, failed.stderr]).toEqual([1, "", `${sentence}\n`]);
+  });
+});

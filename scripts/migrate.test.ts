@@ -1,0 +1,142 @@
+import { randomUUID } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { Client } from "pg";
+import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
+import { migrate, ROLES, type Role, readPasswords } from "./migrate.ts";
+
+const name = `test_${randomUUID().replaceAll("-", "")}`;
+const url = inject("templateUrl").replace(/\/lotus$/, `/${name}`);
+let server: Client;
+let passwords: Record<Role, string>;
+beforeAll(async () => {
+  server = new Client({ connectionString: inject("templateUrl").replace(/\/lotus$/, "/postgres") });
+  await server.connect();
+  await server.query(`create database ${name}`);
+  passwords = await readPasswords(inject("secrets"));
+});
+afterAll(async () => {
+  await server.query(`drop database ${name}`);
+  await server.end();
+});
+
+/** What every role sees and may do: tables, functions, subscriptions, applied migrations. */
+async function shape(): Promise<unknown[]> {
+  const client = new Client({ connectionString: url });
+  await client.connect();
+  const queries = [
+    "select oid::regclass::text as table, relacl::text from pg_class where relkind in ('r', 'i') and relnamespace >= 16384 order by oid",
+    "select oid::regprocedure::text as function, proacl::text from pg_proc where pronamespace >= 16384 order by oid",
+    "select * from events.subscriptions order by subscriber",
+  ];
+  const rows = [];
+  for (const query of queries) rows.push((await client.query(query)).rows);
+  await client.end();
+  return rows;
+}
+
+describe("migrate", () => {
+  it("run twice at the same time on an empty database, applies each migration once", async () => {
+    const applied = await Promise.all([migrate(url, passwords), migrate(url, passwords)]);
+    const [none, all] = applied.toSorted((one, other) => one.length - other.length);
+    expect(none).toEqual([]);
+    expect(all).toEqual([
+      "events/001-events",
+      "profile/001-users",
+      "billing/001-ledger",
+      "order/001-orders",
+      "notification/001-notifications",
+    ]);
+  });
+
+  it("has nothing to do the next time, and changes nothing", async () => {
+    const before = await shape();
+    expect(await migrate(url, passwords)).toEqual([]);
+    expect(await shape()).toEqual(before);
+  });
+
+  it("writes down which trigger listens to which topic, and forgets one that is gone", async () => {
+    const client = new Client({ connectionString: url });
+    await client.connect();
+    await client.query("insert into events.subscriptions values ('user-registered', 'gone-long-ago')");
+    await migrate(url, passwords);
+    const { rows } = await client.query("select * from events.subscriptions order by topic");
+    await client.end();
+    expect(rows).toEqual([
+      { topic: "notification-requested", subscriber: "notification-store" },
+      { topic: "user-registered", subscriber: "billing-open-account" },
+    ]);
+  });
+
+  it("says whose password is missing", async () => {
+    await expect(readPasswords("/nowhere")).rejects.toThrow(
+      /^There is no password for the role events: \/nowhere\/database-events\/password cannot be read\. Start Lotus once, or write it\.$/,
+    );
+  });
+});
+
+describe("the role", () => {
+  const user = "00000000-0000-0000-0000-00000000000a";
+  const everyone = ROLES.map((role) => role);
+
+  async function as(role: Role, statement: string): Promise<string> {
+    const at = new URL(url);
+    at.username = role;
+    at.password = (await readFile(join(inject("secrets"), `database-${role}`, "password"), "utf8")).trim();
+    const client = new Client({ connectionString: at.href });
+    await client.connect();
+    try {
+      await client.query(statement);
+      return "allowed";
+    } catch (error) {
+      return `${(error as { code: string }).code}`;
+    } finally {
+      await client.end();
+    }
+  }
+
+  const forbidden: [Role, string][] = [
+    ...everyone.flatMap((role): [Role, string][] => [
+      [role, `insert into billing.transfers select '${user}', 1, 'deposit', null, null, 1, 1, null, now(), ''`],
+      [role, "update billing.accounts set balance = 1"],
+      [role, "delete from billing.transfers"],
+      [role, `select billing.transfer('${user}', 'deposit', 1, null)`],
+      [role, "update events.outbox set awaiting = '{}'"],
+      [role, "delete from events.idempotency_keys"],
+      [role, "create table public.mine ()"],
+    ]),
+    ...everyone.filter((role) => role !== "profile").map((role): [Role, string] => [role, "select from profile.users"]),
+    ...everyone
+      .filter((role) => role !== "billing")
+      .map((role): [Role, string] => [role, "select from billing.accounts"]),
+    ...everyone
+      .filter((role) => role !== "order")
+      .map((role): [Role, string] => [role, `select billing.charge('${user}', 1, null)`]),
+    ...everyone.filter((role) => role !== "order").map((role): [Role, string] => [role, 'select from "order".orders']),
+    ...everyone
+      .filter((role) => role !== "notification")
+      .map((role): [Role, string] => [role, "select from notification.notifications"]),
+    ...everyone
+      .filter((role) => role !== "events")
+      .map((role): [Role, string] => [role, "select events.claim('1 second', 1)"]),
+    ["order", `select billing.move_money('${user}', '', 'deposit', 1, null, null, '', null)`],
+    ["order", 'update "order".subscriptions set price = 1'],
+    ["order", 'update "order".orders set price = 1'],
+    ["profile", "update profile.users set password_hash = ''"],
+    ["notification", "delete from notification.notifications"],
+  ];
+
+  it("of each service can do its own work", async () => {
+    expect(await as("profile", "select from profile.users")).toBe("allowed");
+    expect(await as("billing", "select from billing.transfers")).toBe("allowed");
+    expect(await as("order", `select billing.charge('${user}', 1, null)`)).toBe("allowed");
+    expect(await as("notification", "select from notification.notifications")).toBe("allowed");
+    expect(await as("events", "select from events.dead_letters")).toBe("allowed");
+  });
+
+  it("of another may not: each is refused what is not its own", async () => {
+    const outcomes = [];
+    for (const [role, statement] of forbidden) outcomes.push([role, statement, await as(role, statement)]);
+    expect(outcomes).toEqual(forbidden.map(([role, statement]) => [role, statement, "42501"]));
+  });
+});

@@ -1,0 +1,144 @@
+import { execFile } from "node:child_process";
+import { chmod, mkdir, mkdtemp, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { Client } from "pg";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type Lotus, startLotus } from "./local/lotus.ts";
+import { type Postgres, startPostgres } from "./postgres.ts";
+import { call, eventually, meanwhile, newUser, untilAnswered } from "./testing/lotus.ts";
+import { verifyLedger } from "./verify-ledger.ts";
+
+const FLAGS = ["-c", "fsync=off"];
+const isRoot = process.getuid?.() === 0;
+let folder: string;
+let postgres: Postgres;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "lotus-postgres-"));
+  await chmod(folder, 0o711);
+  postgres = await startPostgres(join(folder, "postgres"), FLAGS);
+});
+afterAll(async () => {
+  await postgres?.stop();
+  await rm(folder, { recursive: true, force: true });
+});
+
+/** As a machine that loses power would: nobody gets a word out. */
+async function kill(server: Postgres): Promise<void> {
+  const ended = new Promise((resolve) => server.process.once("exit", resolve));
+  server.process.kill("SIGKILL");
+  await ended;
+}
+
+describe("a Postgres of one's own", () => {
+  it("is the owner's, who is no superuser, and asks for a password", async () => {
+    const client = new Client({ connectionString: postgres.adminUrl });
+    await client.connect();
+    const { rows } = await client.query(
+      "select rolname, rolsuper, rolcreaterole from pg_roles where rolname = current_user",
+    );
+    expect(rows).toEqual([{ rolname: "lotus", rolsuper: false, rolcreaterole: true }]);
+    await client.end();
+    const stranger = new Client({ connectionString: postgres.adminUrl.replace(/:[^:@]+@/, ":wrong@") });
+    await expect(stranger.connect()).rejects.toThrow(/password authentication failed/);
+  });
+
+  it("keeps its passwords from others", async () => {
+    expect((await stat(join(folder, "postgres/passwords.json"))).mode & 0o077).toBe(0);
+  });
+
+  it("that a killed run has left behind is stopped by the next one, which has its data", async () => {
+    const client = new Client({ connectionString: postgres.adminUrl });
+    await client.connect();
+    client.on("error", () => undefined);
+    await client.query("create table kept as select 42 as number");
+    const leftover = postgres;
+    const ended = new Promise((resolve) => leftover.process.once("exit", resolve));
+    postgres = await startPostgres(join(folder, "postgres"), FLAGS);
+    await ended;
+    const again = new Client({ connectionString: postgres.adminUrl });
+    await again.connect();
+    expect((await again.query("select number from kept")).rows).toEqual([{ number: 42 }]);
+    await again.query("drop table kept");
+    await again.end();
+    await client.end().catch(() => undefined);
+  });
+
+  it("cannot be where a file is", async () => {
+    const file = join(folder, "a-file");
+    await writeFile(file, "");
+    await expect(startPostgres(join(file, "postgres"))).rejects.toMatchObject({ code: "ENOTDIR" });
+  });
+
+  it.skipIf(isRoot)("cannot be where nothing may be written", async () => {
+    const closed = join(folder, "closed");
+    await mkdir(closed, { mode: 0o500 });
+    await expect(startPostgres(closed)).rejects.toMatchObject({ code: "EACCES", path: closed });
+  });
+
+  it.runIf(isRoot)("runs for root in a folder that others cannot enter", async () => {
+    const closed = join(folder, "closed");
+    await mkdir(closed, { mode: 0o700 });
+    const hidden = await startPostgres(join(closed, "postgres"), FLAGS);
+    const client = new Client({ connectionString: hidden.adminUrl });
+    await client.connect();
+    expect((await client.query("select 1 as one")).rows).toEqual([{ one: 1 }]);
+    await client.end();
+    const { stdout } = await promisify(execFile)("ps", ["-o", "uid=", "-p", String(hidden.process.pid)]);
+    expect(Number(stdout)).not.toBe(0);
+    await hidden.stop();
+  });
+});
+
+describe("Lotus, when its Postgres is killed", () => {
+  let lotus: Lotus;
+  beforeAll(async () => {
+    lotus = await startLotus({ port: 0, folder, databaseUrl: postgres.adminUrl, built: true });
+  });
+  afterAll(() => lotus?.stop());
+
+  it("says so meanwhile, loses nothing that it has answered, and goes on by itself", async () => {
+    const user = await newUser(lotus, 1000);
+    await kill(postgres);
+    for (const request of ["GET /billing/balance", "GET /notification", "POST /order/pay?idSubscription=1"]) {
+      const { status, headers, body } = await user.call(request);
+      // The connection that was idle when the server died is found out by the first statement that uses it.
+      expect([status, body.code]).toEqual([503, expect.stringMatching(/^(unavailable|outcome-unknown)$/)]);
+      if (body.code === "unavailable") expect(headers.get("retry-after")).toBe("1");
+    }
+    expect((await call(lotus, "GET /profile/jwks")).status).toBe(200);
+    postgres = await startPostgres(join(folder, "postgres"), FLAGS, postgres.port);
+    expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 1000 });
+    expect((await user.call("GET /notification")).body).toHaveLength(2);
+  });
+
+  it("again and again during payments with keys, charges for each of them once", async () => {
+    const user = await newUser(lotus, 1000);
+    let restarting: Promise<void> | undefined;
+    const crash = () => {
+      restarting ??= kill(postgres).then(async () => {
+        postgres = await startPostgres(join(folder, "postgres"), FLAGS, postgres.port);
+        restarting = undefined;
+      });
+    };
+    let paid = 0;
+    const pay = async () => {
+      while (paid++ < 50) expect((await untilAnswered(user, "POST /order/pay?idSubscription=1")).status).toBe(200);
+    };
+    await meanwhile(700, crash, () => Promise.all([pay(), pay(), pay()]));
+    await restarting;
+    expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 500 });
+    const told = (await user.call("GET /notification?limit=100")).body as { message: string }[];
+    expect(told.filter(({ message }) => message.includes("You pay for order"))).toHaveLength(50);
+    const client = new Client({ connectionString: postgres.adminUrl });
+    await client.connect();
+    expect(await verifyLedger(client)).toBeUndefined();
+    await eventually("the outbox is empty", async () => {
+      await client.query("update events.outbox set attempted_at = '-infinity'");
+      await lotus.tick();
+      return (await client.query("select from events.outbox")).rowCount === 0;
+    });
+    await client.end();
+  });
+});

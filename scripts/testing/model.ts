@@ -1,0 +1,83 @@
+/** What one user's Lotus must look like from outside: a few lines that know nothing of databases, events or processes. */
+import { message } from "../../functions/notification/message.ts";
+
+/** In cents. The last one is not for sale. */
+const SUBSCRIPTIONS: Readonly<Record<number, number>> = { 1: 1_000, 2: 9_500, 3: 120_000 };
+
+export type Command =
+  | { readonly kind: "deposit" | "withdrawal" | "create"; readonly cents: number }
+  | { readonly kind: "pay"; readonly subscription: number }
+  | { readonly kind: "pay-at-once"; readonly times: number };
+
+/** An answer, as far as it can be foretold. */
+export interface Expected {
+  readonly status: number;
+  readonly body: object;
+}
+
+const decimal = (cents: number) => String(cents / 100);
+
+export class ModelAccount {
+  #cents = 0;
+  /** Oldest first. */
+  readonly messages: string[] = [message({ kind: "welcome", userId: "", recipient: "" })];
+  readonly transfers: object[] = [];
+  readonly orders: object[] = [];
+
+  get balance(): number {
+    return this.#cents / 100;
+  }
+
+  /** Does it, and gives the answers: one, or as many as there are requests, in the order in which they take effect. */
+  run(command: Command): Expected[] {
+    switch (command.kind) {
+      case "deposit":
+      case "withdrawal":
+        return [this.#move(command.kind, command.cents)];
+      case "create":
+        return [this.#order(command.cents, null, 201)];
+      case "pay":
+        return [this.#pay(command.subscription)];
+      case "pay-at-once":
+        return Array.from({ length: command.times }, () => this.#pay(1));
+    }
+  }
+
+  #pay(subscription: number): Expected {
+    const price = SUBSCRIPTIONS[subscription];
+    if (price === undefined) return { status: 404, body: { code: "unknown-subscription" } };
+    return this.#order(price, subscription, 200);
+  }
+
+  #order(price: number, idSubscription: number | null, status: number): Expected {
+    const paid = this.#transfer("charge", -price);
+    const order = { idSubscription, price: price / 100, status: paid ? "paid" : "refused" };
+    this.orders.push(order);
+    this.#tell(paid ? "order-paid" : "order-refused", price);
+    if (!paid) return { status: 400, body: { code: "insufficient-funds", balance: this.balance, order } };
+    return { status, body: { balance: this.balance, order } };
+  }
+
+  #move(kind: "deposit" | "withdrawal", cents: number): Expected {
+    const done = this.#transfer(kind, kind === "deposit" ? cents : -cents);
+    this.#tell(`${kind}-${done ? "done" : "refused"}`, cents);
+    if (!done) return { status: 400, body: { code: "insufficient-funds", balance: this.balance } };
+    return { status: 200, body: { balance: this.balance } };
+  }
+
+  #transfer(kind: string, change: number): boolean {
+    if (this.#cents + change < 0) return false;
+    this.#cents += change;
+    const number = this.transfers.length + 1;
+    this.transfers.push({ number, kind, amount: Math.abs(change) / 100, balanceAfter: this.balance });
+    return true;
+  }
+
+  #tell(
+    kind: `${"deposit" | "withdrawal"}-${"done" | "refused"}` | `order-${"paid" | "refused"}`,
+    cents: number,
+  ): void {
+    const amounts = { amount: decimal(cents), balance: decimal(this.#cents) };
+    this.messages.push(message({ kind, userId: "", recipient: "", orderId: "", ...amounts }));
+  }
+}
