@@ -3,30 +3,46 @@ import * as v from "valibot";
 import { query } from "#kernel/database";
 import { endpoint } from "#kernel/endpoint";
 import type { Envelope } from "#kernel/outbox";
+import { PAGE_ROWS_MAX } from "#kernel/settings";
 import { NotificationRequested } from "./events.ts";
-import { Notification, storeNotification } from "./notification.ts";
+import { Notification, type NotificationRow, type Requested, storeNotifications } from "./notification.ts";
 
-/** Events that one look finds, and looks in one request: what is older than that the trigger will store. */
-const UNSETTLED_EVENTS_MAX = 100;
+/** Events that one look finds, the newest first: more than a page has. And looks in one request: the rest the trigger will store. */
+const UNSETTLED_EVENTS_MAX = PAGE_ROWS_MAX + 1;
 const LOOKS_MAX = 20;
-
-interface Row {
-  id: string;
-  message: string;
-  email: string;
-  created_at: string;
-}
 
 /** The rows after that notification of the caller's; without one, from the first. Somebody else's is followed by nothing. */
 const SELECT = `select
   coalesce((select jsonb_agg(n) from (
-    select id, message, email, created_at from notification.notifications
-    where user_id = $1 and (created_at, id) < (
+    select id, message, email, to_char(created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at
+    from notification.notifications t
+    where user_id = $1 and (t.created_at, id) < (
       case when $2::uuid is null then 'infinity'
         else (select created_at from notification.notifications where id = $2 and user_id = $1) end,
       coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
-    order by created_at desc, id desc limit $3) n), '[]') as page,
+    order by t.created_at desc, id desc limit $3) n), '[]') as page,
   events.unsettled($1, 'notification-requested', 'notification-store', $4) as unsettled`;
+
+/** Of the caller's unsettled events those that ask for a notification of theirs; what else there is, the trigger judges. */
+function requestedOf(unsettled: readonly Envelope[], userId: string): Requested[] {
+  return unsettled.flatMap(({ event }) => {
+    const data = v.safeParse(NotificationRequested, event.data);
+    if (!data.success || data.output.userId !== userId || event.time === undefined) return [];
+    return [{ key: event.id, time: event.time, data: data.output }];
+  });
+}
+
+/** Newest first. Times are of one form, to the microsecond in UTC, so their texts are in the order of the times. */
+function newestFirst(a: NotificationRow, b: NotificationRow): number {
+  return a.created_at === b.created_at ? (a.id < b.id ? 1 : -1) : a.created_at < b.created_at ? 1 : -1;
+}
+
+const present = ({ id, message, email, created_at }: NotificationRow) => ({
+  id,
+  message,
+  email,
+  createdAt: new Date(created_at).toISOString(),
+});
 
 export default endpoint({
   method: "GET",
@@ -34,36 +50,22 @@ export default endpoint({
   page: v.tuple([v.pipe(v.string(), v.uuid())]),
   answers: { 200: v.array(Notification) },
   async handle({ user, page }) {
+    const answer = (rows: readonly NotificationRow[]) => page.answer(rows, ({ id }) => [id], present);
     for (let look = 1; ; look++) {
-      const [row] = await query<{ page: Row[]; unsettled: Envelope[] }>("notifications", SELECT, [
+      const [row] = await query<{ page: NotificationRow[]; unsettled: Envelope[] }>("notifications", SELECT, [
         user.id,
         page.after?.[0] ?? null,
         page.limit + 1,
         UNSETTLED_EVENTS_MAX,
       ]);
-      const pending = (row?.unsettled ?? []).map(({ event }) => ({
-        event,
-        data: v.safeParse(NotificationRequested, event.data),
-      }));
-      const storable = pending.filter(({ data }) => data.success);
-      if (storable.length === 0 || look === LOOKS_MAX) {
-        return page.answer(
-          row?.page ?? [],
-          ({ id }) => [id],
-          ({ id, message, email, created_at }) => ({
-            id,
-            message,
-            email,
-            createdAt: new Date(created_at).toISOString(),
-          }),
-        );
-      }
+      const { page: rows, unsettled } = row ?? { page: [], unsettled: [] };
+      const requested = requestedOf(unsettled, user.id);
+      if (requested.length === 0 || look === LOOKS_MAX) return answer(rows);
       // The same statement as the trigger's: whichever comes first, the other changes nothing.
-      await Promise.all(
-        storable.map(({ event, data }) =>
-          storeNotification(event.id, event.time ?? "", data.output as v.InferOutput<typeof NotificationRequested>),
-        ),
-      );
+      const stored = await storeNotifications(requested);
+      // On the first page all that was on its way is known now; another one has to be looked up again.
+      const known = page.after === undefined && unsettled.length < UNSETTLED_EVENTS_MAX;
+      if (known) return answer([...rows, ...stored].sort(newestFirst).slice(0, page.limit + 1));
     }
   },
 });

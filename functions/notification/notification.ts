@@ -11,21 +11,42 @@ export const Notification = v.object({
   createdAt: v.pipe(v.string(), v.isoTimestamp()),
 });
 
-/**
- * Stores the notification that an event asks for, and settles the event, in one transaction.
- * @param key the event's key, which becomes the notification's id
- * @param time when it happened: the order in which notifications are shown
- */
-export async function storeNotification(
-  key: string,
-  time: string,
-  data: v.InferOutput<typeof NotificationRequested>,
-): Promise<void> {
-  await query("store-notification", "select notification.store($1, $2, $3, $4, $5)", [
-    key,
-    data.userId,
-    data.recipient,
-    message(data),
-    time,
-  ]);
+/** A notification that is asked for. */
+export interface Requested {
+  /** The event's key, which becomes the notification's id. */
+  readonly key: string;
+  /** When it happened: the order in which notifications are shown. RFC 3339. */
+  readonly time: string;
+  readonly data: v.InferOutput<typeof NotificationRequested>;
+}
+
+/** A row of notification.notifications. */
+export interface NotificationRow {
+  readonly id: string;
+  readonly message: string;
+  readonly email: string;
+  readonly created_at: string;
+}
+
+/** Stores notifications and settles the events that ask for them, in one statement. Returns them as they are stored. */
+export async function storeNotifications(requested: readonly Requested[]): Promise<NotificationRow[]> {
+  const rows = requested.map(({ key, time, data }) => ({
+    id: key,
+    message: message(data),
+    email: data.recipient,
+    created_at: time,
+  }));
+  await query(
+    "store-notifications",
+    `select notification.store(id, user_id, email, message, created_at)
+      from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[]) r (id, user_id, email, message, created_at)`,
+    [
+      rows.map(({ id }) => id),
+      requested.map(({ data }) => data.userId),
+      rows.map(({ email }) => email),
+      rows.map(({ message }) => message),
+      rows.map(({ created_at }) => created_at),
+    ],
+  );
+  return rows;
 }
