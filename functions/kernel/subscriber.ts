@@ -68,6 +68,19 @@ function keyOf({ id, source, type, time }: Record<string, string>): string {
   return `${hash.slice(0, 8)}-${hash.slice(8, 12)}-8${hash.slice(13, 16)}-8${hash.slice(17, 20)}-${hash.slice(20, 32)}`;
 }
 
+const UTC_TIME = /^(?!0000)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z$/;
+
+/**
+ * The event's time (RFC 3339) as Postgres takes it: as it came when it is such a time in UTC, microseconds included; what JavaScript
+ * understands besides, such as another zone or 31 February, in UTC; now, when there is none.
+ */
+function timeOf(time = ""): string {
+  const at = new Date(time);
+  const text = Number.isNaN(at.getTime()) ? "" : at.toISOString();
+  if (!UTC_TIME.test(text)) return new Date().toISOString();
+  return UTC_TIME.test(time) && time.startsWith(text.slice(0, 19)) ? time : text;
+}
+
 /** What the framework hands over: attributes beside `data`, or, for a request that is no binary CloudEvent, its bare body. */
 function read(event: CloudEvent | Buffer): { attributes: Record<string, string>; body: Buffer | undefined } {
   const whole = Buffer.isBuffer(event) ? (parseJson(event) as CloudEvent) : event;
@@ -145,9 +158,7 @@ export function toCloudEventFunction(source: string, description: Subscriber) {
         await description.handle({
           key: keyOf(attributes),
           data: data as never,
-          time: Number.isNaN(Date.parse(attributes.time ?? ""))
-            ? new Date().toISOString()
-            : (attributes.time as string),
+          time: timeOf(attributes.time),
           attributes,
           body,
           source,
