@@ -24,11 +24,11 @@ interface Known {
 /** Checking a signature costs more than the rest of a small request; a token is checked once a process. */
 const knownTokens = new Map<string, Known>();
 let keys: JWTVerifyGetKey | undefined;
-let keysReadAt = 0;
+/** The first reading does not count: a key may be made right after it. */
+let keysRenewedAt = 0;
 
 async function readKeys(): Promise<JWTVerifyGetKey> {
   const { createLocalJWKSet } = await import("jose");
-  keysReadAt = Date.now();
   keys = createLocalJWKSet(JSON.parse(readSettingFile("JWKS_FILE")) as JSONWebKeySet);
   return keys;
 }
@@ -49,7 +49,8 @@ async function verify(token: string): Promise<Known> {
   const checked = await check(keys ?? (await readKeys())).catch(async (error: unknown) => {
     // A key made by rotation after this process began: the mounted file has it by now.
     const unknownKey = error instanceof errors.JWKSNoMatchingKey;
-    if (!unknownKey || Date.now() - keysReadAt < KEY_RELOAD_MILLISECONDS_MIN) throw error;
+    if (!unknownKey || Date.now() - keysRenewedAt < KEY_RELOAD_MILLISECONDS_MIN) throw error;
+    keysRenewedAt = Date.now();
     return check(await readKeys());
   });
   const { sub, email, exp } = checked.payload;
