@@ -2,7 +2,7 @@
 import { type JsonSchema, toJsonSchema } from "@valibot/to-json-schema";
 import type * as v from "valibot";
 import type { Endpoint } from "#kernel/endpoint";
-import { type ProblemCode, statusOf, titleOf } from "#kernel/problem";
+import { PROBLEM_CODES, type ProblemCode, statusOf, titleOf } from "#kernel/problem";
 import { IDEMPOTENCY_KEY_LENGTH_MAX, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX } from "#kernel/settings";
 import type { LotusFunction } from "./functions.ts";
 
@@ -24,8 +24,8 @@ function commonRefusals({ method, caller, body, query, page, idempotent }: Endpo
   if (caller === "user") codes.push("unauthenticated");
   if (query || body || page) codes.push("invalid-request");
   if (body) codes.push("malformed-body", "unsupported-media-type");
-  if (method === "POST") codes.push("body-too-large");
-  if (idempotent) codes.push("idempotency-key-reused", "outcome-unknown");
+  if (method === "POST") codes.push("body-too-large", "outcome-unknown");
+  if (idempotent) codes.push("idempotency-key-reused");
   return codes;
 }
 
@@ -101,9 +101,10 @@ const PROBLEM: object = {
     type: { type: "string" },
     title: { type: "string" },
     status: { type: "integer" },
-    code: { type: "string" },
+    code: { enum: PROBLEM_CODES },
     detail: { type: "string" },
-    balance: { type: "number" },
+    balance: { type: "number", description: "Of the caller's account, where money was asked for." },
+    order: { type: "object", description: "The order that was refused." },
     errors: {
       type: "array",
       items: { type: "object", properties: { field: { type: "string" }, detail: { type: "string" } } },

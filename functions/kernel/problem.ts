@@ -22,6 +22,9 @@ const PROBLEMS = {
 
 export type ProblemCode = keyof typeof PROBLEMS;
 
+/** All of them. */
+export const PROBLEM_CODES = Object.keys(PROBLEMS) as ProblemCode[];
+
 /** The codes that go with a status. */
 export type CodeOf<Status extends number> = {
   [Code in ProblemCode]: (typeof PROBLEMS)[Code][0] extends Status ? Code : never;
