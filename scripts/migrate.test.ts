@@ -118,7 +118,7 @@ describe("the role", () => {
       .map((role): [Role, string] => [role, "select from notification.notifications"]),
     ...everyone
       .filter((role) => role !== "events")
-      .map((role): [Role, string] => [role, "select events.claim('1 second', 1)"]),
+      .map((role): [Role, string] => [role, "select events.claim('1 second', 1, 1)"]),
     ["order", `select billing.move_money('${user}', '', 'deposit', 1, null, null, '', null)`],
     ["order", 'update "order".subscriptions set price = 1'],
     ["order", 'update "order".orders set price = 1'],
@@ -132,6 +132,12 @@ describe("the role", () => {
     expect(await as("order", `select billing.charge('${user}', 1, null)`)).toBe("allowed");
     expect(await as("notification", "select from notification.notifications")).toBe("allowed");
     expect(await as("events", "select from events.dead_letters")).toBe("allowed");
+  });
+
+  it("of each service may run no statement for longer than ten seconds", async () => {
+    // Anything else divides by zero.
+    const check = "select 1 / (current_setting('statement_timeout') = '10s')::int";
+    for (const role of ROLES) expect(await as(role, check)).toBe("allowed");
   });
 
   it("of another may not: each is refused what is not its own", async () => {

@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { runner } from "node-pg-migrate";
 import { Client } from "pg";
+import { STATEMENT_MILLISECONDS_MAX } from "#kernel/settings";
 import { adminUrl, SECRETS } from "./admin.ts";
 import { findFunctions, ROOT } from "./functions.ts";
 
@@ -32,6 +33,7 @@ async function createRoles(client: Client, passwords: Record<Role, string>): Pro
     const { rowCount } = await client.query("select from pg_roles where rolname = $1", [role]);
     if (rowCount === 0) await client.query(`create role ${name} login`);
     await client.query(`alter role ${name} password ${client.escapeLiteral(passwords[role])}`);
+    await client.query(`alter role ${name} set statement_timeout = ${STATEMENT_MILLISECONDS_MAX}`);
   }
 }
 
@@ -52,6 +54,13 @@ async function writeSubscriptions(client: Client): Promise<void> {
   );
 }
 
+/** Neon's pooler hands each transaction to another session, and a lock is a session's: past it, the same database. */
+function withoutPooler(url: string): string {
+  const direct = new URL(url);
+  direct.hostname = direct.hostname.replace(/-pooler(?=\..*\.neon\.tech$)/, "");
+  return direct.href;
+}
+
 /**
  * Migrates a database. Safe to repeat, and to run twice at the same time.
  * @param url connects as the owner of the database, who may create roles
@@ -59,7 +68,7 @@ async function writeSubscriptions(client: Client): Promise<void> {
  * @returns the names of the migrations that were applied
  */
 export async function migrate(url: string, passwords: Record<Role, string>): Promise<string[]> {
-  const client = new Client({ connectionString: url });
+  const client = new Client({ connectionString: withoutPooler(url) });
   await client.connect();
   try {
     await client.query("select pg_advisory_lock($1)", [LOCK]);
