@@ -65,6 +65,8 @@ function send(
     });
     outgoing.once("close", () => {
       upstream.destroy();
+      // An answer may come before the body has been sent: the rest of it must not stand before the next request.
+      incoming.unpipe().resume();
       resolve(true);
     });
   });

@@ -1,6 +1,7 @@
 /** The whole system on one machine: database, relay, gateway, event bus, functions. What `npm start` and the tests run. */
 import { randomUUID } from "node:crypto";
 import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer, type Server } from "node:http";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { Cron } from "croner";
@@ -13,7 +14,7 @@ import { type Relay, startRelay } from "../relay.ts";
 import { createTopics } from "../topics.ts";
 import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
-import { createGateway, listen } from "./gateway.ts";
+import { createGateway, type Listening, listen } from "./gateway.ts";
 import { type House, readHouse } from "./house.ts";
 import { runKafkaSource } from "./kafka-source.ts";
 import { ensureSecrets } from "./secrets.ts";
@@ -84,6 +85,15 @@ async function refuseSecondRun(folder: string): Promise<void> {
   }
 }
 
+/** Listens where people were told. @throws {Error} a sentence that names another port */
+function listenAt(server: Server, port: number): Promise<Listening> {
+  return listen(server, port).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== "EADDRINUSE" && error.code !== "EACCES") throw error;
+    const why = error.code === "EADDRINUSE" ? "is taken by another program" : "may not be used by you";
+    throw new Error(`Port ${port} ${why}. Choose another: npm start -- --port ${port + 1}`);
+  });
+}
+
 /** Fires a PingSource once. */
 async function ping(source: House["pingSources"][number], url: string): Promise<void> {
   const { metadata, spec } = source;
@@ -117,6 +127,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
   try {
     await mkdir(folder, { recursive: true });
     await refuseSecondRun(folder);
+    // Asked now, so that nobody waits for a database and a build to hear of a busy port.
+    await (await listenAt(createServer(), options.port)).stop();
     const postgresFolder = join(folder, "postgres");
     const secrets = join(folder, "secrets");
     if (options.fresh) await step("Forgetting the old data", () => erasePostgres(postgresFolder));
@@ -224,11 +236,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     }
 
     const gateway = createGateway(house.routes, functions);
-    const listening = await listen(gateway, options.port).catch((error: NodeJS.ErrnoException) => {
-      if (error.code !== "EADDRINUSE" && error.code !== "EACCES") throw error;
-      const why = error.code === "EADDRINUSE" ? "is taken by another program" : "may not be used by you";
-      throw new Error(`Port ${options.port} ${why}. Choose another: npm start -- --port ${options.port + 1}`);
-    });
+    const listening = await listenAt(gateway, options.port);
     endings.push(() => listening.stop());
     const url = `http://localhost:${listening.port}`;
     await writeFile(join(folder, STATE_FILE), JSON.stringify({ url, pid: process.pid }));
