@@ -98,15 +98,15 @@ describe("npm start", () => {
 
   it("finishes requests that are in progress when it is told to stop", async () => {
     const lotus = await start("--quiet");
-    const user = await newUser(lotus, 1000);
+    const users = await Promise.all(Array.from({ length: 5 }, () => newUser(lotus, 1000)));
     const database = new Client({
       connectionString: await readFile(join(folder, "secrets/database-admin/url"), "utf8"),
     });
     await database.connect();
-    // Whoever holds the account's row holds the requests.
+    // Whoever holds the accounts' rows holds the requests.
     await database.query("begin; select from billing.accounts where balance = 100000 for update");
-    const answers = Promise.all(Array.from({ length: 5 }, () => user.call("POST /billing/withdraw-money?money=1")));
-    await eventually("five requests wait for the row", async () => {
+    const answers = Promise.all(users.map((user) => user.call("POST /billing/withdraw-money?money=1")));
+    await eventually("five requests wait for their rows", async () => {
       const { rows } = await database.query("select from pg_locks where not granted");
       return rows.length === 5;
     });

@@ -1,6 +1,6 @@
 /** Putting money on an account and taking it off: one statement, one transaction. */
 import * as v from "valibot";
-import { query } from "#kernel/database";
+import { inTurn, query } from "#kernel/database";
 import { type Idempotency, ok, type Success } from "#kernel/endpoint";
 import { Amount, AmountNumber, type Money, readBalance, toNumber, toText } from "#kernel/money";
 import type { Envelope } from "#kernel/outbox";
@@ -40,11 +40,13 @@ export async function moveMoney(
   kind: "deposit" | "withdrawal",
   { user, query: { money }, idempotency, source, traceparent, publish }: Movement,
 ): Promise<Success<200, { balance: number }> | Problem> {
-  const [row] = await query<Moved>(
-    "move-money",
-    "select * from billing.move_money($1, $2, $3, $4, $5, $6, $7, $8)",
-    [user.id, user.email, kind, money, idempotency.key, idempotency.fingerprint, source, traceparent],
-    idempotency.repetition,
+  const [row] = await inTurn(user.id, () =>
+    query<Moved>(
+      "move-money",
+      "select * from billing.move_money($1, $2, $3, $4, $5, $6, $7, $8)",
+      [user.id, user.email, kind, money, idempotency.key, idempotency.fingerprint, source, traceparent],
+      idempotency.repetition,
+    ),
   );
   if (!row) throw new Error("billing.move_money gave no row");
   publish(row.emitted);

@@ -7,6 +7,7 @@ import {
   POOL_CONNECTIONS_MAX,
   POOL_IDLE_MILLISECONDS_MAX,
   POOL_WAIT_MILLISECONDS_MAX,
+  ROW_STATEMENTS_MAX,
   readSettingFile,
   required,
   STATEMENT_MILLISECONDS_MAX,
@@ -53,8 +54,8 @@ function openPool(): Pool {
     max: POOL_CONNECTIONS_MAX,
     connectionTimeoutMillis: POOL_WAIT_MILLISECONDS_MAX,
     idleTimeoutMillis: POOL_IDLE_MILLISECONDS_MAX,
-    statement_timeout: STATEMENT_MILLISECONDS_MAX,
-    // Above the server's limit, so that this one speaks only when the server does not.
+    // Above the server's limit, which migrations set for each role (a pooler such as Neon's takes none with a connection), so that
+    // this one speaks only when the server does not.
     query_timeout: STATEMENT_MILLISECONDS_MAX + 1_000,
   });
   // Without listeners a connection that is cut while idle would end the process.
@@ -152,6 +153,50 @@ export async function query<Row>(
       if (repetition === "once" && state === undefined) throw outcomeUnknown();
       if (attempt > 1) throw unavailable();
     }
+  }
+}
+
+interface Turn {
+  underWay: number;
+  readonly waiting: Set<() => void>;
+}
+const turns = new Map<string, Turn>();
+
+/** Resolves when it is this one's turn. @throws {Problem} `unavailable`, when that takes too long */
+function itsTurn({ waiting }: Turn): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const begin = () => {
+      clearTimeout(late);
+      resolve();
+    };
+    const late = setTimeout(() => {
+      waiting.delete(begin);
+      reject(unavailable());
+    }, POOL_WAIT_MILLISECONDS_MAX);
+    waiting.add(begin);
+  });
+}
+
+/**
+ * Does work that locks the same row as other work of this key: a bounded number of it at a time, in the order of arrival. The rest
+ * would wait for the row in the database, each holding a connection that somebody else could use.
+ * @throws {Problem} `unavailable` when its turn does not come in time; nothing was changed then
+ */
+export async function inTurn<T>(key: string, work: () => Promise<T>): Promise<T> {
+  const turn = turns.get(key) ?? { underWay: 0, waiting: new Set() };
+  turns.set(key, turn);
+  if (turn.underWay < ROW_STATEMENTS_MAX) turn.underWay++;
+  else await itsTurn(turn);
+  try {
+    return await work();
+  } finally {
+    const [next] = turn.waiting;
+    if (next === undefined) turn.underWay--;
+    else {
+      turn.waiting.delete(next);
+      next();
+    }
+    if (turn.underWay === 0) turns.delete(key);
   }
 }
 

@@ -28,6 +28,8 @@ export const POOL_CONNECTIONS_MAX = 8;
 export const POOL_WAIT_MILLISECONDS_MAX = 5_000;
 export const POOL_IDLE_MILLISECONDS_MAX = 30_000;
 export const STATEMENT_MILLISECONDS_MAX = 10_000;
+/** Statements of one process that want the same row at a time: one works, one is there already when it has committed. */
+export const ROW_STATEMENTS_MAX = 2;
 
 /** Events that wait in memory to be published. What does not fit stays in the outbox for the relay. */
 export const PUBLISH_QUEUE_EVENTS_MAX = 1_000;

@@ -1,6 +1,6 @@
 /** What an order is, and how one is placed: charged, recorded and told of in one transaction. */
 import * as v from "valibot";
-import { query } from "#kernel/database";
+import { inTurn, query } from "#kernel/database";
 import type { Idempotency } from "#kernel/endpoint";
 import { AmountNumber, type Money, readBalance, toNumber, toText } from "#kernel/money";
 import type { Envelope } from "#kernel/outbox";
@@ -58,11 +58,13 @@ export async function placeOrder(
   { user, idempotency, source, traceparent, publish }: Placement,
 ): Promise<v.InferInput<typeof Payment> | Problem> {
   const [subscriptionId, price] = "price" in what ? [null, what.price] : [what.idSubscription, null];
-  const [row] = await query<Placed>(
-    "place-order",
-    'select * from "order".place($1, $2, $3, $4, $5, $6, $7, $8)',
-    [user.id, user.email, subscriptionId, price, idempotency.key, idempotency.fingerprint, source, traceparent],
-    idempotency.repetition,
+  const [row] = await inTurn(user.id, () =>
+    query<Placed>(
+      "place-order",
+      'select * from "order".place($1, $2, $3, $4, $5, $6, $7, $8)',
+      [user.id, user.email, subscriptionId, price, idempotency.key, idempotency.fingerprint, source, traceparent],
+      idempotency.repetition,
+    ),
   );
   if (!row) throw new Error('"order".place gave no row');
   publish(row.emitted);

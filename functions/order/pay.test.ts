@@ -1,5 +1,12 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { newUser, settled, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
+import {
+  eventually,
+  holdAccount,
+  newUser,
+  settled,
+  startTestLotus,
+  type TestLotus,
+} from "../../scripts/testing/lotus.ts";
 
 let lotus: TestLotus;
 beforeAll(async () => {
@@ -70,6 +77,17 @@ describe("POST /order/pay", () => {
       [user.id],
     );
     expect(rows).toEqual([{ charges: 50, notifications: 200 }]);
+  });
+
+  it("makes nobody wait for somebody else's account", async () => {
+    const [busy, other] = [await newUser(lotus, 1000), await newUser(lotus, 10)];
+    const held = await holdAccount(lotus, busy);
+    const waiting = Array.from({ length: 50 }, () => busy.call("POST /order/pay?idSubscription=1"));
+    await eventually("two payments wait for the account", async () => (await held.waiting()) === 2);
+    expect((await other.call("POST /order/pay?idSubscription=1")).body).toMatchObject({ balance: 0 });
+    await held.release();
+    expect((await Promise.all(waiting)).filter(({ status }) => status === 200)).toHaveLength(50);
+    expect((await busy.call("GET /billing/balance")).body).toEqual({ balance: 500 });
   });
 
   describe("with an Idempotency-Key", () => {
