@@ -1,4 +1,5 @@
 /** The consumer behind a KafkaSource: many records in flight, offsets committed only past settled ones. */
+import { setMaxListeners } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Consumer, EachBatchPayload, KafkaMessage } from "kafkajs";
 import { kafkaClient } from "#kernel/kafka";
@@ -79,6 +80,8 @@ export class KafkaConsumer implements RunningSource {
     this.joined = new Promise((joined) => {
       this.#hasJoined = joined;
     });
+    // Each record in flight may wait for its next attempt, and so may the consumer itself; Node warns of more than ten.
+    setMaxListeners(RECORDS_IN_FLIGHT_MAX + 2, this.#stop.signal);
     this.#stopped = new Promise((resolve) => {
       this.#stop.signal.addEventListener("abort", () => resolve(), { once: true });
     });
