@@ -3,7 +3,8 @@ import { setTimeout as delay } from "node:timers/promises";
 import { table } from "../local/console.ts";
 import { newUser } from "../testing/lotus.ts";
 import { memoryPeakMebibytes } from "../testing/process.ts";
-import { processOf, readNumbers, withKafkaLotus } from "./kafka-lotus.ts";
+import { readFlags } from "./command.ts";
+import { processOf, withKafkaLotus } from "./kafka-lotus.ts";
 
 export const about =
   "events that wait in the outbox, through relay, Kafka and trigger: 300 a second at least, in bounded memory";
@@ -12,7 +13,7 @@ const USERS = 50;
 const LOOK_MILLISECONDS = 250;
 
 export default async function backlog(args: readonly string[]): Promise<void> {
-  const { events } = readNumbers(args, { events: 50_000 });
+  const { events } = readFlags(args, { events: 50_000 });
   await withKafkaLotus(async (lotus) => {
     const { database } = lotus;
     const user = await newUser(lotus, 1000);

@@ -1,10 +1,10 @@
 /** From the start of a function's process to its first answer, against a bare node:http script, one after the other. */
 import { readFile } from "node:fs/promises";
 import { request } from "node:http";
-import { parseArgs } from "node:util";
 import { programOf } from "../build.ts";
+import { readFlags } from "./command.ts";
 import { type Comparison, report } from "./report.ts";
-import { program, start, startWorld } from "./world.ts";
+import { program, start, withWorld } from "./world.ts";
 
 export const about =
   "a process's start until its first answer, against a bare node:http script (≤ 2.3), and its memory";
@@ -54,12 +54,8 @@ async function measure(what: Case, environment: Readonly<Record<string, string>>
 }
 
 export default async function coldStart(args: readonly string[]): Promise<void> {
-  const { values } = parseArgs({
-    args: [...args],
-    options: { pairs: { type: "string", default: "15" }, node: { type: "string", default: process.execPath } },
-  });
-  const world = await startWorld();
-  try {
+  const { pairs, node } = readFlags(args, { pairs: 15 });
+  await withWorld(async (world) => {
     const database = await world.database();
     const [user] = await database.users(1);
     const pay = { file: programOf("order-pay"), call: "POST /order/pay?idSubscription=1" };
@@ -74,10 +70,10 @@ export default async function coldStart(args: readonly string[]): Promise<void> 
     for (const one of cases.toReversed()) {
       const starts: { lotus: Start[]; floor: Start[] } = { lotus: [], floor: [] };
       // Once before: from then on there is what V8 compiled.
-      for (const side of [one, bare]) await measure(side, database.environment, values.node);
-      for (let pair = 0; pair < Number(values.pairs); pair++) {
-        starts.lotus.push(await measure(one, database.environment, values.node));
-        starts.floor.push(await measure(bare, database.environment, values.node));
+      for (const side of [one, bare]) await measure(side, database.environment, node);
+      for (let pair = 0; pair < pairs; pair++) {
+        starts.lotus.push(await measure(one, database.environment, node));
+        starts.floor.push(await measure(bare, database.environment, node));
       }
       const both = (figure: keyof Start) => ({
         lotus: starts.lotus.map((each) => each[figure]),
@@ -90,7 +86,5 @@ export default async function coldStart(args: readonly string[]): Promise<void> 
       );
     }
     report(comparisons);
-  } finally {
-    await world.stop();
-  }
+  });
 }

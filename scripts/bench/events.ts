@@ -7,7 +7,8 @@ import { makeTopic } from "../kafka/testing.ts";
 import { table } from "../local/console.ts";
 import { newUser, settled } from "../testing/lotus.ts";
 import { processorMilliseconds } from "../testing/process.ts";
-import { type BenchLotus, processOf, readNumbers, withKafkaLotus } from "./kafka-lotus.ts";
+import { readFlags } from "./command.ts";
+import { type BenchLotus, processOf, withKafkaLotus } from "./kafka-lotus.ts";
 import { median, quantile } from "./statistics.ts";
 
 export const about =
@@ -59,7 +60,7 @@ async function idleCpu(pid: number, seconds: number): Promise<number> {
 }
 
 export default async function events(args: readonly string[]): Promise<void> {
-  const { rounds } = readNumbers(args, { rounds: 200 });
+  const { rounds } = readFlags(args, { rounds: 200 });
   await withKafkaLotus(async (lotus) => {
     const { database } = lotus;
     const user = await newUser(lotus, 1_000_000);

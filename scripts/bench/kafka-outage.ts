@@ -1,7 +1,8 @@
 /** npm run bench kafka-outage -- [--rounds 5] [--payments 200] */
 import { table } from "../local/console.ts";
 import { newUser, settled } from "../testing/lotus.ts";
-import { readNumbers, withKafkaLotus } from "./kafka-lotus.ts";
+import { readFlags } from "./command.ts";
+import { withKafkaLotus } from "./kafka-lotus.ts";
 import { median, quantile, ratios, spread } from "./statistics.ts";
 
 export const about = "payments while Kafka is down, beside payments while it is up: at most 1.25 times as long";
@@ -11,7 +12,7 @@ const WARM_UP_PAYMENTS = 100;
 const SETTLED_MILLISECONDS_MAX = 120_000;
 
 export default async function kafkaOutage(args: readonly string[]): Promise<void> {
-  const { rounds, payments } = readNumbers(args, { rounds: 5, payments: 200 });
+  const { rounds, payments } = readFlags(args, { rounds: 5, payments: 200 });
   await withKafkaLotus(async (lotus) => {
     const user = await newUser(lotus, 10_000_000);
     /** Pays one after the other; the answers' times in milliseconds. */

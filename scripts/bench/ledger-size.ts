@@ -1,7 +1,7 @@
 /** Payments on a ledger of a million entries, against the same on an empty one; and how long the whole of it takes to verify. */
 import { verifyLedger } from "../verify-ledger.ts";
 import { report } from "./report.ts";
-import { type Database, inTurns, readOptions, startPay, startWorld } from "./world.ts";
+import { type Database, inTurns, readLoadFlags, startPay, withWorld } from "./world.ts";
 
 export const about = "payments a second with 1 000 000 ledger entries, against an empty ledger (≥ .9)";
 
@@ -32,9 +32,8 @@ async function fill({ admin }: Database, entriesEach: number): Promise<void> {
 }
 
 export default async function ledgerSize(args: readonly string[]): Promise<void> {
-  const options = readOptions(args);
-  const world = await startWorld();
-  try {
+  const options = readLoadFlags(args);
+  await withWorld(async (world) => {
     const [full, empty] = [await world.database(), await world.database()];
     const tokens = async (database: Database) => (await database.users(USERS)).map(({ token }) => token);
     const [fullTokens, emptyTokens] = [await tokens(full), await tokens(empty)];
@@ -52,7 +51,5 @@ export default async function ledgerSize(args: readonly string[]): Promise<void>
     ]);
     await Promise.all(sides.map((side) => side.stop()));
     report([{ what: "payments a second", lotus: large, floor: small, ratioMin: RATIO_MIN }], ["1 000 000", "empty"]);
-  } finally {
-    await world.stop();
-  }
+  });
 }

@@ -1,7 +1,7 @@
 /** POST /order/pay through one function process, against the least that the same payment can cost. */
 import { execFileSync } from "node:child_process";
 import { report } from "./report.ts";
-import { inTurns, program, readOptions, start, startPay, startWorld } from "./world.ts";
+import { inTurns, program, readLoadFlags, start, startPay, withWorld } from "./world.ts";
 
 export const about = "payments a second of one process, against bare node:http, pg and the same statement (≥ .35)";
 
@@ -14,9 +14,8 @@ function ratioMin(node: string): number {
 }
 
 export default async function pay(args: readonly string[]): Promise<void> {
-  const options = readOptions(args);
-  const world = await startWorld();
-  try {
+  const options = readLoadFlags(args);
+  await withWorld(async (world) => {
     const database = await world.database();
     const tokens = (await database.users(USERS)).map(({ token }) => token);
     const lotus = await startPay(database, options.node);
@@ -27,7 +26,5 @@ export default async function pay(args: readonly string[]): Promise<void> {
     ]);
     await Promise.all([lotus.stop(), floor.stop()]);
     report([{ what: "payments a second", lotus: ours, floor: bare, ratioMin: ratioMin(options.node) }]);
-  } finally {
-    await world.stop();
-  }
+  });
 }

@@ -5,7 +5,6 @@ import { once } from "node:events";
 import { chmod, mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { importJWK, SignJWT } from "jose";
 import { Client } from "pg";
 import { TOKEN_AUDIENCE, TOKEN_ISSUER } from "#kernel/settings";
@@ -13,6 +12,7 @@ import { buildFunctions, programOf } from "../build.ts";
 import { ensureSecrets } from "../local/secrets.ts";
 import { migrate, readPasswords } from "../migrate.ts";
 import { startPostgres } from "../postgres.ts";
+import { ending, readFlags } from "./command.ts";
 import type { LoadOptions, LoadResult } from "./programs/load.ts";
 
 /** A process that listens. */
@@ -81,8 +81,13 @@ export async function start(
   };
 }
 
-/** Starts it all, in a folder of its own. */
-export async function startWorld(): Promise<World> {
+/** Starts it all in a folder of its own, does the work, and leaves nothing behind. */
+export async function withWorld(work: (world: World) => Promise<void>): Promise<void> {
+  const world = await startWorld();
+  await ending(world.stop, () => work(world));
+}
+
+async function startWorld(): Promise<World> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-bench-"));
   // Run by root, Postgres runs as another user, who must be able to enter.
   await chmod(folder, 0o711);
@@ -168,26 +173,11 @@ export function startPay(database: Database, node?: string): Promise<Listening> 
   return start(programOf("order-pay"), database.environment, node);
 }
 
-export interface Options {
-  readonly rounds: number;
-  /** Of one side of one round. */
-  readonly seconds: number;
-  /** The Node that runs both sides. */
-  readonly node: string;
-}
+/** How a load is measured: rounds, seconds of one side of one round, and the Node that runs both sides. */
+export type Options = ReturnType<typeof readLoadFlags>;
 
 /** --rounds, --seconds, --node. */
-export function readOptions(args: readonly string[]): Options {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      rounds: { type: "string", default: "9" },
-      seconds: { type: "string", default: "3" },
-      node: { type: "string", default: process.execPath },
-    },
-  });
-  return { node: values.node, rounds: Number(values.rounds), seconds: Number(values.seconds) };
-}
+export const readLoadFlags = (args: readonly string[]) => readFlags(args, { rounds: 9, seconds: 3 });
 
 type Side = (seconds: number) => Promise<LoadResult>;
 
