@@ -138,11 +138,12 @@ async function measureRound(calls: readonly Call[], times: Map<string, number[]>
   }
 }
 
-/** Bytes of a function's image and, of these, of what it stands on, as the nodes tell them. */
+/** Bytes of a function's image and, of these, its own, as the nodes tell them; NaN for what no node tells of. */
 async function imageBytes(name: string, base: string): Promise<{ whole: number; own: number }> {
   const nodes = await list("nodes", "");
   const images: { names?: string[]; sizeBytes: number }[] = nodes.flatMap(({ status }) => status?.images ?? []);
-  const bytesOf = (reference: string) => images.find(({ names = [] }) => names.includes(reference))?.sizeBytes ?? 0;
+  const bytesOf = (reference: string) =>
+    images.find(({ names = [] }) => names.includes(reference))?.sizeBytes ?? Number.NaN;
   const service = await get("services.serving.knative.dev", name);
   const whole = bytesOf(service?.spec.template.spec.containers[0].image);
   return { whole, own: whole - bytesOf(base) };
