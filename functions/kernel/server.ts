@@ -94,7 +94,7 @@ export function createFunctionServer(
       request.rawBody = body;
     }
     // A source's trace header is that of some other record of its batch; the event's own extension is the one to follow.
-    if (!("method" in description)) delete request.headers.traceparent;
+    if (!isEndpoint) delete request.headers.traceparent;
     // There is one function here: nothing to route. A target that the framework cannot decode it would answer with HTML.
     request.originalUrl = request.url ?? "/";
     request.url = "/";

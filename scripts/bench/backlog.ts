@@ -1,7 +1,7 @@
 /** npm run bench backlog -- [--events 50000] */
 import { setTimeout as delay } from "node:timers/promises";
 import { table } from "../local/console.ts";
-import { newUser } from "../testing/lotus.ts";
+import { makeOverdue, newUser } from "../testing/lotus.ts";
 import { memoryPeakMebibytes } from "../testing/process.ts";
 import { readFlags } from "./command.ts";
 import { processOf, withKafkaLotus } from "./kafka-lotus.ts";
@@ -23,7 +23,7 @@ export default async function backlog(args: readonly string[]): Promise<void> {
        from generate_series(1, $1) n, lateral (select md5((n % $2)::text)::uuid as id) u`,
       [events, USERS],
     );
-    await database.query("update events.outbox set attempted_at = '-infinity'");
+    await makeOverdue(database);
     const count = async () => {
       const { rows } = await database.query("select count(*)::int as waiting from events.outbox");
       return rows[0].waiting as number;

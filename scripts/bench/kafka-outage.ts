@@ -1,6 +1,6 @@
 /** npm run bench kafka-outage -- [--rounds 5] [--payments 200] */
 import { table } from "../local/console.ts";
-import { newUser, settled } from "../testing/lotus.ts";
+import { newUser, relayNow, settled } from "../testing/lotus.ts";
 import { readFlags } from "./command.ts";
 import { withKafkaLotus } from "./kafka-lotus.ts";
 import { median, quantile, ratios, spread } from "./statistics.ts";
@@ -36,8 +36,7 @@ export default async function kafkaOutage(args: readonly string[]): Promise<void
       lotus.kafka.kill(0);
       down.push(await pay(payments));
       await lotus.kafka.restart(0);
-      await lotus.database.query("update events.outbox set attempted_at = '-infinity'");
-      await lotus.tick();
+      await relayNow(lotus);
     }
     await settled(lotus, SETTLED_MILLISECONDS_MAX);
     const [upMedians, downMedians] = [up.map(median), down.map(median)];

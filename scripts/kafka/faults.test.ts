@@ -4,12 +4,20 @@ import { once } from "node:events";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { runKafkaSource } from "../local/kafka-source.ts";
-import { eventually, newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../testing/lotus.ts";
+import {
+  eventually,
+  makeOverdue,
+  newUser,
+  settled,
+  startTestLotus,
+  type TestLotus,
+  type TestUser,
+} from "../testing/lotus.ts";
 import { memoryPeakMebibytes } from "../testing/process.ts";
 import { createTopics, findTopics } from "../topics.ts";
 import { verifyLedger } from "../verify-ledger.ts";
 import type { Kafka } from "./broker.ts";
-import { canStartKafka, endOf, leaveInOutbox, makeOverdue, startTestKafka } from "./testing.ts";
+import { canStartKafka, endOf, leaveInOutbox, startTestKafka } from "./testing.ts";
 
 const TOPIC = "notification-requested";
 const PRICE = 10;

@@ -7,6 +7,7 @@ import { join } from "node:path";
 import type { Admin, Message } from "kafkajs";
 import type { Client } from "pg";
 import { kafkaClient } from "#kernel/kafka";
+import { makeOverdue } from "../testing/lotus.ts";
 import { findKafka, type Kafka, type KafkaOptions, NO_KAFKA, startKafka } from "./broker.ts";
 
 /** How Kafka can be had here. Undefined: tests that need it are skipped, and the run says why. */
@@ -91,11 +92,6 @@ export async function leaveInOutbox(database: Client, userId: string, messages: 
     [userId, messages],
   );
   await makeOverdue(database);
-}
-
-/** Lets time pass for what is in the outbox: the relay's next run takes all of it. */
-export async function makeOverdue(database: Client): Promise<void> {
-  await database.query("update events.outbox set attempted_at = '-infinity'");
 }
 
 /** A request as it came. */

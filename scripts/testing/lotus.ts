@@ -186,9 +186,14 @@ export async function meanwhile<T>(pauseMilliseconds: number, disturb: () => voi
   }
 }
 
+/** Lets time pass for what is in the outbox: the relay's next run takes all of it. */
+export async function makeOverdue(database: Client): Promise<void> {
+  await database.query("update events.outbox set attempted_at = '-infinity'");
+}
+
 /** What the relay would do once everything in the outbox is overdue. */
-export async function relayNow(lotus: TestLotus): Promise<void> {
-  await lotus.database.query("update events.outbox set attempted_at = '-infinity'");
+export async function relayNow(lotus: Pick<TestLotus, "database" | "tick">): Promise<void> {
+  await makeOverdue(lotus.database);
   await lotus.tick();
 }
 

@@ -1,7 +1,14 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Kafka } from "../../scripts/kafka/broker.ts";
-import { canStartKafka, endOf, leaveInOutbox, makeOverdue, startTestKafka } from "../../scripts/kafka/testing.ts";
-import { eventually, newUser, settled, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
+import { canStartKafka, endOf, leaveInOutbox, startTestKafka } from "../../scripts/kafka/testing.ts";
+import {
+  eventually,
+  makeOverdue,
+  newUser,
+  settled,
+  startTestLotus,
+  type TestLotus,
+} from "../../scripts/testing/lotus.ts";
 
 const numbered = (count: number) => Array.from({ length: count }, (_, index) => `number ${index}`);
 
