@@ -234,6 +234,7 @@ describe("a trigger that fails", () => {
     } finally {
       await lotus.database.query("grant insert on notification.notifications to notification");
     }
+    await eventually("each failure has been written down", () => failures() >= 2 * 6);
     expect(failures()).toBe(2 * 6);
     const { rows } = await lotus.database.query("select id, subscriber, reason from events.dead_letters");
     expect(rows).toEqual([

@@ -30,7 +30,8 @@ function join(socket: WebSocket, postgres: Address): void {
   const late = setTimeout(() => tcp.destroy(new Error("connecting took too long")), CONNECT_MILLISECONDS_MAX);
   tcp.once("connect", () => clearTimeout(late));
   socket.on("message", (data: Buffer) => {
-    if (tcp.write(data)) return;
+    // What Postgres no longer takes must not keep the WebSocket's own end from being heard: no drain would come.
+    if (tcp.destroyed || tcp.write(data)) return;
     socket.pause();
     tcp.once("drain", () => socket.resume());
   });

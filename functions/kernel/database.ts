@@ -30,8 +30,9 @@ class CoalescingWebSocket extends WebSocket {
     process.nextTick(() => {
       const pending = this.#pending;
       this.#pending = [];
-      // A socket that was cut meanwhile reports that by its own error and close events.
       if (this.readyState === WebSocket.OPEN) super.send(pending.length === 1 ? data : Buffer.concat(pending));
+      // Its close event tells whoever waits for an answer; a closing handshake may take half a minute to come to it.
+      else this.terminate();
     });
   }
 }

@@ -56,7 +56,9 @@ describe("the log", () => {
     await lotus.database.query('grant execute on function billing.charge to "order"');
     expect([status, body.code]).toEqual([500, "internal"]);
     const traceId = /trace ([0-9a-f]{32})/.exec(body.detail)?.[1];
-    const line = written("order-pay").find(({ trace }) => trace === traceId);
+    const line = await eventually("it has written its line", () =>
+      written("order-pay").find(({ trace }) => trace === traceId),
+    );
     expect(line).toMatchObject({
       level: "error",
       status: 500,

@@ -64,6 +64,7 @@ function refusesWhatIsTooLarge(lotusOf: () => TestLotus) {
       },
     ]);
     expect(rows[0].bytes).toBeGreaterThan(1_300_000);
+    await eventually("it is written down", () => said(lotus, "an event that no broker takes was buried").length > 0);
     expect(said(lotus, "an event that no broker takes was buried")).toHaveLength(1);
   });
 }
@@ -82,6 +83,7 @@ describe("the relay", () => {
     await lotus.tick();
     await settled(lotus);
     expect(await notificationsOf(lotus, user.id)).toEqual({ all: 600, different: 600 });
+    await eventually("it is written down", () => published(lotus) >= 600);
     expect(published(lotus)).toBe(600);
   });
 
@@ -172,7 +174,10 @@ describe.skipIf(!canStartKafka)("the relay, before a real Kafka,", () => {
     await makeOverdue(lotus.database);
     const before = await outbox(lotus);
     await lotus.tick();
-    const failed = said(lotus, "overdue events were not published; the next run tries again");
+    const failed = await eventually("it is written down", () => {
+      const lines = said(lotus, "overdue events were not published; the next run tries again");
+      return lines.length > 0 && lines;
+    });
     expect(failed).toMatchObject([{ level: "error", count: 500, reason: expect.stringContaining("ECONNREFUSED") }]);
     expect(await outbox(lotus)).toEqual(before);
     await kafka.restart(0);
