@@ -22,13 +22,16 @@ import { canStartKafka, endOf, leaveInOutbox, startTestKafka } from "./testing.t
 const TOPIC = "notification-requested";
 const PRICE = 10;
 const AT_ONCE = 20;
-/** More than a process keeps in memory to be published: see settings.ts. */
-const PAYMENTS_OF_OUTAGE = 1_100;
-const MEMORY_GROWTH_MEBIBYTES_MAX = 60;
-const MEMORY_MEBIBYTES_MAX = 200;
+/** Twice, and ten times, as many as a process keeps in memory to be published: see settings.ts. */
+const PAYMENTS_THAT_FILL = 2_000;
+const PAYMENTS_OF_OUTAGE = 10_000;
+/** From the one to the other. A queue without a limit grows by 38 MiB, one with a limit by 17, which V8 has yet to collect. */
+const MEMORY_GROWTH_MEBIBYTES_MAX = 30;
+/** What a pod may have: see knative/functions/. */
+const MEMORY_MEBIBYTES_MAX = 192;
 /** What waits after an outage takes its time on a busy machine. */
-const SETTLED_MILLISECONDS_MAX = 60_000;
-const FAULT_MILLISECONDS_MAX = 150_000;
+const SETTLED_MILLISECONDS_MAX = 120_000;
+const FAULT_MILLISECONDS_MAX = 300_000;
 
 /** Pays that many times, some at once. Every payment must be answered 200. */
 async function pay(user: TestUser, times: number): Promise<void> {
@@ -111,13 +114,14 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
   it(
     "answers every payment while brokers come and go, in bounded memory, and then settles each one once",
     async () => {
-      const user = await newUser(lotus, 20_000);
+      const user = await newUser(lotus, 150_000);
       await pay(user, 100);
       await settledInTime();
-      const before = await memoryOf("order-pay");
       kafka.kill(0);
-      await pay(user, PAYMENTS_OF_OUTAGE);
-      const growth = (await memoryOf("order-pay")) - before;
+      await pay(user, PAYMENTS_THAT_FILL);
+      const full = await memoryOf("order-pay");
+      await pay(user, PAYMENTS_OF_OUTAGE - PAYMENTS_THAT_FILL);
+      const peak = await memoryOf("order-pay");
       // Killed between commit and publish: what its memory held is only in the outbox now.
       childOf("order-pay")?.kill("SIGKILL");
       await eventually("it is gone", () => childOf("order-pay") === undefined);
@@ -130,7 +134,8 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
       await lotus.tick();
       await settledInTime();
       await expectEachOnce(lotus, user, 100 + PAYMENTS_OF_OUTAGE + 80);
-      expect(growth).toBeLessThan(MEMORY_GROWTH_MEBIBYTES_MAX);
+      expect(peak - full).toBeLessThan(MEMORY_GROWTH_MEBIBYTES_MAX);
+      expect(peak).toBeLessThan(MEMORY_MEBIBYTES_MAX);
       expect(lotus.lines.get("order-pay")?.some((line) => line.includes("the publish queue is full"))).toBe(true);
     },
     FAULT_MILLISECONDS_MAX,
