@@ -42,6 +42,7 @@ describe("migrate", () => {
     expect(none).toEqual([]);
     expect(all).toEqual([
       "events/001-events",
+      "events/002-unawaited",
       "profile/001-users",
       "billing/001-ledger",
       "order/001-orders",
@@ -53,6 +54,22 @@ describe("migrate", () => {
     const before = await shape();
     expect(await migrate(url, passwords)).toEqual([]);
     expect(await shape()).toEqual(before);
+  });
+
+  it("refuses a migration that was edited after it was applied, and changes nothing", async () => {
+    const client = new Client({ connectionString: url });
+    await client.connect();
+    const { rows } = await client.query(
+      "update migrations.digests d set sha256 = 'of other words' from migrations.digests old where d.name = 'billing/001-ledger' and old.name = d.name returning old.sha256",
+    );
+    const before = await shape();
+    await expect(migrate(url, passwords)).rejects.toThrow(/^billing\/001-ledger changed since .* new migration/);
+    expect(await shape()).toEqual(before);
+    await client.query("update migrations.digests set sha256 = $1 where name = 'billing/001-ledger'", [
+      rows[0]?.sha256,
+    ]);
+    await client.end();
+    expect(await migrate(url, passwords)).toEqual([]);
   });
 
   it("writes down which trigger listens to which topic, and forgets one that is gone", async () => {

@@ -2,7 +2,8 @@
  * Brings a database up to date: a role a service, the numbered migrations of each service, and who listens to which topic.
  *   npm run migrate -- [--url postgres://owner:password@host:port/name] [--secrets FOLDER]
  */
-import { readFile } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { runner } from "node-pg-migrate";
@@ -54,6 +55,30 @@ async function writeSubscriptions(client: Client): Promise<void> {
   );
 }
 
+/** What each migration's file holds, by the migration's name. */
+async function digestMigrations(): Promise<Map<string, string>> {
+  const digests = new Map<string, string>();
+  for (const { service, folder } of SCHEMAS) {
+    for (const file of await readdir(join(ROOT, folder))) {
+      const text = await readFile(join(ROOT, folder, file));
+      digests.set(`${service}/${file.replace(/\.sql$/, "")}`, createHash("sha256").update(text).digest("hex"));
+    }
+  }
+  return digests;
+}
+
+/** An edited migration would leave this database other than a new one, and say nothing until a function fails on it. */
+async function refuseEdited(client: Client, digests: ReadonlyMap<string, string>): Promise<void> {
+  await client.query("create schema if not exists migrations");
+  await client.query("create table if not exists migrations.digests (name text primary key, sha256 text not null)");
+  const { rows } = await client.query<{ name: string; sha256: string }>("select name, sha256 from migrations.digests");
+  const edited = rows.filter(({ name, sha256 }) => (digests.get(name) ?? sha256) !== sha256).map(({ name }) => name);
+  if (edited.length === 0) return;
+  throw new Error(
+    `${edited.join(", ")} changed since this database has it. Put the file back as it was and write the change as a new migration; where the data does not matter, begin with an empty database (npm start -- --fresh).`,
+  );
+}
+
 /** Neon's pooler hands each transaction to another session, and a lock is a session's: past it, the same database. */
 function withoutPooler(url: string): string {
   const direct = new URL(url);
@@ -66,12 +91,15 @@ function withoutPooler(url: string): string {
  * @param url connects as the owner of the database, who may create roles
  * @param passwords of the services' roles
  * @returns the names of the migrations that were applied
+ * @throws {Error} a sentence, when a migration that this database has was edited since; nothing was changed then
  */
 export async function migrate(url: string, passwords: Record<Role, string>): Promise<string[]> {
   const client = new Client({ connectionString: withoutPooler(url) });
   await client.connect();
   try {
     await client.query("select pg_advisory_lock($1)", [LOCK]);
+    const digests = await digestMigrations();
+    await refuseEdited(client, digests);
     await createRoles(client, passwords);
     const applied: string[] = [];
     for (const { service, folder } of SCHEMAS) {
@@ -90,6 +118,10 @@ export async function migrate(url: string, passwords: Record<Role, string>): Pro
       });
       applied.push(...done.map(({ name }) => `${service}/${name}`));
     }
+    await client.query(
+      "insert into migrations.digests select * from unnest($1::text[], $2::text[]) on conflict do nothing",
+      [[...digests.keys()], [...digests.values()]],
+    );
     await writeSubscriptions(client);
     return applied;
   } finally {
@@ -99,17 +131,18 @@ export async function migrate(url: string, passwords: Record<Role, string>): Pro
 
 /** The passwords of the roles, from files DIR/database-<role>/password. */
 export async function readPasswords(folder: string): Promise<Record<Role, string>> {
-  const entries = ROLES.map(async (role) => {
+  const passwords: [Role, string][] = [];
+  for (const role of ROLES) {
     const file = join(folder, `database-${role}`, "password");
     try {
-      return [role, (await readFile(file, "utf8")).trim()];
+      passwords.push([role, (await readFile(file, "utf8")).trim()]);
     } catch {
       throw new Error(
         `There is no password for the role ${role}: ${file} cannot be read. Start Lotus once, or write it.`,
       );
     }
-  });
-  return Object.fromEntries(await Promise.all(entries)) as Record<Role, string>;
+  }
+  return Object.fromEntries(passwords) as Record<Role, string>;
 }
 
 async function main(): Promise<void> {

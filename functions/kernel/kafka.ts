@@ -128,9 +128,15 @@ export class Refused extends Error {}
 /** What brokers say of a record, or of several at once, that they will never take. Other errors are nobody's fault but theirs. */
 const REFUSALS = ["MESSAGE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD"];
 
-function refusal(error: unknown): Refused | undefined {
+/** The brokers answer, but have no such topic: other topics may go on. */
+export class UnknownTopic extends Error {}
+
+/** What a broker has decided, and another attempt would not change; undefined for what is only its trouble of the moment. */
+function verdict(error: unknown): Refused | UnknownTopic | undefined {
   const { cause, type, message } = error as Error & { type?: string };
-  if (cause instanceof Error) return refusal(cause);
+  if (cause instanceof Error) return verdict(cause);
+  if (type === "UNKNOWN_TOPIC_OR_PARTITION")
+    return new UnknownTopic(`${message}: \`npm run topics\` makes what is missing`);
   return REFUSALS.includes(type ?? "") ? new Refused(`Kafka does not take it: ${message} (${type}).`) : undefined;
 }
 
@@ -172,8 +178,8 @@ async function sendUntil(deadline: number, brokers: readonly string[], records: 
       idleTimer = setTimeout(disconnectInBackground, IDLE_MILLISECONDS).unref();
       return;
     } catch (error) {
-      const refused = refusal(error);
-      if (refused !== undefined) throw refused;
+      const final = verdict(error);
+      if (final !== undefined) throw final;
       disconnectInBackground();
       if (!passes(error) || performance.now() + pause > deadline) throw error;
     } finally {
@@ -186,6 +192,7 @@ async function sendUntil(deadline: number, brokers: readonly string[], records: 
 /**
  * Sends records in one request a broker, acknowledged by all in-sync replicas. One batch is in flight at a time.
  * @throws {Refused} when the brokers will never take one of them
+ * @throws {UnknownTopic} when they have no such topic
  * @throws when the brokers did not acknowledge every one within PUBLISH_MILLISECONDS_MAX; some may have arrived all the same
  */
 export async function sendToKafka(brokers: readonly string[], records: readonly KafkaRecord[]): Promise<void> {

@@ -110,8 +110,9 @@ export function createEventBus(
     const topic = topicOf(incoming.headers["ce-type"] as string | undefined);
     const body = await readBody(incoming);
     if (body === undefined) return 413;
-    const takers = queues.filter((queue) => topic !== undefined && queue.takes(topic));
-    if (takers.length === 0) return 400;
+    if (topic === undefined) return 400;
+    // Nobody may take it: that is no mistake of its producer, here or at any other broker.
+    const takers = queues.filter((queue) => queue.takes(topic));
     if (takers.some((queue) => queue.full)) return 503;
     const headers = Object.fromEntries(
       Object.entries(incoming.headers).filter(
