@@ -98,13 +98,19 @@ async function connect(): Promise<PoolClient> {
 
 /** What a lost connection means for a statement that was already sent. */
 export type Repetition =
-  /** It changes nothing, or the same thing only once: send it again. */
+  /** It changes nothing, or nothing that anybody asked for: send it again. */
   | "repeatable"
+  /** It happens once, however often it is sent: send it again, and when that fails too, say that it may have happened. */
+  | "keyed"
   /** It may have been committed: say so. */
   | "once";
 
-/** SQLSTATE classes of a server that cannot work now: 08 connection, 53 resources, 57 operator intervention. */
-const UNAVAILABLE = /^(08|53|57)/;
+/** SQLSTATE classes of a server that cannot work now, and has rolled back: 53 resources, 57 operator intervention. */
+const UNAVAILABLE = /^(53|57)/;
+/** Class 40: a deadlock, or a conflict of transactions. What was chosen to give way has been rolled back, and may try again. */
+const ROLLED_BACK = /^40/;
+/** Class 08: a pooler says that it has lost the server, and does not know what that has done. */
+const LOST = /^08/;
 const INVALID_PASSWORD = "28P01";
 
 function sqlState(error: unknown): string | undefined {
@@ -120,14 +126,14 @@ const unavailable = () =>
 const outcomeUnknown = () =>
   new Problem(
     "outcome-unknown",
-    "The connection was lost before the outcome was known. Look whether it happened before you repeat it; with an Idempotency-Key you could simply repeat it.",
+    "The connection was lost before the outcome was known. With the same Idempotency-Key you can simply repeat it; without one, look whether it happened first.",
   );
 
 /**
  * Runs one prepared statement: one round trip, one transaction.
  * @param name names the prepared statement; one text a name
- * @throws {Problem} `unavailable` when the database cannot be reached and nothing was changed, `outcome-unknown` when a
- *   statement that must not be repeated was cut off
+ * @throws {Problem} `unavailable` when the database cannot be reached and nothing was changed, `outcome-unknown` when the
+ *   statement was cut off and could not be repeated
  */
 export async function query<Row>(
   name: string,
@@ -135,11 +141,13 @@ export async function query<Row>(
   values: readonly unknown[],
   repetition: Repetition = "repeatable",
 ): Promise<Row[]> {
+  let outcomeIsKnown = true;
+  const giveUp = () => (outcomeIsKnown || repetition === "repeatable" ? unavailable() : outcomeUnknown());
   for (let attempt = 1; ; attempt++) {
     // What is being opened already is sooner there than one more connection.
     const client = await (opening?.then(connect) ?? connect()).catch((error: unknown) => {
       log("error", "no database connection", { reason: failure(error).reason ?? "" });
-      throw unavailable();
+      throw giveUp();
     });
     try {
       const { rows } = await client.query({ name, text, values: values as unknown[] });
@@ -147,12 +155,13 @@ export async function query<Row>(
       return rows as Row[];
     } catch (error) {
       const state = sqlState(error);
-      // A server that reports an error has rolled back; without a report nobody knows, and the connection is of no use.
-      client.release(state === undefined || UNAVAILABLE.test(state));
-      if (state !== undefined && !UNAVAILABLE.test(state)) throw error;
+      // Without a word of the server that was asked, nobody knows what it has done, and the connection is of no use.
+      const lost = state === undefined || LOST.test(state);
+      client.release(lost || UNAVAILABLE.test(state));
+      if (!lost && !UNAVAILABLE.test(state) && !ROLLED_BACK.test(state)) throw error;
       log("warning", "a statement was cut off", { reason: failure(error).reason ?? "" });
-      if (repetition === "once" && state === undefined) throw outcomeUnknown();
-      if (attempt > 1) throw unavailable();
+      outcomeIsKnown &&= !lost;
+      if (attempt > 1 || (lost && repetition === "once")) throw giveUp();
     }
   }
 }

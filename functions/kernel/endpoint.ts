@@ -6,7 +6,7 @@ import * as v from "valibot";
 import type { Repetition } from "./database.ts";
 import { failure, log, type Trace, traceFrom, traceparent } from "./log.ts";
 import { type Envelope, publishLater } from "./outbox.ts";
-import { type CodeOf, type FieldError, invalid, Problem, type ProblemCode } from "./problem.ts";
+import { type CodeOf, type FieldError, fieldErrors, invalid, Problem, type ProblemCode } from "./problem.ts";
 import {
   CURSOR_LENGTH_MAX,
   IDEMPOTENCY_KEY_LENGTH_MAX,
@@ -140,17 +140,7 @@ function check<S extends Schema>(schema: S, value: unknown): v.InferOutput<S> {
   // One error a field: the first thing that is wrong with it.
   const result = v.safeParse(schema, value, { abortPipeEarly: true });
   if (result.success) return result.output;
-  const errors = result.issues.map((issue): FieldError => {
-    const detail = issue.received === "undefined" ? "is missing" : expectation(issue);
-    return { field: v.getDotPath(issue) ?? "body", detail };
-  });
-  throw invalid(errors);
-}
-
-/** Our own messages say "must be …"; valibot's own say what type it expected. */
-function expectation(issue: v.BaseIssue<unknown>): string {
-  if (issue.message.startsWith("must ")) return issue.message;
-  return issue.expected === null ? "is not valid" : `must be ${issue.expected}`;
+  throw invalid(fieldErrors(result.issues, "body"));
 }
 
 function readQuery(search: string): Record<string, string> {
@@ -224,7 +214,7 @@ function readIdempotency(request: IncomingMessage, source: string, input: unknow
     throw invalid([{ field: "Idempotency-Key", detail }]);
   }
   const text = JSON.stringify([source, input], (_, value) => (typeof value === "bigint" ? String(value) : value));
-  return { key, fingerprint: createHash("sha256").update(text).digest("base64url"), repetition: "repeatable" };
+  return { key, fingerprint: createHash("sha256").update(text).digest("base64url"), repetition: "keyed" };
 }
 
 function readPage<Position>(schema: Schema, path: string, query: Record<string, string>): Page<Position> {

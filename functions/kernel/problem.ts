@@ -1,4 +1,6 @@
 /** Refusals, as RFC 9457 problem details. `code` is stable: clients may switch on it. */
+import * as v from "valibot";
+
 const PROBLEMS = {
   "invalid-request": [400, "The request is not valid"],
   "malformed-body": [400, "The body cannot be read"],
@@ -89,4 +91,21 @@ export class Problem extends Error {
 export function invalid(errors: readonly FieldError[]): Problem {
   const detail = errors.map(({ field, detail }) => `${field}: ${detail}.`).join(" ");
   return new Problem("invalid-request", detail, { members: { errors } });
+}
+
+/** Our own messages say "must be …"; valibot's own say what type it expected. */
+function expectation(issue: v.BaseIssue<unknown>): string {
+  if (issue.message.startsWith("must ")) return issue.message;
+  return issue.expected === null ? "is not valid" : `must be ${issue.expected}`;
+}
+
+/**
+ * What is wrong, field by field. Never the value: it may be a password, and this is shown and logged.
+ * @param whole what a value is called that has no fields
+ */
+export function fieldErrors(issues: readonly v.BaseIssue<unknown>[], whole: string): FieldError[] {
+  return issues.map((issue) => ({
+    field: v.getDotPath(issue) ?? whole,
+    detail: issue.received === "undefined" ? "is missing" : expectation(issue),
+  }));
 }
