@@ -91,6 +91,12 @@ describe("a Postgres of one's own", () => {
   });
 });
 
+/** On the same port. What the killed one has left behind goes in its own time; until then nobody else gets its memory. */
+const startAgain = () =>
+  eventually("Postgres starts again", () =>
+    startPostgres(join(folder, "postgres"), FLAGS, postgres.port).catch(() => undefined),
+  );
+
 describe("Lotus, when its Postgres is killed", () => {
   let lotus: Lotus;
   const lines: string[] = [];
@@ -110,11 +116,27 @@ describe("Lotus, when its Postgres is killed", () => {
       if (body.code === "unavailable") expect(headers.get("retry-after")).toBe("1");
     }
     expect((await call(lotus, "GET /profile/jwks")).status).toBe(200);
-    postgres = await startPostgres(join(folder, "postgres"), FLAGS, postgres.port);
+    postgres = await startAgain();
     expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 1000 });
     expect((await user.call("GET /notification")).body).toHaveLength(2);
     // Nobody has waited for an answer that could not come.
     expect(lines.filter((line) => /timeout/.test(line))).toEqual([]);
+  });
+
+  it("has a trigger wait for it with what other producers have sent, which is in no outbox", async () => {
+    const user = await newUser(lotus);
+    await kill(postgres);
+    const before = lines.length;
+    const delivered = call({ url: lotus.insideUrl }, "POST /notification-store", {
+      body: { kind: "message", userId: user.id, recipient: "a@example.com", message: "from elsewhere" },
+      headers: { "ce-specversion": "1.0", "ce-id": "1", "ce-source": "/shop", "ce-type": "sold" },
+    });
+    const waits = () =>
+      lines.slice(before).some((line) => /notification-store.*no database connection|cut off/.test(line));
+    await eventually("it has found out that the database is away", waits);
+    postgres = await startAgain();
+    expect((await delivered).status).toBe(204);
+    expect((await user.call("GET /notification")).body[0].message).toBe("from elsewhere");
   });
 
   it("again and again during payments with keys, charges for each of them once", async () => {
@@ -122,7 +144,7 @@ describe("Lotus, when its Postgres is killed", () => {
     let restarting: Promise<void> | undefined;
     const crash = () => {
       restarting ??= kill(postgres).then(async () => {
-        postgres = await startPostgres(join(folder, "postgres"), FLAGS, postgres.port);
+        postgres = await startAgain();
         restarting = undefined;
       });
     };

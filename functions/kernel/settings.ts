@@ -28,6 +28,9 @@ export const POOL_CONNECTIONS_MAX = 8;
 export const POOL_WAIT_MILLISECONDS_MAX = 5_000;
 export const POOL_IDLE_MILLISECONDS_MAX = 30_000;
 export const STATEMENT_MILLISECONDS_MAX = 10_000;
+/** How long a trigger waits for a database that is away before it fails: below the 30 s that its source waits for an answer. */
+export const DATABASE_AWAY_MILLISECONDS_MAX = 20_000;
+export const DATABASE_AWAY_STEP_MILLISECONDS = 1_000;
 /** Statements of one process that want the same row at a time: one works, one is there already when it has committed. */
 export const ROW_STATEMENTS_MAX = 2;
 
@@ -44,10 +47,18 @@ export const RELAY_BATCH_EVENTS_MAX = 500;
 /** A broker's limit is on what one batch holds for one partition: as much as the largest event, no more. */
 export const RELAY_BATCH_BYTES_MAX = EVENT_BODY_BYTES_MAX;
 export const RELAY_RUN_MILLISECONDS_MAX = 45_000;
+/** Of the reason with which an event is buried. */
+export const REASON_LENGTH_MAX = 1_000;
 /** Publications of one event before the dead-letter sink buries it instead of leaving it to the relay: about an hour. */
 export const PUBLISH_ATTEMPTS_MAX = 12;
 export const IDEMPOTENCY_KEY_DAYS = 7;
+/** Old keys that one statement deletes, and how long in one run of the relay. */
+export const FORGET_BATCH_KEYS_MAX = 5_000;
+export const FORGET_RUN_MILLISECONDS_MAX = 5_000;
 export const IDEMPOTENCY_KEY_LENGTH_MAX = 255;
+
+/** Passwords that one process hashes or waits to hash, each for some 150 ms of a core: half a minute of two. */
+export const PASSWORDS_UNDER_WAY_MAX = 200;
 
 export const PAGE_ROWS_DEFAULT = 50;
 export const PAGE_ROWS_MAX = 100;

@@ -1,10 +1,17 @@
 /** A function that an event invokes: what it takes, and the handler. What can never succeed is buried, with its reason. */
 import { createHash } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
 import * as v from "valibot";
 import { query } from "./database.ts";
 import { failure, log, type Trace, traceFrom, traceparent } from "./log.ts";
 import type { CloudEvent } from "./outbox.ts";
-import { EVENT_BODY_BYTES_MAX } from "./settings.ts";
+import { fieldErrors, Problem } from "./problem.ts";
+import {
+  DATABASE_AWAY_MILLISECONDS_MAX,
+  DATABASE_AWAY_STEP_MILLISECONDS,
+  EVENT_BODY_BYTES_MAX,
+  REASON_LENGTH_MAX,
+} from "./settings.ts";
 
 // biome-ignore lint/suspicious/noExplicitAny: a schema of any input and output; `unknown` would refuse those that transform
 type Schema = v.GenericSchema<any, any>;
@@ -68,11 +75,12 @@ function keyOf({ id, source, type, time }: Record<string, string>): string {
   return `${hash.slice(0, 8)}-${hash.slice(8, 12)}-8${hash.slice(13, 16)}-8${hash.slice(17, 20)}-${hash.slice(20, 32)}`;
 }
 
-const UTC_TIME = /^(?!0000)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z$/;
+/** No finer than Postgres keeps it: what it would have to round up may lie in the year 10000. */
+const UTC_TIME = /^(?!0000)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z$/;
 
 /**
  * The event's time (RFC 3339) as Postgres takes it: as it came when it is such a time in UTC, microseconds included; what JavaScript
- * understands besides, such as another zone or 31 February, in UTC; now, when there is none.
+ * understands besides, such as another zone, nanoseconds or 31 February, in UTC; now, when there is none.
  */
 function timeOf(time = ""): string {
   const at = new Date(time);
@@ -99,9 +107,15 @@ function parseJson(body: Buffer): unknown {
   try {
     return JSON.parse(utf8.decode(body));
   } catch (error) {
-    throw new Unacceptable(`The data is not JSON in UTF-8: ${(error as Error).message}.`);
+    // Of the sentence, not the piece of the data that it quotes.
+    throw new Unacceptable(
+      `The data is not JSON in UTF-8: ${(error as Error).message.replace(/, (?:\.\.\.)?".*$/s, "")}.`,
+    );
   }
 }
+
+/** Text as Postgres takes it: without NUL, and without halves of characters, which UTF-8 does not have. */
+const storable = (text: string) => Buffer.from(text.replaceAll("\0", "\uFFFD")).toString();
 
 /** Events of other producers are taken when their data fits; one of our own types must be of the version we know. */
 function readData({ topic, data }: OfTopic<Schema>, type: string | undefined, body: Buffer | undefined): unknown {
@@ -114,9 +128,7 @@ function readData({ topic, data }: OfTopic<Schema>, type: string | undefined, bo
   }
   const result = v.safeParse(data, parseJson(body));
   if (result.success) return result.output;
-  const wrong = result.issues.map(
-    (issue) => `${v.getDotPath(issue) ?? "data"}: ${issue.received === "undefined" ? "it is missing" : issue.message}`,
-  );
+  const wrong = fieldErrors(result.issues, "data").map(({ field, detail }) => `${field}: ${detail}`);
   throw new Unacceptable(`The data is not that of ${topic}: ${wrong.join("; ")}.`);
 }
 
@@ -133,12 +145,29 @@ export async function bury(
   const [row] = await query<{ buried: boolean }>("bury", "select events.bury($1, $2, $3, $4, $5, $6) as buried", [
     key,
     source,
-    reason,
-    JSON.stringify(attributes),
+    storable(reason),
+    JSON.stringify(attributes, (_, value) => (typeof value === "string" ? storable(value) : value)),
     body ?? null,
     attemptsBefore,
   ]);
   return row?.buried ?? false;
+}
+
+/**
+ * Waits, for a while, for a database that is away. After a few failures a source hands an event to the dead letters, which need
+ * the same database, and then goes on without it (KafkaSource): what others have sent is in no outbox of ours.
+ */
+async function withDatabase<T>(work: () => Promise<T>): Promise<T> {
+  const until = performance.now() + DATABASE_AWAY_MILLISECONDS_MAX;
+  for (;;) {
+    try {
+      return await work();
+    } catch (error) {
+      const away = error instanceof Problem && error.code === "unavailable";
+      if (!away || performance.now() > until) throw error;
+      await delay(DATABASE_AWAY_STEP_MILLISECONDS);
+    }
+  }
 }
 
 /** The CloudEvent function that the functions framework runs. It throws to be tried again, and returns when it is done. */
@@ -155,7 +184,7 @@ export function toCloudEventFunction(source: string, description: Subscriber) {
         ({ attributes, body } = read(event));
         trace = traceFrom(attributes.traceparent);
         const data = "topic" in description ? readData(description, attributes.type, body) : undefined;
-        await description.handle({
+        const delivery = {
           key: keyOf(attributes),
           data: data as never,
           time: timeOf(attributes.time),
@@ -163,11 +192,16 @@ export function toCloudEventFunction(source: string, description: Subscriber) {
           body,
           source,
           traceparent: traceparent(trace),
-        });
+        };
+        const handle = () => description.handle(delivery);
+        // A schedule comes again by itself.
+        await ("schedule" in description ? handle() : withDatabase(handle));
       } catch (error) {
         if (!(error instanceof Unacceptable)) throw error;
-        reason = error.message;
-        await bury({ key: keyOf(attributes), attributes, body, source }, reason);
+        reason = error.message.slice(0, REASON_LENGTH_MAX);
+        const unacceptable = { key: keyOf(attributes), attributes, body, source };
+        const why = reason;
+        await withDatabase(() => bury(unacceptable, why));
       }
     } catch (error) {
       failed = failure(error);
