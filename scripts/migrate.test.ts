@@ -42,7 +42,7 @@ describe("migrate", () => {
     expect(none).toEqual([]);
     expect(all).toEqual([
       "events/001-events",
-      "events/002-unawaited",
+      "events/002-relay",
       "profile/001-users",
       "billing/001-ledger",
       "order/001-orders",

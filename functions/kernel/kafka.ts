@@ -122,21 +122,19 @@ function disconnectInBackground(): void {
   disconnectKafka().catch((error: unknown) => log("warning", "Kafka was not left in order", failure(error)));
 }
 
+function disconnectWhenIdle(): void {
+  idleTimer = setTimeout(disconnectInBackground, IDLE_MILLISECONDS).unref();
+}
+
 /** The broker will never take what it was given. Of several events, one at least is to blame; `message` says why. */
 export class Refused extends Error {}
 
 /** What brokers say of a record, or of several at once, that they will never take. Other errors are nobody's fault but theirs. */
 const REFUSALS = ["MESSAGE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD"];
 
-/** The brokers answer, but have no such topic: other topics may go on. */
-export class UnknownTopic extends Error {}
-
-/** What a broker has decided, and another attempt would not change; undefined for what is only its trouble of the moment. */
-function verdict(error: unknown): Refused | UnknownTopic | undefined {
+function refusal(error: unknown): Refused | undefined {
   const { cause, type, message } = error as Error & { type?: string };
-  if (cause instanceof Error) return verdict(cause);
-  if (type === "UNKNOWN_TOPIC_OR_PARTITION")
-    return new UnknownTopic(`${message}: \`npm run topics\` makes what is missing`);
+  if (cause instanceof Error) return refusal(cause);
   return REFUSALS.includes(type ?? "") ? new Refused(`Kafka does not take it: ${message} (${type}).`) : undefined;
 }
 
@@ -158,10 +156,11 @@ async function sendBatch(brokers: readonly string[], records: readonly KafkaReco
   });
 }
 
-/** Whether it may go better with a new connection: kafkajs says so of the first cause. */
+/** Whether it may go better in a moment, with a new connection: kafkajs says so of the first cause, and of a missing topic too. */
 function passes(error: unknown): boolean {
-  const { cause, retriable } = error as { cause?: unknown; retriable?: boolean };
-  return cause instanceof Error ? passes(cause) : retriable === true;
+  const { cause, retriable, type } = error as { cause?: unknown; retriable?: boolean; type?: string };
+  if (cause instanceof Error) return passes(cause);
+  return retriable === true && type !== "UNKNOWN_TOPIC_OR_PARTITION";
 }
 
 /** Tries until the time is over: a leader's failover takes its seconds, and a broker is often back soon. */
@@ -175,11 +174,14 @@ async function sendUntil(deadline: number, brokers: readonly string[], records: 
       if ((await Promise.race([sendBatch(brokers, records), tooLong])) === "late") {
         throw new Error(`Kafka did not acknowledge in time; the last that was heard: ${lastReport}`);
       }
-      idleTimer = setTimeout(disconnectInBackground, IDLE_MILLISECONDS).unref();
+      disconnectWhenIdle();
       return;
     } catch (error) {
-      const final = verdict(error);
-      if (final !== undefined) throw final;
+      const refused = refusal(error);
+      if (refused !== undefined) {
+        disconnectWhenIdle();
+        throw refused;
+      }
       disconnectInBackground();
       if (!passes(error) || performance.now() + pause > deadline) throw error;
     } finally {
@@ -192,7 +194,6 @@ async function sendUntil(deadline: number, brokers: readonly string[], records: 
 /**
  * Sends records in one request a broker, acknowledged by all in-sync replicas. One batch is in flight at a time.
  * @throws {Refused} when the brokers will never take one of them
- * @throws {UnknownTopic} when they have no such topic
  * @throws when the brokers did not acknowledge every one within PUBLISH_MILLISECONDS_MAX; some may have arrived all the same
  */
 export async function sendToKafka(brokers: readonly string[], records: readonly KafkaRecord[]): Promise<void> {

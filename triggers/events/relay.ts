@@ -1,9 +1,10 @@
 /** Every minute. Publishes what has been in the outbox for too long, and forgets old idempotency keys. */
 import { query } from "#kernel/database";
-import { UnknownTopic } from "#kernel/kafka";
 import { failure, log } from "#kernel/log";
 import { type Envelope, publish } from "#kernel/outbox";
 import {
+  FORGET_BATCH_KEYS_MAX,
+  FORGET_RUN_MILLISECONDS_MAX,
   IDEMPOTENCY_KEY_DAYS,
   RELAY_BATCH_BYTES_MAX,
   RELAY_BATCH_EVENTS_MAX,
@@ -35,53 +36,61 @@ async function publishOrBury(envelopes: readonly Envelope[]): Promise<number> {
   return envelopes.length - refused.length;
 }
 
-/** One batch. `more` is false when nothing is overdue, and when the broker takes nothing now. */
-async function publishBatch(overdueSeconds: number): Promise<{ published: number; more: boolean }> {
-  const [row] = await query<{ overdue: Envelope[] }>("claim", "select events.claim($1, $2, $3) as overdue", [
+async function claim(overdueSeconds: number, exceptTopics: readonly string[]): Promise<Envelope[]> {
+  const [row] = await query<{ overdue: Envelope[] }>("claim", "select events.claim($1, $2, $3, $4) as overdue", [
     `${overdueSeconds} seconds`,
     RELAY_BATCH_EVENTS_MAX,
     RELAY_BATCH_BYTES_MAX,
+    exceptTopics,
   ]);
-  const topics = byTopic(row?.overdue ?? []);
-  let published = 0;
-  for (const [index, [topic, envelopes]] of topics.entries()) {
-    try {
-      published += await publishOrBury(envelopes);
-    } catch (error) {
-      const { reason = "" } = failure(error);
-      log("error", "overdue events were not published; a later run tries again", {
-        topic,
-        count: envelopes.length,
-        reason,
-      });
-      // Those of a topic that is not there have had their attempt, and wait longer for the next: others come before them.
-      if (error instanceof UnknownTopic) continue;
-      await query("release", "select events.release($1)", [idsOf(topics.slice(index).flatMap(([, left]) => left))]);
-      return { published, more: false };
-    }
-  }
-  return { published, more: topics.length > 0 };
+  return row?.overdue ?? [];
 }
 
+/** Publishes what is overdue, until nothing is, or until the run has taken its time. */
 async function publishOverdue(): Promise<void> {
   const began = performance.now();
+  // A topic that brokers do not take, or lack, is left to the next run; it holds up no other.
+  const failed: string[] = [];
   let published = 0;
   for (let elapsed = 0; elapsed < RELAY_RUN_MILLISECONDS_MAX; elapsed = performance.now() - began) {
     // What was overdue when this run began: what it has published itself since then gets its time.
-    const batch = await publishBatch(RELAY_OVERDUE_SECONDS + elapsed / 1000);
-    published += batch.published;
-    if (!batch.more) break;
+    const overdue = await claim(RELAY_OVERDUE_SECONDS + elapsed / 1000, failed);
+    if (overdue.length === 0) break;
+    for (const [topic, envelopes] of byTopic(overdue)) {
+      try {
+        published += await publishOrBury(envelopes);
+      } catch (error) {
+        const { reason = "" } = failure(error);
+        log("error", "overdue events were not published; the next run tries again", {
+          topic,
+          count: envelopes.length,
+          reason,
+        });
+        failed.push(topic);
+        await query("release", "select events.release($1)", [idsOf(envelopes)]);
+      }
+    }
   }
   if (published > 0) log("info", "published overdue events", { count: published });
+}
+
+/** Deletes old idempotency keys, a batch at a time, for as long as publishing may take too. */
+async function forgetKeys(): Promise<void> {
+  const began = performance.now();
+  let forgotten: number;
+  do {
+    const [row] = await query<{ forgotten: number }>("forget-keys", "select events.forget_keys($1, $2) as forgotten", [
+      `${IDEMPOTENCY_KEY_DAYS} days`,
+      FORGET_BATCH_KEYS_MAX,
+    ]);
+    forgotten = row?.forgotten ?? 0;
+  } while (forgotten === FORGET_BATCH_KEYS_MAX && performance.now() - began < FORGET_RUN_MILLISECONDS_MAX);
 }
 
 export default subscriber({
   schedule: "* * * * *",
   async handle() {
     await publishOverdue();
-    await query("forget-keys", "select events.forget_keys($1, $2)", [
-      `${IDEMPOTENCY_KEY_DAYS} days`,
-      RELAY_BATCH_EVENTS_MAX,
-    ]);
+    await forgetKeys();
   },
 });
