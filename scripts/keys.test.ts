@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { mkdtemp, readFile, rm, stat } from "node:fs/promises";
+import { cp, mkdtemp, readFile, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
@@ -7,7 +7,7 @@ import { decodeProtectedHeader } from "jose";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { TOKEN_SECONDS } from "#kernel/settings";
 import { ROOT } from "./functions.ts";
-import { ensureKeys, rotateKeys } from "./keys.ts";
+import { ensureKeys, OVERLAP_SECONDS, rotateKeys } from "./keys.ts";
 import { call, eventually, newUser, startTestLotus, type TestLotus } from "./testing/lotus.ts";
 
 const run = promisify(execFile);
@@ -38,12 +38,26 @@ describe("keys", () => {
     vi.useFakeTimers({ toFake: ["Date"], now });
     const [first] = await publicKeys();
     const second = await rotateKeys(folder);
-    vi.setSystemTime(now + (TOKEN_SECONDS - 1) * 1000);
+    const accepted = TOKEN_SECONDS + OVERLAP_SECONDS;
+    vi.setSystemTime(now + (accepted - 1) * 1000);
     const third = await rotateKeys(folder);
     expect((await publicKeys()).map(({ kid }) => kid)).toEqual([third, second, first?.kid]);
-    vi.setSystemTime(now + (TOKEN_SECONDS + 1) * 1000);
+    vi.setSystemTime(now + (accepted + 1) * 1000);
     const fourth = await rotateKeys(folder);
     expect((await publicKeys()).map(({ kid }) => kid)).toEqual([fourth, third, second]);
+  });
+
+  it("that sign are kept, however long ago a rotation that was interrupted has retired them", async () => {
+    const now = Date.now();
+    vi.useFakeTimers({ toFake: ["Date"], now });
+    const signing = join(folder, "signing-key/key.json");
+    const [present] = await publicKeys();
+    await cp(signing, `${signing}.before`);
+    const interrupted = await rotateKeys(folder);
+    await cp(`${signing}.before`, signing);
+    vi.setSystemTime(now + 10 * TOKEN_SECONDS * 1000);
+    const next = await rotateKeys(folder);
+    expect((await publicKeys()).map(({ kid }) => kid)).toEqual([next, interrupted, present?.kid]);
   });
 
   it("are listed and rotated by the command, which refuses what it does not know", async () => {

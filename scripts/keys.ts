@@ -32,8 +32,18 @@ async function readPublicKeys(folder: string): Promise<PublicKey[]> {
   return (JSON.parse(await readFile(publicKeysFile(folder), "utf8")) as { keys: PublicKey[] }).keys;
 }
 
+/** The key that signs at present; undefined when there is none yet. */
+async function readSigningKeyId(folder: string): Promise<string | undefined> {
+  if (!existsSync(signingKeyFile(folder))) return undefined;
+  return (JSON.parse(await readFile(signingKeyFile(folder), "utf8")) as { kid: string }).kid;
+}
+
+/** A retired key may go on signing for a while, until the new one has reached every pod. */
+export const OVERLAP_SECONDS = 600;
+
 /**
- * Makes a new pair, and signs with it from now on. A key that was retired longer ago than a token lives is dropped.
+ * Makes a new pair, and signs with it from now on. A key that was retired longer ago than a token lives is dropped; the one that
+ * has signed until now is not, also when an earlier rotation retired it and was interrupted before its successor signed.
  * @param folder gets signing-key/key.json and public-keys/jwks.json
  * @returns the id (RFC 7638 thumbprint) of the new key
  */
@@ -42,9 +52,10 @@ export async function rotateKeys(folder: string): Promise<string> {
   const jwk = await exportJWK(publicKey);
   const kid = await calculateJwkThumbprint(jwk);
   const now = Math.floor(Date.now() / 1000);
+  const signing = await readSigningKeyId(folder);
   const kept = (await readPublicKeys(folder))
-    .map((key) => ({ ...key, retiredAt: key.retiredAt ?? now }))
-    .filter(({ retiredAt }) => retiredAt + TOKEN_SECONDS > now);
+    .map((key) => ({ ...key, retiredAt: key.kid === signing ? now : (key.retiredAt ?? now) }))
+    .filter(({ retiredAt }) => retiredAt + TOKEN_SECONDS + OVERLAP_SECONDS > now);
   // The public half first: a token must never be signed by a key that nobody can know yet.
   await write(publicKeysFile(folder), { keys: [{ ...jwk, kid, alg: "EdDSA", use: "sig" }, ...kept] });
   await write(signingKeyFile(folder), { ...(await exportJWK(privateKey)), kid, alg: "EdDSA" });
@@ -71,7 +82,7 @@ async function main(): Promise<void> {
     const until =
       retiredAt === undefined
         ? "signs"
-        : `accepted until ${new Date((retiredAt + TOKEN_SECONDS) * 1000).toISOString()}`;
+        : `accepted until ${new Date((retiredAt + TOKEN_SECONDS + OVERLAP_SECONDS) * 1000).toISOString()}`;
     console.log(`${kid}  ${until}`);
   }
 }

@@ -12,7 +12,7 @@ afterAll(() => lotus.stop());
 describe("GET /profile/jwks", () => {
   it("gives anyone what tokens are checked with, and lets them keep it for a while", async () => {
     const { status, headers, body } = await call(lotus, "GET /profile/jwks");
-    expect([status, headers.get("cache-control")]).toEqual([200, "public, max-age=300"]);
+    expect([status, headers.get("cache-control")]).toEqual([200, "public, max-age=60"]);
     const { token, id } = await newUser(lotus);
     const { payload } = await jwtVerify(token, createLocalJWKSet(body), { issuer: "lotus", audience: "lotus" });
     expect(payload.sub).toBe(id);

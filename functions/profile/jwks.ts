@@ -3,8 +3,8 @@ import * as v from "valibot";
 import { endpoint, ok } from "#kernel/endpoint";
 import { readSettingFile } from "#kernel/settings";
 
-/** A key is added to the set before it signs, and stays for as long as its tokens: caches may be this old. */
-const CACHE_SECONDS = 300;
+/** On a cluster a key is in the set for longer than this before it signs (scripts/rotate), and it stays for as long as its tokens. */
+const CACHE_SECONDS = 60;
 
 const PublicKey = v.object({
   kty: v.literal("OKP"),

@@ -46,9 +46,9 @@ async function wait(seconds: number, tell: (progress: string) => void): Promise<
 }
 
 async function rotateKeys(): Promise<void> {
-  const before = secretValue(await get("secret", "public-keys"), "jwks.json");
-  if (before === undefined) throw new Refusal("Lotus is not deployed here yet: scripts/deploy makes the first keys.");
-  const keys = await newKeys(before);
+  if ((await get("secret", "public-keys")) === undefined)
+    throw new Refusal("Lotus is not deployed here yet: scripts/deploy makes the first keys.");
+  const keys = await newKeys();
   await writeSecrets(new Map([["public-keys", { "jwks.json": keys.publicKeys }]]));
   await nudge();
   // Not before everybody can know the public half may anything be signed with the private one.

@@ -37,14 +37,18 @@ function urlFor(role: string, adminUrl: string): string {
 
 /**
  * A new pair of keys, and the public keys of before beside it.
- * @param publicKeys what the Secret public-keys holds now, if there is one
  */
-export async function newKeys(publicKeys: string | undefined): Promise<{ publicKeys: string; signingKey: string }> {
+export async function newKeys(): Promise<{ publicKeys: string; signingKey: string }> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-keys-"));
   try {
-    if (publicKeys !== undefined) {
-      await mkdir(join(folder, "public-keys"), { mode: 0o700 });
-      await writeFile(join(folder, "public-keys/jwks.json"), publicKeys, { mode: 0o600 });
+    for (const { secret, file } of [
+      { secret: "public-keys", file: "jwks.json" },
+      { secret: "signing-key", file: "key.json" },
+    ]) {
+      const present = secretValue(await get("secret", secret), file);
+      if (present === undefined) continue;
+      await mkdir(join(folder, secret), { mode: 0o700 });
+      await writeFile(join(folder, secret, file), present, { mode: 0o600 });
     }
     await rotateKeys(folder);
     return {
@@ -78,9 +82,8 @@ export async function ensureSecrets(database: Database, kafka: KafkaCredentials)
       missing.set(name, { url, password: password ?? newPassword() });
     }
   }
-  const publicKeys = secretValue(await get("secret", "public-keys"), "jwks.json");
-  if (publicKeys === undefined || (await get("secret", "signing-key")) === undefined) {
-    const keys = await newKeys(publicKeys);
+  if ((await get("secret", "public-keys")) === undefined || (await get("secret", "signing-key")) === undefined) {
+    const keys = await newKeys();
     missing.set("public-keys", { "jwks.json": keys.publicKeys });
     missing.set("signing-key", { "key.json": keys.signingKey });
   }
