@@ -8,8 +8,9 @@ export default defineConfig({
     // The database's roles belong to the whole server, and two cores are soon full.
     fileParallelism: false,
     pool: "forks",
-    testTimeout: 30_000,
-    hookTimeout: 60_000,
+    // How long a failure takes, and nothing else: a machine may be busy.
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
     // For .ci/run, which counts.
     reporters: process.env.CI ? ["default", ["json", { outputFile: "node_modules/.test-results.json" }]] : ["default"],
   },

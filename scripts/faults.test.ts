@@ -20,7 +20,8 @@ const EVENTS_OF_A_SCENARIO = 6;
 
 let lotus: TestLotus;
 beforeAll(async () => {
-  lotus = await startTestLotus();
+  // The relay runs when a test says so.
+  lotus = await startTestLotus({ scheduled: false });
 });
 afterAll(() => lotus.stop());
 

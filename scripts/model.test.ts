@@ -152,9 +152,11 @@ function requestWith(command: Command, key: string): [string, string, object | u
   return [request, key, body];
 }
 
+const ticks: Promise<void>[] = [];
+
 function disturb(fault: string | undefined): void {
   if (fault === "cut") lotus.relay.cut();
-  else if (fault === "tick") void relayNow(lotus);
+  else if (fault === "tick") ticks.push(relayNow(lotus));
   else if (fault !== undefined) killFunction(lotus, fault);
 }
 
@@ -178,6 +180,7 @@ describe(`Lotus against its model (LOTUS_SEED=${SEED})`, () => {
           ),
       );
       for (const { user } of people) await user.lookAtAll();
+      await Promise.all(ticks.splice(0));
       await relayNow(lotus);
       await expectInvariants(lotus);
     });

@@ -180,7 +180,7 @@ export async function startKafka(options: KafkaOptions): Promise<Kafka> {
   const ports = await clientPorts(plan.brokers, options.port);
   const way =
     source === "docker"
-      ? await DockerWay.of(plan, ports, await freePorts(plan.brokers))
+      ? await DockerWay.of(plan, ports, await freePorts(plan.brokers, ports))
       : await JavaWay.of(plan, ports);
   const cluster = new Cluster(way, plan);
   await cluster.start();

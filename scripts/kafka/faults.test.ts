@@ -22,11 +22,11 @@ import { canStartKafka, endOf, leaveInOutbox, startTestKafka } from "./testing.t
 const TOPIC = "notification-requested";
 const PRICE = 10;
 const AT_ONCE = 20;
-/** Twice, and ten times, as many as a process keeps in memory to be published: see settings.ts. */
-const PAYMENTS_THAT_FILL = 2_000;
-const PAYMENTS_OF_OUTAGE = 10_000;
-/** From the one to the other. A queue without a limit grows by 38 MiB, one with a limit by 17, which V8 has yet to collect. */
-const MEMORY_GROWTH_MEBIBYTES_MAX = 30;
+/** A process keeps a thousand in memory to be published (settings.ts), and some time later V8 has taken what it will. */
+const PAYMENTS_THAT_FILL = 7_000;
+const PAYMENTS_OF_OUTAGE = 14_000;
+/** From the one to the other. */
+const MEMORY_GROWTH_MEBIBYTES_MAX = 20;
 /** What a pod may have: see knative/functions/. */
 const MEMORY_MEBIBYTES_MAX = 192;
 /** What waits after an outage takes its time on a busy machine. */
@@ -149,7 +149,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
       await endSource("SIGTERM");
       const before = await endOf(kafka.bootstrap, TOPIC);
       await pay(user, 30);
-      await eventually("they are published", async () => (await endOf(kafka.bootstrap, TOPIC)) === before + 30);
+      await eventually("they are published", async () => (await endOf(kafka.bootstrap, TOPIC)) >= before + 30);
       await kafka.erase();
       await createTopics(kafka.bootstrap);
       source = startSource();
@@ -166,7 +166,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
     async () => {
       const user = await newUser(lotus);
       await settledInTime();
-      const messages = Array.from({ length: 500 }, (_, index) => `number ${index}`);
+      const messages = Array.from({ length: 2_000 }, (_, index) => `number ${index}`);
       await leaveInOutbox(lotus.database, user.id, messages);
       await lotus.tick();
       for (const least of [1, 150, 300]) {
@@ -174,7 +174,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
         childOf("notification-store")?.kill("SIGKILL");
       }
       await endSource("SIGKILL");
-      expect(await stored(user.id)).toBeLessThan(500);
+      expect(await stored(user.id)).toBeLessThan(messages.length);
       source = startSource();
       await settledInTime();
       const { rows } = await lotus.database.query(
@@ -256,7 +256,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
           },
         ),
       );
-      await eventually("all are delivered", () => delivered === records, SETTLED_MILLISECONDS_MAX);
+      await eventually("all are delivered", () => delivered >= records, SETTLED_MILLISECONDS_MAX);
       await Promise.all(readers.map((reader) => reader.stop()));
       expect(await dump(lotus)).toEqual(before);
     },

@@ -117,7 +117,7 @@ export class JavaWay implements Way {
     const version = await javaVersion();
     if (version === undefined) throw new Error(`Apache Kafka 4 needs Java ${JAVA_VERSION_MIN} or newer.`);
     await install(plan.onProgress);
-    const ports = await freePorts(3 * plan.brokers);
+    const ports = await freePorts(3 * plan.brokers, clientPorts);
     const nodes = clientPorts.map((clientPort, index) => {
       const [internalPort = 0, controllerPort = 0, securedPort = 0] = ports.slice(3 * index);
       return { host: "127.0.0.1", bind: "127.0.0.1", clientPort, internalPort, controllerPort, securedPort };

@@ -24,13 +24,13 @@ export async function isFree(port: number): Promise<boolean> {
   }
 }
 
-/** That many different free ports. */
-export async function freePorts(count: number): Promise<number[]> {
+/** That many different free ports, and none of those that somebody is about to take. */
+export async function freePorts(count: number, except: readonly number[] = []): Promise<number[]> {
   const found = new Set<number>();
   for (let tries = 0; found.size < count; tries++) {
     if (tries > TRIES_MAX) throw new Error(`No ${count} free ports between ${PORT_MIN} and ${PORT_MAX}.`);
     const port = PORT_MIN + Math.floor(Math.random() * (PORT_MAX - PORT_MIN + 1));
-    if (!found.has(port) && (await isFree(port))) found.add(port);
+    if (!found.has(port) && !except.includes(port) && (await isFree(port))) found.add(port);
   }
   return [...found];
 }

@@ -165,7 +165,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     const sink = await sinkThat(({ path }, response) => {
       if (path === "/dead-letter") response.writeHead(204).end();
     });
-    const source = read(topic, sink, { retry: 1, timeout: "PT0.2S" });
+    const source = read(topic, sink, { retry: 1, timeout: "PT1S" });
     await produce(kafka.bootstrap, topic, [event(1)]);
     await eventually("it is a dead letter", () => source.of("dead-letter").length === 1);
     expect(sink.taken.map(({ path }) => path)).toEqual(["/fn", "/fn", "/dead-letter"]);
