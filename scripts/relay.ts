@@ -7,7 +7,7 @@ import { type AddressInfo, connect } from "node:net";
 import { parseArgs } from "node:util";
 import { type WebSocket, WebSocketServer } from "ws";
 
-const CONNECTIONS_MAX = 500;
+export const CONNECTIONS_MAX = 500;
 const MESSAGE_BYTES_MAX = 64 * 1024 * 1024;
 const BUFFERED_BYTES_MAX = 1024 * 1024;
 const CONNECT_MILLISECONDS_MAX = 5_000;

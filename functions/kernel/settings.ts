@@ -24,7 +24,8 @@ export const DRAIN_ARRIVAL_MILLISECONDS = 250;
 export const DRAIN_EVENTS_MILLISECONDS_MAX = 5_000;
 export const DRAIN_DATABASE_MILLISECONDS_MAX = 2_000;
 
-export const POOL_CONNECTIONS_MAX = 8;
+/** Of one process. All pods of all functions together stay below what the database takes (knative/platform/postgres.yaml). */
+export const POOL_CONNECTIONS_MAX = 4;
 export const POOL_WAIT_MILLISECONDS_MAX = 5_000;
 export const POOL_IDLE_MILLISECONDS_MAX = 30_000;
 export const STATEMENT_MILLISECONDS_MAX = 10_000;

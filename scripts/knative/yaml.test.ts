@@ -1,7 +1,9 @@
 /** Every YAML of knative/: well formed, made for restricted namespaces, and every name in it leads somewhere. */
 import { describe, expect, it } from "vitest";
+import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import { KAFKA_VERSION } from "../kafka/java.ts";
 import { ROLES } from "../migrate.ts";
+import { CONNECTIONS_MAX as RELAY_CONNECTIONS_MAX } from "../relay.ts";
 import { configuration } from "./choices.ts";
 import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubernetes.ts";
 
@@ -134,6 +136,23 @@ describe("functions", () => {
     const secrets = [...below(document, "secretName"), ...below(document, "secretKeyRef").map(({ name }) => name)];
     const databases = new Set(secrets.filter((name: string) => name.startsWith("database-")));
     expect([...databases]).toEqual(podLabels(document)["lotus/database"] === "true" ? [`database-${service}`] : []);
+  });
+
+  it("all scaled out, with all their connections, are fewer than the database and the relay take", () => {
+    const pods = functions
+      .filter(({ document }) =>
+        below(document, "env")
+          .flat()
+          .some(({ name }) => name === "DATABASE_URL"),
+      )
+      .map(({ document }) => Number(document.spec.template.metadata.annotations["autoscaling.knative.dev/max-scale"]));
+    const connections = pods.reduce((sum, most) => sum + most, 0) * POOL_CONNECTIONS_MAX;
+    const [postgres] = ofKind("StatefulSet").filter(({ document }) => document.metadata.name === "postgres");
+    const [, most] = /max_connections=(\d+)/.exec(JSON.stringify(postgres?.document)) ?? [];
+    // Some are the superuser's, some the jobs'.
+    expect(connections + 20).toBeLessThanOrEqual(Number(most));
+    expect(connections).toBeGreaterThan(0);
+    expect(Number(most)).toBeLessThanOrEqual(RELAY_CONNECTIONS_MAX);
   });
 
   it("only login is given the private key", () => {
