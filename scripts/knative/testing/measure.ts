@@ -125,17 +125,28 @@ async function memoryOf(name: string): Promise<number | undefined> {
   return undefined;
 }
 
+/** In an order that is another each time: what a function leaves to do, its successor shares the machine with. */
+function shuffled<T>(items: readonly T[]): T[] {
+  return items
+    .map((item) => ({ item, place: Math.random() }))
+    .sort((one, other) => one.place - other.place)
+    .map(({ item }) => item);
+}
+
 async function measureRound(calls: readonly Call[], times: Map<string, number[]>, memory: Map<string, number>) {
-  for (const { name, url, method, body, headers } of calls) {
+  const slowest = { name: "", took: 0, at: "" };
+  for (const { name, url, method, body, headers } of shuffled(calls)) {
     const began = performance.now();
     const answer = await fetch(url, { method, headers: headers ?? {}, ...(body && { body: JSON.stringify(body) }) });
     await answer.arrayBuffer();
     const took = performance.now() - began;
     if (!answer.ok) throw new Error(`${name} answered ${answer.status}`);
     times.set(name, [...(times.get(name) ?? []), took]);
+    if (took > slowest.took) Object.assign(slowest, { name, took, at: new Date().toISOString() });
     const bytes = await memoryOf(name);
     if (bytes !== undefined) memory.set(name, bytes);
   }
+  return slowest;
 }
 
 /** Bytes of a function's image and, of these, its own, as the nodes tell them; NaN for what no node tells of. */
@@ -159,10 +170,8 @@ main(async () => {
   const memory = new Map<string, number>();
   for (let round = 1; round <= Number(values.rounds); round++) {
     await waitForZero();
-    // Another order each time: what runs first has the machine to itself.
-    const calls = callsOf(user);
-    await measureRound([...calls.slice(round % calls.length), ...calls.slice(0, round % calls.length)], times, memory);
-    console.log(`round ${round} of ${values.rounds} is done`);
+    const { name, took, at } = await measureRound(callsOf(user), times, memory);
+    console.log(`round ${round} of ${values.rounds} is done; the slowest: ${name}, ${took.toFixed(0)} ms, at ${at}`);
   }
   const bare = times.get(BARE) ?? [];
   const rows = [["function", "from zero, ms", `against ${BARE}`, "resident MiB", "image MB", "of these its own"]];
