@@ -305,7 +305,7 @@ describe("a trigger that fails", () => {
       ).rows;
     await eventually("all are buried", async () => (await read()).length === poison.length);
     expect(await read()).toEqual([
-      { id: "no-amount", reason: "The data is not that of notification-requested: amount: it is missing." },
+      { id: "no-amount", reason: "The data is not that of notification-requested: amount: is missing." },
       { id: "no-json", reason: expect.stringMatching(/^The data is not JSON in UTF-8: .+\.$/) },
       { id: "not-utf-8", reason: expect.stringMatching(/^The data is not JSON in UTF-8: .+\.$/) },
       {
@@ -315,7 +315,7 @@ describe("a trigger that fails", () => {
       },
       {
         id: "wrong-kind",
-        reason: expect.stringMatching(/^The data is not that of notification-requested: kind: .*gossip/),
+        reason: expect.stringMatching(/^The data is not that of notification-requested: kind: must be .*"order-paid"/),
       },
     ]);
     expect((await tell("no-topic", fact, "foreign.thing")).status).toBe(400);

@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { Client } from "pg";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import { ROOT } from "./functions.ts";
 import { call, eventually, newUser } from "./testing/lotus.ts";
 
@@ -98,7 +99,7 @@ describe("npm start", () => {
 
   it("finishes requests that are in progress when it is told to stop", async () => {
     const lotus = await start("--quiet");
-    const users = await Promise.all(Array.from({ length: 5 }, () => newUser(lotus, 1000)));
+    const users = await Promise.all(Array.from({ length: POOL_CONNECTIONS_MAX }, () => newUser(lotus, 1000)));
     const database = new Client({
       connectionString: await readFile(join(folder, "secrets/database-admin/url"), "utf8"),
     });
@@ -106,9 +107,9 @@ describe("npm start", () => {
     // Whoever holds the accounts' rows holds the requests.
     await database.query("begin; select from billing.accounts where balance = 100000 for update");
     const answers = Promise.all(users.map((user) => user.call("POST /billing/withdraw-money?money=1")));
-    await eventually("five requests wait for their rows", async () => {
+    await eventually("all requests wait for their rows", async () => {
       const { rows } = await database.query("select from pg_locks where not granted");
-      return rows.length === 5;
+      return rows.length === users.length;
     });
     lotus.child.kill("SIGTERM");
     await eventually("no more connections are taken", () =>
@@ -119,7 +120,7 @@ describe("npm start", () => {
     );
     await database.query("rollback");
     await database.end();
-    expect((await answers).map(({ status }) => status)).toEqual([200, 200, 200, 200, 200]);
+    expect((await answers).map(({ status }) => status)).toEqual(users.map(() => 200));
     expect(await lotus.ended).toBe(0);
   }, 60_000);
 
