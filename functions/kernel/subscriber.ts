@@ -198,10 +198,9 @@ export function toCloudEventFunction(source: string, description: Subscriber) {
         await ("schedule" in description ? handle() : withDatabase(handle));
       } catch (error) {
         if (!(error instanceof Unacceptable)) throw error;
-        reason = error.message.slice(0, REASON_LENGTH_MAX);
-        const unacceptable = { key: keyOf(attributes), attributes, body, source };
-        const why = reason;
-        await withDatabase(() => bury(unacceptable, why));
+        const why = error.message.slice(0, REASON_LENGTH_MAX);
+        reason = why;
+        await withDatabase(() => bury({ key: keyOf(attributes), attributes, body, source }, why));
       }
     } catch (error) {
       failed = failure(error);
