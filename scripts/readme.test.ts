@@ -40,7 +40,7 @@ describe("the README", () => {
     const { stdout } = await run("npx", ["tsx", "try.mts", inject("templateUrl"), expected?.[1] ?? ""], { cwd: copy });
     expect(stdout.trim()).toBe(`200 ${expected?.[2]}`);
     // A type check, two more starts of TypeScript and one of Lotus.
-  }, 120_000);
+  });
 
   it("names only commands and files that there are", async () => {
     const { scripts } = JSON.parse(await readFile(join(ROOT, "package.json"), "utf8")) as {

@@ -94,7 +94,6 @@ describe("npm start", () => {
       expect(await third.ended).toBe(0);
       expect(await processesWith(folder)).toEqual([]);
     },
-    120_000,
   );
 
   it("finishes requests that are in progress when it is told to stop", async () => {

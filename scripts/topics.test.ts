@@ -18,7 +18,7 @@ describe.skipIf(kafkaSource === undefined)("npm run topics", () => {
   let kafka: Kafka;
   beforeAll(async () => {
     kafka = await startTestKafka();
-  }, 120_000);
+  });
   afterAll(() => kafka?.stop());
 
   it("makes what is missing, and nothing the second time", async () => {

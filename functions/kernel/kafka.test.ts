@@ -110,7 +110,7 @@ describe.skipIf(kafkaSource === undefined)("Kafka", () => {
   let kafka: Kafka;
   beforeAll(async () => {
     kafka = await startTestKafka();
-  }, 120_000);
+  });
   afterAll(() => kafka?.stop());
 
   it.each(["user-registered", "notification-requested"])(
@@ -263,7 +263,7 @@ describe.skipIf(kafkaSource !== "java")("a Kafka that asks who we are, over TLS"
     });
     await makeTopic(kafka.bootstrap, topic);
     tls = { KAFKA_TLS: "true", KAFKA_TLS_CA_FILE: join(folder, "ca.pem") };
-  }, 120_000);
+  });
   afterAll(async () => {
     await kafka?.stop();
     rmSync(folder, { recursive: true });

@@ -104,7 +104,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
     kafka = await startTestKafka();
     lotus = await startTestLotus({ kafka, deliver: false });
     source = startSource();
-  }, 120_000);
+  });
   afterAll(async () => {
     await endSource("SIGTERM");
     await lotus?.stop();

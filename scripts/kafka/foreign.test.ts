@@ -105,7 +105,7 @@ describe.skipIf(kafkaSource === undefined)("of what other producers send to a to
       return offsets?.partitions.find(({ partition }) => partition === 0)?.offset === String(records.length);
     };
     await eventually("the partition is read to its end", committed);
-  }, 120_000);
+  });
   afterAll(async () => {
     await lotus?.stop();
     await kafka?.stop();

@@ -16,7 +16,7 @@ describe.skipIf(!canStartKafka)("three brokers", () => {
   let kafka: Kafka;
   beforeAll(async () => {
     kafka = await startTestKafka({ brokers: 3 });
-  }, 120_000);
+  });
   afterAll(async () => {
     await disconnectKafka();
     await kafka?.stop();

@@ -47,7 +47,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
   const endings: (() => Promise<unknown>)[] = [];
   beforeAll(async () => {
     kafka = await startTestKafka();
-  }, 120_000);
+  });
   afterAll(() => kafka?.stop());
   afterEach(async () => {
     for (const end of endings.splice(0).reverse()) await end();
