@@ -31,7 +31,6 @@ function entry({ name, file }: LotusFunction): string {
   return `
     import { createRequire } from "node:module";
     import description from "./${file}";
-    import { createRequire } from "node:module";
     import { main, register } from "#kernel/server";
     if (require.main === module) main("${name}", description);
     else register("${name}", description, createRequire(__filename)("@google-cloud/functions-framework"));`;

@@ -39,7 +39,6 @@ describe("the README", () => {
     await writeFile(join(copy, "try.mts"), program);
     const { stdout } = await run("npx", ["tsx", "try.mts", inject("templateUrl"), expected?.[1] ?? ""], { cwd: copy });
     expect(stdout.trim()).toBe(`200 ${expected?.[2]}`);
-    // A type check, two more starts of TypeScript and one of Lotus.
   });
 
   it("names only commands and files that there are", async () => {

@@ -74,7 +74,7 @@ async function publishOverdue(): Promise<void> {
   if (published > 0) log("info", "published overdue events", { count: published });
 }
 
-/** Deletes old idempotency keys, a batch at a time, for as long as publishing may take too. */
+/** Deletes old idempotency keys, a batch at a time, for a limited time: the next run goes on. */
 async function forgetKeys(): Promise<void> {
   const began = performance.now();
   let forgotten: number;
