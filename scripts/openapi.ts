@@ -1,10 +1,19 @@
 /** The API as OpenAPI 3.1 and the events as JSON Schema, from the functions' own valibot schemas. */
+import { readFile } from "node:fs/promises";
+import { STATUS_CODES } from "node:http";
+import { join } from "node:path";
 import { type JsonSchema, toJsonSchema } from "@valibot/to-json-schema";
 import type * as v from "valibot";
 import type { Endpoint } from "#kernel/endpoint";
 import { PROBLEM_CODES, type ProblemCode, statusOf, titleOf } from "#kernel/problem";
-import { IDEMPOTENCY_KEY_LENGTH_MAX, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX } from "#kernel/settings";
-import type { LotusFunction } from "./functions.ts";
+import {
+  CURSOR_LENGTH_MAX,
+  IDEMPOTENCY_KEY_DAYS,
+  IDEMPOTENCY_KEY_LENGTH_MAX,
+  PAGE_ROWS_DEFAULT,
+  PAGE_ROWS_MAX,
+} from "#kernel/settings";
+import { type LotusFunction, ROOT } from "./functions.ts";
 
 type Schema = v.GenericSchema;
 
@@ -18,18 +27,40 @@ function toJson(schema: Schema): JsonSchema {
   return rest;
 }
 
+/** Schemas that have a title, by it: said once, among the components. */
+type Components = Record<string, JsonSchema>;
+
+/** The schema with a reference in the place of each that has a title. */
+function referring(schema: JsonSchema, components: Components): JsonSchema {
+  const text = JSON.stringify(schema, (_, value: JsonSchema | null) => {
+    if (typeof value?.title !== "string") return value;
+    const { title, ...rest } = value;
+    components[title] = referring(rest, components);
+    return { $ref: `#/components/schemas/${title}` };
+  });
+  return JSON.parse(text) as JsonSchema;
+}
+
 /** Refusals that the kernel gives for an endpoint of this kind, besides the endpoint's own. */
-function commonRefusals({ method, caller, body, query, page, idempotent }: Endpoint): ProblemCode[] {
-  const codes: ProblemCode[] = ["method-not-allowed", "internal", "unavailable"];
+function commonRefusals({ method, caller, body, idempotent }: Endpoint): ProblemCode[] {
+  // A repeated query parameter is invalid wherever it is sent.
+  const codes: ProblemCode[] = ["invalid-request", "method-not-allowed", "internal", "unavailable"];
   if (caller === "user") codes.push("unauthenticated");
-  if (query || body || page) codes.push("invalid-request");
   if (body) codes.push("malformed-body", "unsupported-media-type");
   if (method === "POST") codes.push("body-too-large", "outcome-unknown");
   if (idempotent) codes.push("idempotency-key-reused");
   return codes;
 }
 
-function responses(description: Endpoint): Record<string, object> {
+/** Headers of a refusal: a client may rely on those that are required. */
+const REFUSAL_HEADERS: Readonly<Record<number, object>> = {
+  401: { "WWW-Authenticate": { required: true, description: "RFC 6750", schema: { type: "string" } } },
+  405: { Allow: { required: true, description: "The methods that are taken.", schema: { type: "string" } } },
+  429: { "Retry-After": { required: true, description: "Seconds to wait.", schema: { type: "integer" } } },
+  503: { "Retry-After": { description: "Seconds to wait; with `unavailable`.", schema: { type: "integer" } } },
+};
+
+function responses(description: Endpoint, components: Components): Record<string, object> {
   const byStatus = new Map<number, ProblemCode[]>();
   const own = Object.values(description.answers).filter((answer): answer is readonly ProblemCode[] =>
     Array.isArray(answer),
@@ -41,6 +72,7 @@ function responses(description: Endpoint): Record<string, object> {
     String(status),
     {
       description: codes.map((code) => `\`${code}\`: ${titleOf(code)}`).join(" · "),
+      ...(REFUSAL_HEADERS[status] && { headers: REFUSAL_HEADERS[status] }),
       content: { "application/problem+json": { schema: { $ref: "#/components/schemas/Problem" } } },
     },
   ]);
@@ -49,11 +81,11 @@ function responses(description: Endpoint): Record<string, object> {
     .map(([status, schema]) => [
       status,
       {
-        description: description.page ? "One page. The link header names the next one." : "Done.",
+        description: description.page ? "One page. The link header names the next one." : STATUS_CODES[status],
         ...(description.page && {
-          headers: { link: { description: 'rel="next" (RFC 8288)', schema: { type: "string" } } },
+          headers: { Link: { description: 'rel="next" (RFC 8288)', schema: { type: "string" } } },
         }),
-        content: { "application/json": { schema: toJson(schema as Schema) } },
+        content: { "application/json": { schema: referring(toJson(schema as Schema), components) } },
       },
     ]);
   return Object.fromEntries([...successes, ...refusals].sort(([a], [b]) => String(a).localeCompare(String(b))));
@@ -68,28 +100,47 @@ function parameters({ query, page, idempotent }: Endpoint): object[] {
   if (page) {
     const limit = { type: "integer", minimum: 1, maximum: PAGE_ROWS_MAX, default: PAGE_ROWS_DEFAULT };
     list.push({ name: "limit", in: "query", schema: limit });
-    list.push({ name: "cursor", in: "query", description: "From the next link; opaque.", schema: { type: "string" } });
+    const cursor = { type: "string", maxLength: CURSOR_LENGTH_MAX };
+    list.push({ name: "cursor", in: "query", description: "From the next link; opaque.", schema: cursor });
   }
   if (idempotent) {
-    const description =
-      "The same key and request gives the first answer again; the same key with another request is 422.";
+    const description = `The same key and request gives the first answer again; the same key with another request is 422. A key is kept for ${IDEMPOTENCY_KEY_DAYS} days.`;
     const schema = { type: "string", minLength: 1, maxLength: IDEMPOTENCY_KEY_LENGTH_MAX };
     list.push({ name: "Idempotency-Key", in: "header", description, schema });
   }
   return list;
 }
 
-function operation(name: string, service: string, description: Endpoint): object {
+/**
+ * What an endpoint does: the sentence that its file begins with.
+ * @throws when the file begins with another method or path than its own
+ */
+async function summaryOf(file: string, method: string, path: string): Promise<string> {
+  const [header = ""] = (await readFile(join(ROOT, file), "utf8")).split("\n", 1);
+  const [, said, summary] = /^\/\*\* ([A-Z]+ [a-z/-]+)\S*(?: \{.*\}\.)? (.+) \*\/$/.exec(header) ?? [];
+  const call = `${method} ${path}`;
+  if (said !== call || summary === undefined)
+    throw new Error(`${file} must begin with a line such as: /** ${call}. What it does. */`);
+  return summary;
+}
+
+type FoundEndpoint = Extract<LotusFunction, { kind: "endpoint" }>;
+
+async function operation(
+  { file, name, path, service, description }: FoundEndpoint,
+  components: Components,
+): Promise<object> {
   const listed = parameters(description);
   return {
     operationId: name,
+    summary: await summaryOf(file, description.method, path),
     tags: [service],
     ...(description.caller === "user" && { security: [{ token: [] }] }),
     ...(listed.length > 0 && { parameters: listed }),
     ...(description.body && {
       requestBody: { required: true, content: { "application/json": { schema: toJson(description.body) } } },
     }),
-    responses: responses(description),
+    responses: responses(description, components),
   };
 }
 
@@ -104,7 +155,8 @@ const PROBLEM: object = {
     code: { enum: PROBLEM_CODES },
     detail: { type: "string" },
     balance: { type: "number", description: "Of the caller's account, where money was asked for." },
-    order: { type: "object", description: "The order that was refused." },
+    order: { $ref: "#/components/schemas/Order", description: "The order that was refused." },
+    traceId: { type: "string", description: "Of an `internal` error: what its log lines are found by." },
     errors: {
       type: "array",
       items: { type: "object", properties: { field: { type: "string" }, detail: { type: "string" } } },
@@ -112,21 +164,21 @@ const PROBLEM: object = {
   },
 };
 
-/** The whole API. */
-export function openApi(functions: readonly LotusFunction[], server: string): object {
-  const endpoints = functions.filter((fn) => fn.kind === "endpoint");
+/** The whole API. The first server is the one of a cluster, the second that of `npm start`. */
+export async function openApi(functions: readonly LotusFunction[], servers: readonly string[]): Promise<object> {
+  const components: Components = {};
+  const paths: Record<string, object> = {};
+  for (const fn of functions) {
+    if (fn.kind !== "endpoint") continue;
+    paths[fn.path] = { [fn.description.method.toLowerCase()]: await operation(fn, components) };
+  }
   return {
     openapi: "3.1.0",
     info: { title: "Lotus", version: "1", description: "Profiles, a billing ledger, orders and notifications." },
-    servers: [{ url: server }],
-    paths: Object.fromEntries(
-      endpoints.map(({ path, name, service, description }) => [
-        path,
-        { [description.method.toLowerCase()]: operation(name, service, description) },
-      ]),
-    ),
+    servers: servers.map((url) => ({ url })),
+    paths,
     components: {
-      schemas: { Problem: PROBLEM },
+      schemas: { ...components, Problem: PROBLEM },
       securitySchemes: { token: { type: "http", scheme: "bearer", bearerFormat: "JWT" } },
     },
   };

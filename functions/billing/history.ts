@@ -4,15 +4,17 @@ import { query } from "#kernel/database";
 import { endpoint } from "#kernel/endpoint";
 import { AmountNumber, readBalance, toNumber } from "#kernel/money";
 
-const Transfer = v.object({
-  number: v.pipe(v.number(), v.integer(), v.minValue(1)),
-  kind: v.picklist(["deposit", "withdrawal", "charge"]),
-  amount: AmountNumber,
-  balanceAfter: AmountNumber,
-  /** The order that a charge is for. */
-  orderId: v.nullable(v.pipe(v.string(), v.uuid())),
-  createdAt: v.pipe(v.string(), v.isoTimestamp()),
-});
+const Transfer = v.pipe(
+  v.object({
+    number: v.pipe(v.number(), v.integer(), v.minValue(1)),
+    kind: v.picklist(["deposit", "withdrawal", "charge"]),
+    amount: AmountNumber,
+    balanceAfter: AmountNumber,
+    orderId: v.pipe(v.nullable(v.pipe(v.string(), v.uuid())), v.description("The order that a charge is for.")),
+    createdAt: v.pipe(v.string(), v.isoTimestamp()),
+  }),
+  v.title("Transfer"),
+);
 
 interface Row {
   number: string;

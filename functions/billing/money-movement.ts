@@ -8,7 +8,7 @@ import { type CodeOf, Problem } from "#kernel/problem";
 import type { User } from "#kernel/token";
 
 export const MoneyQuery = v.object({ money: Amount });
-export const Balance = v.object({ balance: AmountNumber });
+export const Balance = v.pipe(v.object({ balance: AmountNumber }), v.title("Balance"));
 
 interface Moved {
   answer: { outcome: "done" | CodeOf<400 | 409 | 422>; balance: number };

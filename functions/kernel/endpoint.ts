@@ -195,7 +195,7 @@ class JsonNumber {
 export function textOrNumber<S extends Schema>(schema: S) {
   return v.pipe(
     v.unknown(),
-    v.metadata({ type: ["string", "number"] }),
+    v.metadata({ type: ["string", "number"], ...v.getMetadata(schema) }),
     v.transform((value) => (value instanceof JsonNumber ? value.text : value)),
     schema,
   );
@@ -348,7 +348,9 @@ export function toHttpFunction(source: string, description: Endpoint) {
       if (!known) failed = failure(error);
       const problem = known
         ? error
-        : new Problem("internal", `Tell us the trace ${trace.traceId}, and we can find what it was.`);
+        : new Problem("internal", `Tell us the trace ${trace.traceId}, and we can find what it was.`, {
+            members: { traceId: trace.traceId },
+          });
       code = problem.code;
       writeProblem(response, problem);
     }

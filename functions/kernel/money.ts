@@ -45,7 +45,7 @@ const EXPECTED = "must be an amount above 0 and at most 1000000000, with at most
 /** An amount that a person asks for: decimal text, or the text of a JSON number. */
 export const Amount = v.pipe(
   v.string(EXPECTED),
-  v.metadata({ description: `An amount of money: it ${EXPECTED}.`, pattern: DECIMAL.source }),
+  v.metadata({ description: `An amount of money: it ${EXPECTED}.`, pattern: DECIMAL.source, examples: ["10.50"] }),
   v.transform(parseMoney),
   v.check((money) => money !== undefined && money > 0n && money <= AMOUNT_MAX, EXPECTED),
   v.transform((money) => money as Money),

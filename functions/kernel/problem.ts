@@ -12,7 +12,7 @@ const PROBLEMS = {
   "unknown-subscription": [404, "There is no such subscription"],
   "method-not-allowed": [405, "This address does not take that method"],
   "email-taken": [409, "The email is taken"],
-  "account-not-open": [409, "There is no account for this user"],
+  "account-not-open": [409, "The account is not open"],
   "body-too-large": [413, "The body is too large"],
   "unsupported-media-type": [415, "The body is of a media type that is not taken"],
   "idempotency-key-reused": [422, "The Idempotency-Key was used for another request"],
@@ -55,6 +55,9 @@ export interface ProblemExtras {
   readonly members?: Readonly<Record<string, unknown>>;
 }
 
+/** What every 401 names: the way to authenticate (RFC 9110 §15.5.2, RFC 6750 §3). */
+export const CHALLENGE = 'Bearer realm="lotus"';
+
 /** A refusal. A handler returns it, or throws it from below. */
 export class Problem extends Error {
   readonly code: ProblemCode;
@@ -66,7 +69,7 @@ export class Problem extends Error {
     super(detail);
     this.code = code;
     this.detail = detail;
-    this.headers = extras.headers ?? {};
+    this.headers = { ...(this.status === 401 && { "www-authenticate": CHALLENGE }), ...extras.headers };
     this.members = extras.members ?? {};
   }
 

@@ -1,6 +1,6 @@
 /** Who is calling: an EdDSA token (RFC 7519, RFC 8037), checked against the public keys of a JWK Set (RFC 7517). */
 import type { JSONWebKeySet, JWTVerifyGetKey } from "jose";
-import { Problem } from "./problem.ts";
+import { CHALLENGE, Problem } from "./problem.ts";
 import {
   KEY_RELOAD_MILLISECONDS_MIN,
   readSettingFile,
@@ -33,8 +33,11 @@ async function readKeys(): Promise<JWTVerifyGetKey> {
   return keys;
 }
 
-function unauthenticated(detail: string): Problem {
-  return new Problem("unauthenticated", detail, { headers: { "www-authenticate": 'Bearer realm="lotus"' } });
+/** A token was sent, and is not to be believed (RFC 6750 §3.1). */
+function invalidToken(detail: string): Problem {
+  return new Problem("unauthenticated", detail, {
+    headers: { "www-authenticate": `${CHALLENGE}, error="invalid_token"` },
+  });
 }
 
 async function verify(token: string): Promise<Known> {
@@ -72,11 +75,10 @@ function remember(token: string, known: Known): void {
  */
 export async function authenticate(authorization: string | undefined): Promise<User> {
   if (authorization === undefined)
-    throw unauthenticated("Send the token of POST /profile/login as Authorization: Bearer <token>.");
+    throw new Problem("unauthenticated", "Send the token of POST /profile/login as Authorization: Bearer <token>.");
   const token = /^Bearer +([\w.~+/-]+=*)$/i.exec(authorization)?.[1];
-  if (token === undefined || token.length > TOKEN_LENGTH_MAX) {
-    throw unauthenticated("The Authorization header must read: Bearer <token>.");
-  }
+  if (token === undefined) throw new Problem("unauthenticated", "The Authorization header must read: Bearer <token>.");
+  if (token.length > TOKEN_LENGTH_MAX) throw invalidToken(`The token is longer than ${TOKEN_LENGTH_MAX} characters.`);
   let known = knownTokens.get(token);
   if (known === undefined) {
     try {
@@ -84,13 +86,13 @@ export async function authenticate(authorization: string | undefined): Promise<U
     } catch (error) {
       // Jose's own errors are about the token. A key file that cannot be read is ours to mend, not the caller's.
       if (!String((error as { code?: unknown }).code).startsWith("ERR_J")) throw error;
-      throw unauthenticated("The token is not valid, or has expired. POST /profile/login gives a new one.");
+      throw invalidToken("The token is not valid, or has expired. POST /profile/login gives a new one.");
     }
     remember(token, known);
   }
   if (known.expiresAtMilliseconds <= Date.now()) {
     knownTokens.delete(token);
-    throw unauthenticated("The token has expired. POST /profile/login gives a new one.");
+    throw invalidToken("The token has expired. POST /profile/login gives a new one.");
   }
   return known.user;
 }

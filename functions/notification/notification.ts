@@ -4,12 +4,15 @@ import { query } from "#kernel/database";
 import type { NotificationRequested } from "./events.ts";
 import { message } from "./message.ts";
 
-export const Notification = v.object({
-  id: v.pipe(v.string(), v.uuid()),
-  message: v.string(),
-  email: v.string(),
-  createdAt: v.pipe(v.string(), v.isoTimestamp()),
-});
+export const Notification = v.pipe(
+  v.object({
+    id: v.pipe(v.string(), v.uuid()),
+    message: v.string(),
+    email: v.string(),
+    createdAt: v.pipe(v.string(), v.isoTimestamp()),
+  }),
+  v.title("Notification"),
+);
 
 /** A notification that is asked for. */
 export interface Requested {

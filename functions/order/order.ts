@@ -7,17 +7,22 @@ import type { Envelope } from "#kernel/outbox";
 import { type CodeOf, Problem } from "#kernel/problem";
 import type { User } from "#kernel/token";
 
-export const Order = v.object({
-  id: v.pipe(v.string(), v.uuid()),
-  /** Null for an order that is for no subscription. */
-  idSubscription: v.nullable(v.pipe(v.number(), v.integer())),
-  price: AmountNumber,
-  status: v.picklist(["paid", "refused"]),
-  createdAt: v.pipe(v.string(), v.isoTimestamp()),
-});
+export const Order = v.pipe(
+  v.object({
+    id: v.pipe(v.string(), v.uuid()),
+    idSubscription: v.pipe(
+      v.nullable(v.pipe(v.number(), v.integer())),
+      v.description("Null for an order that is for no subscription."),
+    ),
+    price: AmountNumber,
+    status: v.picklist(["paid", "refused"]),
+    createdAt: v.pipe(v.string(), v.isoTimestamp()),
+  }),
+  v.title("Order"),
+);
 
 /** A paid order, and what the account holds after it. */
-export const Payment = v.object({ order: Order, balance: AmountNumber });
+export const Payment = v.pipe(v.object({ order: Order, balance: AmountNumber }), v.title("Payment"));
 
 /** A row of "order".orders. */
 export interface OrderRow {

@@ -4,7 +4,10 @@ import { query } from "#kernel/database";
 import { endpoint, ok } from "#kernel/endpoint";
 import { AmountNumber, toNumber } from "#kernel/money";
 
-const Subscription = v.object({ id: v.pipe(v.number(), v.integer()), name: v.string(), price: AmountNumber });
+const Subscription = v.pipe(
+  v.object({ id: v.pipe(v.number(), v.integer()), name: v.string(), price: AmountNumber }),
+  v.title("Subscription"),
+);
 
 export default endpoint({
   method: "GET",

@@ -37,9 +37,12 @@ export const Username = v.pipe(
 );
 
 /** A user as the API shows one. */
-export const User = v.object({
-  id: v.pipe(v.string(), v.uuid()),
-  email: v.string(),
-  username: v.nullable(v.string()),
-  createdAt: v.pipe(v.string(), v.isoTimestamp()),
-});
+export const User = v.pipe(
+  v.object({
+    id: v.pipe(v.string(), v.uuid()),
+    email: v.string(),
+    username: v.nullable(v.string()),
+    createdAt: v.pipe(v.string(), v.isoTimestamp()),
+  }),
+  v.title("User"),
+);
