@@ -1,4 +1,4 @@
-// Runs before `npm start` and `npm test`: is this Node new enough, and are the packages those of package-lock.json?
+// Runs before `npm start`, `npm test` and other commands that one may begin with: is this Node new enough, and are the packages those of package-lock.json?
 // Plain JavaScript, in the words of old Nodes as well: it runs before anything is installed.
 // biome-ignore-all lint/style/useNodejsImportProtocol: an old Node does not know it, and would not come to the sentence below
 import { spawnSync } from "child_process";

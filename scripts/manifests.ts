@@ -11,7 +11,7 @@ import { eventSchemas, openApi } from "./openapi.ts";
 
 const NAMESPACE = "lotus";
 const HOST = "arch.homework";
-/** Every route leads to Kourier's own entrance for calls inside the cluster; only the host differs (docs/decisions). */
+/** Every route leads to Kourier's own entrance for calls inside the cluster; only the host differs (decision 0011). */
 const GATEWAY = "kn-local-gateway";
 /** An image is named by what it holds: scripts/deploy puts the hash where this stands. */
 const UNBUILT = "unbuilt";

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
-import { ROOT } from "./functions.ts";
+import { findFunctions, ROOT } from "./functions.ts";
 
 const run = promisify(execFile);
 let copy: string;
@@ -13,7 +13,16 @@ let readme: string;
 beforeAll(async () => {
   readme = await readFile(join(ROOT, "README.md"), "utf8");
   copy = await mkdtemp(join(tmpdir(), "lotus-readme-"));
-  for (const part of ["functions", "triggers", "scripts", "knative", "docs", "package.json", "tsconfig.json"]) {
+  for (const part of [
+    "functions",
+    "triggers",
+    "scripts",
+    "knative",
+    "docs",
+    "package.json",
+    "tsconfig.json",
+    "biome.json",
+  ]) {
     await cp(join(ROOT, part), join(copy, part), { recursive: true });
   }
   await symlink(join(ROOT, "node_modules"), join(copy, "node_modules"));
@@ -27,6 +36,7 @@ describe("the README", () => {
     const expected = /`curl localhost:8080(\S+)` answers\s+`([^`]+)`/.exec(readme);
     await writeFile(join(copy, file), code);
     await run("npx", ["tsc", "-p", ".", "--noEmit"], { cwd: copy });
+    await run("npx", ["biome", "check", "--vcs-enabled=false", file], { cwd: copy });
     await run("npx", ["tsx", "scripts/manifests.ts"], { cwd: copy });
     await cp(inject("secrets"), join(copy, ".lotus/secrets"), { recursive: true });
     // In a process of its own: this one has the functions of this checkout loaded.
@@ -41,6 +51,23 @@ describe("the README", () => {
     expect(stdout.trim()).toBe(`200 ${expected?.[2]}`);
   });
 
+  it("has a row for each call, with the refusals of its own", async () => {
+    const rows = [...readme.matchAll(/^\| `((?:GET|POST) [a-z/-]+).*?\| (20\d).*?\|(.*)\|$/gm)].map(
+      ([, call, status, refusals = ""]) => [
+        call,
+        status,
+        [...refusals.matchAll(/`([a-z-]+)`/g)].map(([, code]) => code),
+      ],
+    );
+    const described = (await findFunctions()).flatMap((fn) => {
+      if (fn.kind !== "endpoint") return [];
+      const { method, answers } = fn.description;
+      const codes = Object.values(answers).flatMap((answer) => (Array.isArray(answer) ? answer : []));
+      return [[`${method} ${fn.path}`, answers[201] === undefined ? "200" : "201", codes]];
+    });
+    expect(rows.sort()).toEqual(described.sort());
+  });
+
   it("names only commands and files that there are", async () => {
     const { scripts } = JSON.parse(await readFile(join(ROOT, "package.json"), "utf8")) as {
       scripts: Record<string, string>;
@@ -52,6 +79,8 @@ describe("the README", () => {
     const links = [...readme.matchAll(/\]\(([^)#]+)\)/g)]
       .map(([, link]) => link ?? "")
       .filter((link) => !link.startsWith("http"));
+    const events = await readFile(join(ROOT, "docs/events/README.md"), "utf8");
+    links.push(...[...events.matchAll(/\]\(([^)#]+)\)/g)].map(([, link]) => `docs/events/${link}`));
     for (const link of links)
       await expect(
         readFile(join(ROOT, link)).catch((error: { code: string }) => error.code),

@@ -326,7 +326,7 @@ function splitTarget(request: IncomingMessage & { originalUrl?: string }): [path
   return mark < 0 ? [target, ""] : [target.slice(0, mark), target.slice(mark + 1)];
 }
 
-/** order-pay -> /order/pay. Where a name and a path come from: the place of the file (design: the house). */
+/** order-pay -> /order/pay. Where a name and a path come from: the place of the file. */
 export function pathOf(name: string): string {
   return `/${name.replace("-", "/")}`;
 }

@@ -3,7 +3,7 @@ import { log } from "#kernel/log";
 import { PUBLISH_ATTEMPTS_MAX } from "#kernel/settings";
 import { bury, subscriber } from "#kernel/subscriber";
 
-/** The function whose delivery failed: the first label of the host, or of a local run the path, in `knativeerrordest`. */
+/** The function whose delivery failed: the first label of the host in `knativeerrordest`. */
 function destination(url: string | undefined): string {
   if (url === undefined || !URL.canParse(url)) return "unknown";
   return new URL(url).hostname.split(".")[0] ?? "unknown";
