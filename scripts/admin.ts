@@ -41,11 +41,3 @@ export async function withAdmin<T>(given: string | undefined, work: (client: Cli
     await client.end();
   }
 }
-
-/** Runs a command's main, and turns an error into its sentence and exit code 1. */
-export function runCommand(main: () => Promise<void>): void {
-  main().catch((error: unknown) => {
-    console.error((error as Error).message);
-    process.exitCode = 1;
-  });
-}

@@ -86,7 +86,7 @@ describe("dead-letters", () => {
     [["show", "99999999999999999999"], "There is no dead letter 99999999999999999999."],
   ])("refuses %j with a sentence", async (words, sentence) => {
     const { code, out, err } = await command(...words);
-    expect([code, out, err]).toEqual([1, "", expect.stringContaining(sentence)]);
+    expect([code, out, err]).toEqual([2, "", expect.stringContaining(sentence)]);
     expect(err.trimEnd().split("\n")).toHaveLength(1);
   });
 
@@ -105,7 +105,7 @@ describe("dead-letters", () => {
       [letters.get("early")],
     );
     const { code, out } = await command("replay", letters.get("early") ?? "");
-    expect([code, out]).toEqual([0, "1 put back into the outbox; the relay publishes them within a minute.\n"]);
+    expect([code, out]).toEqual([0, "1 put back into the outbox; the relay publishes them in about a minute.\n"]);
     await relayNow(lotus);
     await eventually("the message is there", async () => {
       const { body } = await user.call("GET /notification");

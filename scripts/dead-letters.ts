@@ -6,7 +6,8 @@
  */
 import { parseArgs } from "node:util";
 import type { Client } from "pg";
-import { runCommand, withAdmin } from "./admin.ts";
+import { withAdmin } from "./admin.ts";
+import { runCommand, UsageError } from "./command.ts";
 import { table } from "./local/console.ts";
 
 const LISTED_MAX = 1000;
@@ -55,8 +56,9 @@ export async function replay(client: Client, which: string): Promise<number> {
   let replayed = 0;
   for (const { id } of rows) {
     try {
-      await client.query("select events.replay($1)", [id]);
-      replayed++;
+      const { rows } = await client.query<{ there: boolean }>("select events.replay($1) as there", [id]);
+      // Somebody else may have replayed it meanwhile.
+      if (rows[0]?.there) replayed++;
     } catch (error) {
       console.error(`Dead letter ${id} stays: it cannot be read by any subscriber (${(error as Error).message}).`);
       process.exitCode = 1;
@@ -75,13 +77,15 @@ async function main(): Promise<void> {
     rest.length > 0 ||
     (id !== undefined && !/^\d+$/.test(id) && !(command === "replay" && id === "all"))
   ) {
-    throw new Error(`"${positionals.join(" ")}" is not a command here. Say list, show ID, replay ID or replay all.`);
+    throw new UsageError(
+      `"${positionals.join(" ")}" is not a command here. Say list, show ID, replay ID or replay all.`,
+    );
   }
   await withAdmin(values.url, async (client) => {
     if (command === "list") return list(client);
     if (command === "show") return show(client, id ?? "");
     const replayed = await replay(client, id ?? "");
-    console.log(`${replayed} put back into the outbox; the relay publishes them within a minute.`);
+    console.log(`${replayed} put back into the outbox; the relay publishes them in about a minute.`);
   });
 }
 

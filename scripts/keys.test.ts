@@ -72,7 +72,7 @@ describe("keys", () => {
     expect(after[0]).toMatch(/^\S+ {2}signs$/);
     expect(after[1]).toMatch(new RegExp(`^${before[0]?.split(" ")[0]} {2}accepted until \\d{4}-\\d\\d-\\d\\dT`));
     expect(await command("rotat")).toEqual([
-      "exit 1",
+      "exit 2",
       `"rotat" is not a command here. Say: npm run keys, or: npm run keys rotate.`,
     ]);
   });

@@ -9,6 +9,7 @@ import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { calculateJwkThumbprint, exportJWK, generateKeyPair, type JWK } from "jose";
 import { TOKEN_SECONDS } from "#kernel/settings";
+import { runCommand, UsageError } from "./command.ts";
 import { ROOT } from "./functions.ts";
 
 /** A public key as it lies in the file. `retiredAt` is ours: since when, in seconds, it signs no more. */
@@ -74,7 +75,9 @@ async function main(): Promise<void> {
   });
   const [command, ...rest] = positionals;
   if (rest.length > 0 || (command !== undefined && command !== "rotate")) {
-    throw new Error(`"${positionals.join(" ")}" is not a command here. Say: npm run keys, or: npm run keys rotate.`);
+    throw new UsageError(
+      `"${positionals.join(" ")}" is not a command here. Say: npm run keys, or: npm run keys rotate.`,
+    );
   }
   if (command === "rotate") await rotateKeys(values.folder);
   else await ensureKeys(values.folder);
@@ -87,9 +90,4 @@ async function main(): Promise<void> {
   }
 }
 
-if (process.argv[1] === import.meta.filename) {
-  main().catch((error: unknown) => {
-    console.error((error as Error).message);
-    process.exit(1);
-  });
-}
+if (process.argv[1] === import.meta.filename) runCommand(main);

@@ -10,6 +10,7 @@ import { runner } from "node-pg-migrate";
 import { Client } from "pg";
 import { STATEMENT_MILLISECONDS_MAX } from "#kernel/settings";
 import { adminUrl, SECRETS } from "./admin.ts";
+import { runCommand } from "./command.ts";
 import { findFunctions, ROOT } from "./functions.ts";
 
 /** The kernel's own schema first: the others stand on it. Billing before order, which charges through it. */
@@ -152,8 +153,5 @@ async function main(): Promise<void> {
 }
 
 if (process.argv[1] === import.meta.filename) {
-  main().catch((error: unknown) => {
-    console.error(`The database was not migrated: ${(error as Error).message}`);
-    process.exit(1);
-  });
+  runCommand(main, ({ message }) => `The database was not migrated: ${message}`);
 }

@@ -6,6 +6,7 @@ import { createServer } from "node:http";
 import { type AddressInfo, connect } from "node:net";
 import { parseArgs } from "node:util";
 import { type WebSocket, WebSocketServer } from "ws";
+import { runCommand, UsageError } from "./command.ts";
 
 export const CONNECTIONS_MAX = 500;
 const MESSAGE_BYTES_MAX = 64 * 1024 * 1024;
@@ -78,7 +79,7 @@ export async function startRelay(listen: Address, postgres: Address): Promise<Re
 /** host:port, or an Error that names the option. */
 function parseAddress(option: string, text: string): Address {
   const match = /^(.+):(\d{1,5})$/.exec(text);
-  if (match?.[1] === undefined) throw new Error(`${option} must be host:port; ${JSON.stringify(text)} is not.`);
+  if (match?.[1] === undefined) throw new UsageError(`${option} must be host:port; ${JSON.stringify(text)} is not.`);
   return { host: match[1], port: Number(match[2]) };
 }
 
@@ -94,9 +95,4 @@ async function main(): Promise<void> {
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => void relay.stop());
 }
 
-if (process.argv[1] === import.meta.filename) {
-  main().catch((error: unknown) => {
-    console.error((error as Error).message);
-    process.exit(1);
-  });
-}
+if (process.argv[1] === import.meta.filename) runCommand(main);

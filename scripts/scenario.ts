@@ -4,6 +4,7 @@ import { readFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { runCommand, UsageError } from "./command.ts";
 import { ROOT } from "./functions.ts";
 
 const COLLECTION = join(ROOT, "postman", "StreamProcessing.postman_collection.json");
@@ -192,12 +193,10 @@ async function gatewayUrl(): Promise<string> {
   }
 }
 
-class WrongOption extends Error {}
-
 function readCount(option: string, text: string, maximum: number): number {
   const count = /^\d{1,9}$/.test(text) ? Number(text) : 0;
   if (count < 1 || count > maximum) {
-    throw new WrongOption(`--${option} takes a whole number from 1 to ${maximum}, not "${text}"`);
+    throw new UsageError(`--${option} takes a whole number from 1 to ${maximum}, not "${text}"`);
   }
   return count;
 }
@@ -205,7 +204,7 @@ function readCount(option: string, text: string, maximum: number): number {
 function readUrl(text: string): URL {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (url?.protocol !== "http:" && url?.protocol !== "https:") {
-    throw new WrongOption(`--url takes an address such as ${DEFAULT_URL}, not "${text}"`);
+    throw new UsageError(`--url takes an address such as ${DEFAULT_URL}, not "${text}"`);
   }
   return url;
 }
@@ -218,36 +217,27 @@ function readArguments(args: readonly string[]) {
       .values;
   } catch (error) {
     // The first sentence names the option; what follows is advice about positional arguments, which are not taken.
-    throw new WrongOption(String((error as Error).message).split(/\.\s/)[0]);
+    throw new UsageError(String((error as Error).message).split(/\.\s/)[0]);
   }
 }
 
-async function main(args: readonly string[]): Promise<number> {
-  const { url, times = "1", users = "1", quiet, help } = readArguments(args);
-  if (help) {
-    console.log(HELP);
-    return 0;
-  }
+async function main(): Promise<void> {
+  const { url, times = "1", users = "1", quiet, help } = readArguments(process.argv.slice(2));
+  if (help) return console.log(HELP);
   const counts = { times: readCount("times", times, TIMES_MAX), users: readCount("users", users, USERS_MAX) };
   const target = readUrl(url ?? (await gatewayUrl()));
   const baseUrl = `${target.origin}${target.pathname}`.replace(/\/+$/, "");
-  if (!(await listens(target))) {
-    console.error(`Nothing answers at ${baseUrl}. Start Lotus in another terminal: npm start.`);
-    return 1;
-  }
+  if (!(await listens(target)))
+    throw new Error(`Nothing answers at ${baseUrl}. Start Lotus in another terminal: npm start.`);
   const shown = counts.times * counts.users === 1 && !quiet;
   const summary = await runScenario({ baseUrl, ...counts, quiet, ...(shown ? {} : { onRun: console.log }) });
   // Of a run that is shown, newman has said it all.
   if (!shown) report(summary, counts.users);
-  return summary.failed === 0 ? 0 : 1;
+  if (summary.failed > 0) process.exitCode = 1;
 }
 
 if (process.argv[1] === import.meta.filename) {
-  try {
-    process.exitCode = await main(process.argv.slice(2));
-  } catch (error) {
-    if (!(error instanceof WrongOption)) throw error;
-    console.error(`${error.message}. See npm run scenario -- --help.`);
-    process.exitCode = 2;
-  }
+  runCommand(main, (error) =>
+    error instanceof UsageError ? `${error.message}. See npm run scenario -- --help.` : error.message,
+  );
 }

@@ -1,6 +1,7 @@
 /** npm start: the whole system on this machine, until Ctrl-C. */
 import { join, relative } from "node:path";
 import { parseArgs } from "node:util";
+import { runCommand, UsageError } from "./command.ts";
 import { ROOT } from "./functions.ts";
 import { pretty, say, step, table } from "./local/console.ts";
 import { overview, startLotus } from "./local/lotus.ts";
@@ -15,8 +16,6 @@ const HELP = `npm start -- [options]
   --quiet            no log lines
   --watch            build what changes; the next request runs it (npm run dev)
   --help             this`;
-
-class UsageError extends Error {}
 
 function readOptions() {
   try {
@@ -105,7 +104,4 @@ async function main(): Promise<void> {
   await lotus.tick();
 }
 
-main().catch((error: unknown) => {
-  console.error(`Lotus did not start. ${sentence(error as NodeJS.ErrnoException)}`);
-  process.exit(error instanceof UsageError ? 2 : 1);
-});
+runCommand(main, (error) => `Lotus did not start. ${sentence(error)}`);

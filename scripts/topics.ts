@@ -2,6 +2,7 @@
 import { parseArgs } from "node:util";
 import { kafkaClient } from "#kernel/kafka";
 import { RECORD_BYTES_MAX, settings } from "#kernel/settings";
+import { runCommand, UsageError } from "./command.ts";
 import { findFunctions } from "./functions.ts";
 
 const PARTITIONS = 6;
@@ -80,10 +81,10 @@ async function main(): Promise<void> {
   const options = { brokers: { type: "string" }, replication: { type: "string" } } as const;
   const { brokers, replication } = parseArgs({ options }).values;
   if (replication !== undefined && replication !== "1" && replication !== "3") {
-    throw new Error(`--replication must be 1 or 3; ${replication} is not. ${USAGE}`);
+    throw new UsageError(`--replication must be 1 or 3; ${replication} is not. ${USAGE}`);
   }
   const bootstrap = brokers?.split(",") ?? settings().KAFKA_BROKERS;
-  if (bootstrap === undefined) throw new Error(`Which Kafka? Set KAFKA_BROKERS, or give --brokers. ${USAGE}`);
+  if (bootstrap === undefined) throw new UsageError(`Which Kafka? Set KAFKA_BROKERS, or give --brokers. ${USAGE}`);
   const made = await createTopics(
     bootstrap,
     replication === undefined ? {} : { replication: replication === "3" ? 3 : 1 },
@@ -93,9 +94,4 @@ async function main(): Promise<void> {
   }
 }
 
-if (process.argv[1] === import.meta.filename) {
-  await main().catch((error: Error) => {
-    console.error(error.message);
-    process.exitCode = 1;
-  });
-}
+if (process.argv[1] === import.meta.filename) runCommand(main);

@@ -5,7 +5,8 @@
  */
 import { parseArgs } from "node:util";
 import type { Client } from "pg";
-import { runCommand, withAdmin } from "./admin.ts";
+import { withAdmin } from "./admin.ts";
+import { runCommand } from "./command.ts";
 
 interface Check {
   /** What must hold, as the report names it. */

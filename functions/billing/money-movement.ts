@@ -1,11 +1,10 @@
 /** Putting money on an account and taking it off: one statement, one transaction. */
 import * as v from "valibot";
 import { inTurn, query } from "#kernel/database";
-import { type Idempotency, ok, type Success } from "#kernel/endpoint";
+import { type EndpointRequest, ok, type Success } from "#kernel/endpoint";
 import { Amount, AmountNumber, type Money, readBalance, toNumber, toText } from "#kernel/money";
 import type { Envelope } from "#kernel/outbox";
 import { type CodeOf, Problem } from "#kernel/problem";
-import type { User } from "#kernel/token";
 
 export const MoneyQuery = v.object({ money: Amount });
 export const Balance = v.pipe(v.object({ balance: AmountNumber }), v.title("Balance"));
@@ -13,15 +12,6 @@ export const Balance = v.pipe(v.object({ balance: AmountNumber }), v.title("Bala
 interface Moved {
   answer: { outcome: "done" | CodeOf<400 | 409 | 422>; balance: number };
   emitted: Envelope[];
-}
-
-interface Movement {
-  user: User;
-  query: { money: Money };
-  idempotency: Idempotency;
-  source: string;
-  traceparent: string;
-  publish(envelopes: readonly Envelope[]): void;
 }
 
 /** Why money was not moved, as the caller reads it. */
@@ -38,7 +28,7 @@ export function refusal(code: CodeOf<400 | 409 | 422>, amount: Money, balance: n
 /** Moves money on the caller's own account, and answers with the balance after it. */
 export async function moveMoney(
   kind: "deposit" | "withdrawal",
-  { user, query: { money }, idempotency, source, traceparent, publish }: Movement,
+  { user, query: { money }, idempotency, source, traceparent, publish }: EndpointRequest<"user", typeof MoneyQuery>,
 ): Promise<Success<200, { balance: number }> | Problem> {
   const [row] = await inTurn(user.id, () =>
     query<Moved>(

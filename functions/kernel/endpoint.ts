@@ -65,13 +65,24 @@ export interface Page<Position> {
   ): Success<200, Body[]>;
 }
 
-interface Request<Query, Body, Position> {
-  /** Who calls. For `caller: "anyone"` an empty id and email: do not use it there. */
-  readonly user: User;
-  readonly query: Query;
-  readonly body: Body;
-  readonly page: Page<Position>;
-  readonly idempotency: Idempotency;
+type OutputOf<S> = S extends Schema ? v.InferOutput<S> : undefined;
+
+/** Who may call: only a user with a valid token, or anyone. */
+type Caller = "user" | "anyone";
+
+/** What a handler is given: of what its description does not ask for, nothing. */
+export interface EndpointRequest<
+  C extends Caller = "user",
+  Q extends Schema | undefined = undefined,
+  B extends Schema | undefined = undefined,
+  P extends Schema | undefined = undefined,
+  I extends boolean = true,
+> {
+  readonly user: C extends "user" ? User : undefined;
+  readonly query: OutputOf<Q>;
+  readonly body: OutputOf<B>;
+  readonly page: P extends Schema ? Page<v.InferOutput<P>> : undefined;
+  readonly idempotency: I extends true ? Idempotency : undefined;
   /** Where the call comes from, as far as the proxies in between can be believed. */
   readonly address: string;
   /** The function's name, and its place in the trace: what an event records of its origin. */
@@ -81,39 +92,40 @@ interface Request<Query, Body, Position> {
   publish(envelopes: readonly Envelope[]): void;
 }
 
-type OutputOf<S> = S extends Schema ? v.InferOutput<S> : undefined;
-
 /** What a function is given: its service's database role, the public keys, the private key. */
 export type Use = "database" | "public-keys" | "signing-key";
 
 export interface Endpoint<
   A extends Answers = Answers,
+  C extends Caller = Caller,
   Q extends Schema | undefined = Schema | undefined,
   B extends Schema | undefined = Schema | undefined,
   P extends Schema | undefined = Schema | undefined,
+  I extends boolean = boolean,
 > {
   readonly method: "GET" | "POST";
-  /** Who may call: only a user with a valid token, or anyone. */
-  readonly caller: "user" | "anyone";
+  readonly caller: C;
   readonly query?: Q;
   readonly body?: B;
   /** The schema of a row's position, for an endpoint that answers page by page. */
   readonly page?: P;
   /** Takes an Idempotency-Key. */
-  readonly idempotent?: boolean;
+  readonly idempotent?: I;
   /** What it is given, when that is not the database and, for users, the public keys. */
   readonly uses?: readonly Use[];
   readonly answers: A;
-  handle(request: Request<OutputOf<Q>, OutputOf<B>, OutputOf<P>>): Promise<SuccessOf<A> | Problem>;
+  handle(request: EndpointRequest<C, Q, B, P, I>): Promise<SuccessOf<A> | Problem>;
 }
 
 /** Describes an endpoint. No side effects: the description is served by server.ts and read by the generators. */
 export function endpoint<
   const A extends Answers,
+  const C extends Caller,
   Q extends Schema | undefined = undefined,
   B extends Schema | undefined = undefined,
   P extends Schema | undefined = undefined,
->(description: Endpoint<A, Q, B, P>): Endpoint<A, Q, B, P> & { readonly kind: "endpoint" } {
+  const I extends boolean = false,
+>(description: Endpoint<A, C, Q, B, P, I>): Endpoint<A, C, Q, B, P, I> & { readonly kind: "endpoint" } {
   return { kind: "endpoint", ...description };
 }
 
@@ -241,6 +253,9 @@ function readPage<Position>(schema: Schema, path: string, query: Record<string, 
   };
 }
 
+/** An IPv6 address with a zone fits; what a client makes up is cut. */
+const ADDRESS_LENGTH_MAX = 64;
+
 /** Addresses of a cluster's own network, such as those of its proxies. Not loopback: whoever came from there is a client. */
 const CLUSTER_ADDRESS =
   /^(?:::ffff:)?(?:10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.|f[cd])/i;
@@ -256,7 +271,7 @@ function addressOf(request: IncomingMessage): string {
     .filter(Boolean);
   const address =
     forwarded.findLast((entry) => !CLUSTER_ADDRESS.test(entry)) ?? forwarded[0] ?? request.socket.remoteAddress;
-  return (address ?? "unknown").slice(0, 64);
+  return (address ?? "unknown").slice(0, ADDRESS_LENGTH_MAX);
 }
 
 /** Writes a refusal as application/problem+json. */
@@ -282,8 +297,6 @@ function writeSuccess(response: ServerResponse, { status, body, headers }: Succe
   response.end(text);
 }
 
-const nobody: User = { id: "", email: "" };
-
 async function answer(
   description: Endpoint,
   source: string,
@@ -305,13 +318,11 @@ async function answer(
   const query = description.query === undefined ? undefined : check(description.query, given);
   const body = description.body === undefined ? undefined : check(description.body, readBody(request));
   return description.handle({
-    user: outcome.user ?? nobody,
+    user: outcome.user,
     query,
     body,
-    page: readPage(description.page ?? v.never(), path, description.page === undefined ? {} : given),
-    idempotency: description.idempotent
-      ? readIdempotency(request, source, [query, body])
-      : { key: null, fingerprint: null, repetition: "once" },
+    page: description.page && readPage(description.page, path, given),
+    idempotency: description.idempotent ? readIdempotency(request, source, [query, body]) : undefined,
     address: addressOf(request),
     source,
     traceparent: traceparent(trace),

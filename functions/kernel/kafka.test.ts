@@ -11,7 +11,7 @@ import { CloudEvent, Kafka as KafkaBinding, type KafkaMessage as WireMessage } f
 import type { KafkaMessage } from "kafkajs";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import type { Kafka } from "../../scripts/kafka/broker.ts";
-import { run } from "../../scripts/kafka/command.ts";
+import { run } from "../../scripts/kafka/program.ts";
 import { canStartKafka, kafkaSource, makeTopic, startTestKafka } from "../../scripts/kafka/testing.ts";
 import { eventually } from "../../scripts/testing/lotus.ts";
 

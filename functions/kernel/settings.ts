@@ -58,9 +58,6 @@ export const FORGET_BATCH_KEYS_MAX = 5_000;
 export const FORGET_RUN_MILLISECONDS_MAX = 5_000;
 export const IDEMPOTENCY_KEY_LENGTH_MAX = 255;
 
-/** Passwords that one process hashes or waits to hash, each for some 150 ms of a core: half a minute of two. */
-export const PASSWORDS_UNDER_WAY_MAX = 200;
-
 export const PAGE_ROWS_DEFAULT = 50;
 export const PAGE_ROWS_MAX = 100;
 export const CURSOR_LENGTH_MAX = 200;

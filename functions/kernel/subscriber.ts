@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import * as v from "valibot";
 import { query } from "./database.ts";
-import { failure, log, type Trace, traceFrom, traceparent } from "./log.ts";
+import { failure, log, type Trace, traceFrom } from "./log.ts";
 import type { CloudEvent } from "./outbox.ts";
 import { fieldErrors, Problem } from "./problem.ts";
 import {
@@ -26,13 +26,12 @@ export interface Delivery<Data> {
   readonly attributes: Readonly<Record<string, string>>;
   /** The data as it came: nobody has parsed it yet. */
   readonly body: Buffer | undefined;
-  /** The function's name and its place in the trace. */
-  readonly source: string;
-  readonly traceparent: string;
+  /** The function's name: who settles the event, or cannot handle it. */
+  readonly subscriber: string;
 }
 
-/** The event can never be handled. Thrown by a handler, it buries the event; `message` is the reason that people read. */
-export class Unacceptable extends Error {}
+/** The event can never be handled: it is buried, and `message` is the reason that people read. */
+class Unacceptable extends Error {}
 
 interface OfTopic<S extends Schema> {
   /** Events of this topic, delivered by a KafkaSource. */
@@ -138,13 +137,13 @@ function readData({ topic, data }: OfTopic<Schema>, type: string | undefined, bo
  * @returns whether it was buried
  */
 export async function bury(
-  { key, attributes, body, source }: Pick<Delivery<unknown>, "key" | "attributes" | "body" | "source">,
+  { key, attributes, body, subscriber }: Pick<Delivery<unknown>, "key" | "attributes" | "body" | "subscriber">,
   reason: string,
   attemptsBefore = 0,
 ): Promise<boolean> {
   const [row] = await query<{ buried: boolean }>("bury", "select events.bury($1, $2, $3, $4, $5, $6) as buried", [
     key,
-    source,
+    subscriber,
     storable(reason),
     JSON.stringify(attributes, (_, value) => (typeof value === "string" ? storable(value) : value)),
     body ?? null,
@@ -171,7 +170,7 @@ async function withDatabase<T>(work: () => Promise<T>): Promise<T> {
 }
 
 /** The CloudEvent function that the functions framework runs. It throws to be tried again, and returns when it is done. */
-export function toCloudEventFunction(source: string, description: Subscriber) {
+export function toCloudEventFunction(name: string, description: Subscriber) {
   return async (event: CloudEvent | Buffer): Promise<void> => {
     const began = performance.now();
     let attributes: Record<string, string> = {};
@@ -190,8 +189,7 @@ export function toCloudEventFunction(source: string, description: Subscriber) {
           time: timeOf(attributes.time),
           attributes,
           body,
-          source,
-          traceparent: traceparent(trace),
+          subscriber: name,
         };
         const handle = () => description.handle(delivery);
         // A schedule comes again by itself.
@@ -200,12 +198,12 @@ export function toCloudEventFunction(source: string, description: Subscriber) {
         if (!(error instanceof Unacceptable)) throw error;
         const why = error.message.slice(0, REASON_LENGTH_MAX);
         reason = why;
-        await withDatabase(() => bury({ key: keyOf(attributes), attributes, body, source }, why));
+        await withDatabase(() => bury({ key: keyOf(attributes), attributes, body, subscriber: name }, why));
       }
     } catch (error) {
       failed = failure(error);
       // The framework answers 500 and prints the message; the whole story is in the log line below.
-      throw Object.assign(new Error(`${source} failed: ${failure(error).reason}`), { stack: undefined });
+      throw Object.assign(new Error(`${name} failed: ${failure(error).reason}`), { stack: undefined });
     } finally {
       const level = "reason" in failed ? "error" : reason === undefined ? "info" : "warning";
       log(level, level === "error" ? "failed; to be delivered again" : reason === undefined ? "handled" : "buried", {

@@ -1,11 +1,10 @@
 /** What an order is, and how one is placed: charged, recorded and told of in one transaction. */
 import * as v from "valibot";
 import { inTurn, query } from "#kernel/database";
-import type { Idempotency } from "#kernel/endpoint";
+import type { EndpointRequest } from "#kernel/endpoint";
 import { AmountNumber, type Money, readBalance, toNumber, toText } from "#kernel/money";
 import type { Envelope } from "#kernel/outbox";
 import { type CodeOf, Problem } from "#kernel/problem";
-import type { User } from "#kernel/token";
 
 export const Order = v.pipe(
   v.object({
@@ -49,18 +48,16 @@ interface Placed {
   emitted: Envelope[];
 }
 
-interface Placement {
-  user: User;
-  idempotency: Idempotency;
-  source: string;
-  traceparent: string;
-  publish(envelopes: readonly Envelope[]): void;
-}
-
 /** Places an order for a subscription or for a price. Returns what was paid, or why it was refused. */
 export async function placeOrder(
   what: { idSubscription: number } | { price: Money },
-  { user, idempotency, source, traceparent, publish }: Placement,
+  {
+    user,
+    idempotency,
+    source,
+    traceparent,
+    publish,
+  }: Pick<EndpointRequest, "user" | "idempotency" | "source" | "traceparent" | "publish">,
 ): Promise<v.InferInput<typeof Payment> | Problem> {
   const [subscriptionId, price] = "price" in what ? [null, what.price] : [what.idSubscription, null];
   const [row] = await inTurn(user.id, () =>

@@ -6,7 +6,7 @@ import { Problem } from "#kernel/problem";
 import { TOKEN_SECONDS } from "#kernel/settings";
 import { passwordMatches } from "./password.ts";
 import { signToken } from "./signing.ts";
-import { Email } from "./user.ts";
+import { Email, PASSWORD_LENGTH_MAX } from "./user.ts";
 
 /** Attempts in one window. An address stands for many people behind one router, so it is allowed more. */
 const ATTEMPTS_PER_ACCOUNT_MAX = 10;
@@ -27,7 +27,10 @@ export default endpoint({
   // Any text may be tried as a password: whether it would be accepted for a new one is not asked here.
   body: v.object({
     email: Email,
-    password: v.pipe(v.string("must be text"), v.maxLength(128, "must be at most 128 characters")),
+    password: v.pipe(
+      v.string("must be text"),
+      v.maxLength(PASSWORD_LENGTH_MAX, `must be at most ${PASSWORD_LENGTH_MAX} characters`),
+    ),
   }),
   answers: {
     200: v.object({ token: v.string(), expiresIn: v.pipe(v.number(), v.integer()) }),

@@ -1,5 +1,4 @@
 import { expect, it, vi } from "vitest";
-import { PASSWORDS_UNDER_WAY_MAX } from "#kernel/settings";
 
 const work: (() => void)[] = [];
 vi.mock("node:crypto", async (original) => {
@@ -12,8 +11,8 @@ vi.mock("node:crypto", async (original) => {
 });
 
 it("passwords are hashed up to a limit at a time; what is more is refused at once, until there is room again", async () => {
-  const { hashPassword } = await import("./password.ts");
-  const under = Array.from({ length: PASSWORDS_UNDER_WAY_MAX }, () => hashPassword("correct horse"));
+  const { hashPassword, PASSWORDS_IN_PROGRESS_MAX } = await import("./password.ts");
+  const under = Array.from({ length: PASSWORDS_IN_PROGRESS_MAX }, () => hashPassword("correct horse"));
   await expect(hashPassword("correct horse")).rejects.toMatchObject({
     code: "unavailable",
     headers: { "retry-after": "1" },

@@ -1,26 +1,27 @@
 /** Password hashes with scrypt, as OWASP's Password Storage Cheat Sheet has it: N = 2^14, r = 8, p = 5; 16 MiB each. */
 import { randomBytes, scrypt, timingSafeEqual } from "node:crypto";
 import { Problem } from "#kernel/problem";
-import { PASSWORDS_UNDER_WAY_MAX } from "#kernel/settings";
 
 const COST = { N: 2 ** 14, r: 8, p: 5 };
 const SALT_BYTES = 16;
 const HASH_BYTES = 32;
+/** Hashed or waiting to be, in one process, each for some 150 ms of a core: half a minute of two. */
+export const PASSWORDS_IN_PROGRESS_MAX = 200;
 
-let underWay = 0;
+let inProgress = 0;
 
 /** @throws {Problem} `unavailable`, when so many wait already that nobody would still listen to the answer */
 function derive(password: string, salt: Buffer, { N, r, p } = COST): Promise<Buffer> {
   // NFKC: the same password typed on another keyboard or system is the same password (RFC 8265 §4.2).
   const text = password.normalize("NFKC");
   return new Promise((resolve, reject) => {
-    if (underWay >= PASSWORDS_UNDER_WAY_MAX) {
+    if (inProgress >= PASSWORDS_IN_PROGRESS_MAX) {
       const detail = "Too many passwords are being checked. Nothing was changed; try again in a moment.";
       return reject(new Problem("unavailable", detail, { headers: { "retry-after": "1" } }));
     }
-    underWay++;
+    inProgress++;
     scrypt(text, salt, HASH_BYTES, { N, r, p, maxmem: 256 * N * r }, (error, hash) => {
-      underWay--;
+      inProgress--;
       if (error) reject(error);
       else resolve(hash);
     });

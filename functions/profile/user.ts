@@ -1,10 +1,10 @@
 /** What a user is, and what an email and a password must be. */
 import * as v from "valibot";
 
-export const EMAIL_LENGTH_MAX = 254;
-export const PASSWORD_LENGTH_MIN = 8;
+const EMAIL_LENGTH_MAX = 254;
+const PASSWORD_LENGTH_MIN = 8;
 export const PASSWORD_LENGTH_MAX = 128;
-export const USERNAME_LENGTH_MAX = 100;
+const USERNAME_LENGTH_MAX = 100;
 
 const emailExpected = `must be an email address of at most ${EMAIL_LENGTH_MAX} characters`;
 /** As browsers have it (HTML, <input type=email>), so that O'Brien may register; but no address within a network, such as ada@localhost. */

@@ -3,7 +3,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { table } from "../local/console.ts";
 import { makeOverdue, newUser } from "../testing/lotus.ts";
 import { memoryPeakMebibytes } from "../testing/process.ts";
-import { readFlags } from "./command.ts";
+import { readFlags } from "./flags.ts";
 import { processOf, withKafkaLotus } from "./kafka-lotus.ts";
 
 export const about =

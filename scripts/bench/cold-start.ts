@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { request } from "node:http";
 import { programOf } from "../build.ts";
-import { readFlags } from "./command.ts";
+import { readFlags } from "./flags.ts";
 import { type Comparison, report } from "./report.ts";
 import { program, start, withWorld } from "./world.ts";
 

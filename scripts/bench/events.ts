@@ -7,7 +7,7 @@ import { makeTopic } from "../kafka/testing.ts";
 import { table } from "../local/console.ts";
 import { newUser, settled } from "../testing/lotus.ts";
 import { processorMilliseconds } from "../testing/process.ts";
-import { readFlags } from "./command.ts";
+import { readFlags } from "./flags.ts";
 import { type BenchLotus, processOf, withKafkaLotus } from "./kafka-lotus.ts";
 import { median, quantile } from "./statistics.ts";
 

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { Client } from "pg";
 import type { Kafka } from "../kafka/broker.ts";
 import { type Lotus, startLotus } from "../local/lotus.ts";
-import { ending } from "./command.ts";
+import { ending } from "./flags.ts";
 
 export interface BenchLotus extends Lotus {
   readonly kafka: Kafka;

@@ -1,7 +1,7 @@
 /** npm run bench kafka-outage -- [--rounds 5] [--payments 200] */
 import { table } from "../local/console.ts";
 import { newUser, relayNow, settled } from "../testing/lotus.ts";
-import { readFlags } from "./command.ts";
+import { readFlags } from "./flags.ts";
 import { withKafkaLotus } from "./kafka-lotus.ts";
 import { median, quantile, ratios, spread } from "./statistics.ts";
 

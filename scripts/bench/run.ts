@@ -6,7 +6,7 @@
  */
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { runCommand } from "../admin.ts";
+import { runCommand, UsageError } from "../command.ts";
 import { table } from "../local/console.ts";
 
 /** A file of this folder that can be run. */
@@ -32,7 +32,7 @@ runCommand(async () => {
   const known = await benches();
   const list = table([["npm run bench …", ""], ...[...known].map(([bench, { about }]) => [bench, about])]);
   if (name === undefined) return console.log(list);
-  if (name !== "all" && !known.has(name)) throw new Error(`There is no bench "${name}".\n${list}`);
+  if (name !== "all" && !known.has(name)) throw new UsageError(`There is no bench "${name}".\n${list}`);
   for (const [bench, { about, default: run }] of known) {
     if (name !== "all" && name !== bench) continue;
     console.log(`\n${bench}: ${about}\n`);

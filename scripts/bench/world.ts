@@ -12,7 +12,7 @@ import { buildFunctions, programOf } from "../build.ts";
 import { ensureSecrets } from "../local/secrets.ts";
 import { migrate, readPasswords } from "../migrate.ts";
 import { startPostgres } from "../postgres.ts";
-import { ending, readFlags } from "./command.ts";
+import { ending, readFlags } from "./flags.ts";
 import type { LoadOptions, LoadResult } from "./programs/load.ts";
 
 /** A process that listens. */

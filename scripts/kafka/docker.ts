@@ -1,7 +1,7 @@
 /** Apache Kafka in containers of the official image. */
 import { createHash } from "node:crypto";
-import { run } from "./command.ts";
 import { KAFKA_VERSION } from "./java.ts";
+import { run } from "./program.ts";
 import { clusterIdOf, type Node, nodeId, type SecuredListener, serverProperties, toEnvironment } from "./properties.ts";
 import type { Plan, Way } from "./way.ts";
 

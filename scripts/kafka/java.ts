@@ -6,8 +6,8 @@ import { delimiter, join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { ROOT } from "../functions.ts";
 import { endLeftover } from "./broker-process.ts";
-import { run } from "./command.ts";
 import { freePorts } from "./ports.ts";
+import { run } from "./program.ts";
 import {
   clusterIdOf,
   type Node,

@@ -5,6 +5,7 @@
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { runCommand } from "../command.ts";
 import { ROOT } from "../functions.ts";
 import { type KafkaSource, parseSource } from "./delivery.ts";
 import { KafkaConsumer, type RunningSource, type SourceOptions } from "./kafka-consumer.ts";
@@ -64,9 +65,4 @@ async function main(): Promise<void> {
   process.once("SIGINT", stop);
 }
 
-if (process.argv[1] === import.meta.filename) {
-  await main().catch((error: Error) => {
-    console.error(error.message);
-    process.exitCode = 1;
-  });
-}
+if (process.argv[1] === import.meta.filename) runCommand(main);

@@ -19,7 +19,7 @@ export default subscriber({
         ? "It was not delivered: no answer, again and again."
         : `It was not delivered: the answer was ${knativeerrorcode}, again and again. ${answer}`.trim();
     const to = destination(knativeerrordest);
-    const buried = await bury({ ...delivery, attributes: event, source: to }, reason, PUBLISH_ATTEMPTS_MAX);
+    const buried = await bury({ ...delivery, attributes: event, subscriber: to }, reason, PUBLISH_ATTEMPTS_MAX);
     if (!buried)
       log("warning", "not delivered, not buried: the relay brings it again, unless it is settled", {
         event: attributes.id ?? "",

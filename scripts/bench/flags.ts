@@ -1,10 +1,11 @@
 /** What every bench hears from its command line: its flags, and Ctrl-C. */
 import { accessSync, constants } from "node:fs";
 import { parseArgs } from "node:util";
+import { UsageError } from "../command.ts";
 
 /**
  * Whole numbers above 0 that a bench is told by flags, such as --rounds 9, and by --node the Node that runs what it measures.
- * @throws {Error} a sentence, for a flag that is not known or a value that cannot be
+ * @throws {UsageError} a sentence, for a flag that is not known or a value that cannot be
  */
 export function readFlags<Name extends string>(
   args: readonly string[],
@@ -18,11 +19,11 @@ export function readFlags<Name extends string>(
   try {
     accessSync(node, constants.X_OK);
   } catch {
-    throw new Error(`--node must be the path of a Node; ${node} is no program.`);
+    throw new UsageError(`--node must be the path of a Node; ${node} is no program.`);
   }
   const read = names.map((name) => {
     const value = Number((values as Record<string, string | undefined>)[name] ?? defaults[name]);
-    if (!Number.isInteger(value) || value < 1) throw new Error(`--${name} must be a whole number above 0.`);
+    if (!Number.isInteger(value) || value < 1) throw new UsageError(`--${name} must be a whole number above 0.`);
     return [name, value] as const;
   });
   return { ...(Object.fromEntries(read) as Record<Name, number>), node };
