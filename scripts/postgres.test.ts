@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { chmod, mkdir, mkdtemp, rm, stat, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -11,6 +11,7 @@ import { call, eventually, meanwhile, newUser, relayNow, untilAnswered } from ".
 import { verifyLedger } from "./verify-ledger.ts";
 
 const FLAGS = ["-c", "fsync=off"];
+const OF_SUPERUSER = { host: "127.0.0.1", user: "postgres", database: "postgres" };
 const isRoot = process.getuid?.() === 0;
 let folder: string;
 let postgres: Postgres;
@@ -63,6 +64,40 @@ describe("a Postgres of one's own", () => {
     await again.query("drop table kept");
     await again.end();
     await client.end().catch(() => undefined);
+  });
+
+  it("that was killed while it was being set up, at whatever point, is set up by the next start", async () => {
+    const young = join(folder, "young");
+    await mkdir(join(young, "data.new-0000"), { recursive: true });
+    await writeFile(join(young, "data.new-0000/PG_VERSION"), "18");
+    await writeFile(join(young, "data.new-0000.password"), "secret");
+    await writeFile(join(young, "passwords.json"), "{");
+    const first = await startPostgres(young, FLAGS);
+    expect((await readdir(young)).sort()).toEqual(["data", "passwords.json"]);
+    const { superuser } = JSON.parse(await readFile(join(young, "passwords.json"), "utf8"));
+    const client = new Client({ ...OF_SUPERUSER, port: first.port, password: superuser });
+    await client.connect();
+    await client.query("drop database lotus");
+    await client.end();
+    await first.stop();
+    const second = await startPostgres(young, FLAGS);
+    const owner = new Client({ connectionString: second.adminUrl });
+    await owner.connect();
+    await owner.end();
+    await second.stop();
+  });
+
+  it("whose passwords are gone says so, and what to do, and does not stay", async () => {
+    const lost = join(folder, "lost");
+    await (await startPostgres(lost, FLAGS)).stop();
+    const passwords = await readFile(join(lost, "passwords.json"), "utf8");
+    await rm(join(lost, "passwords.json"));
+    await expect(startPostgres(lost, FLAGS)).rejects.toThrow(
+      /cannot be read: .+ Put \S+passwords\.json back, or .*--fresh/,
+    );
+    await writeFile(join(lost, "passwords.json"), JSON.stringify({ ...JSON.parse(passwords), superuser: "wrong" }));
+    await expect(startPostgres(lost, FLAGS)).rejects.toThrow(/password authentication failed/);
+    expect(await readdir(join(lost, "data"))).not.toContain("postmaster.pid");
   });
 
   it("cannot be where a file is", async () => {

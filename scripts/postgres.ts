@@ -2,10 +2,10 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { constants, existsSync, statSync } from "node:fs";
-import { access, chmod, chown, cp, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { access, chown, cp, mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { Client } from "pg";
 
@@ -99,17 +99,26 @@ async function freePort(): Promise<number> {
   return address.port;
 }
 
+/**
+ * Sets up a database in the place of one: whole, or not at all. Whoever is killed meanwhile leaves a `data.new-…`, which the next
+ * one removes; its initdb may still be writing there.
+ */
 async function initialise({ data, binaries: { initdb }, user }: Place, password: string): Promise<void> {
-  await mkdir(data, { recursive: true, mode: 0o700 });
-  if (user !== undefined) await chown(data, user.uid, user.gid);
-  const passwordFile = join(tmpdir(), `lotus-${randomBytes(8).toString("hex")}`);
+  const beginning = `${basename(data)}.new-`;
+  await mkdir(dirname(data), { recursive: true });
+  const left = (await readdir(dirname(data))).filter((entry) => entry.startsWith(beginning));
+  for (const entry of left) await rm(join(dirname(data), entry), { recursive: true, force: true });
+  const growing = join(dirname(data), beginning + randomBytes(4).toString("hex"));
+  const passwordFile = `${growing}.password`;
+  await mkdir(growing, { mode: 0o700 });
+  if (user !== undefined) await chown(growing, user.uid, user.gid);
   await writeFile(passwordFile, password, { mode: 0o600 });
   if (user !== undefined) await chown(passwordFile, user.uid, user.gid);
   try {
     // `password`: SCRAM costs Neon's driver two thirds of a second a connection, and this server hears only this machine.
     await run(
       initdb,
-      ["-D", data, "-U", "postgres", `--pwfile=${passwordFile}`, "--auth=password", "--encoding=UTF8"].concat([
+      ["-D", growing, "-U", "postgres", `--pwfile=${passwordFile}`, "--auth=password", "--encoding=UTF8"].concat([
         "--locale-provider=builtin",
         "--locale=C",
         "--builtin-locale=C.UTF-8",
@@ -117,8 +126,10 @@ async function initialise({ data, binaries: { initdb }, user }: Place, password:
       ]),
       { cwd: tmpdir(), ...user },
     );
-  } catch (error) {
     await rm(data, { recursive: true, force: true });
+    await rename(growing, data);
+  } catch (error) {
+    await rm(growing, { recursive: true, force: true });
     throw new Error(
       `Postgres could not be set up: ${(error as { stderr?: string }).stderr?.trim() || (error as Error).message}`,
     );
@@ -157,10 +168,10 @@ async function launch(
   });
   let said = "";
   await new Promise<void>((resolve, reject) => {
-    const late = setTimeout(
-      () => reject(new Error(`Postgres did not start in time. It said:\n${said}`)),
-      START_MILLISECONDS_MAX,
-    );
+    const late = setTimeout(() => {
+      server.kill("SIGQUIT");
+      reject(new Error(`Postgres did not start in time. It said:\n${said}`));
+    }, START_MILLISECONDS_MAX);
     server.once("error", reject);
     server.once("exit", () => {
       clearTimeout(late);
@@ -185,14 +196,17 @@ async function createOwner(port: number, superPassword: string, password: string
     user: "postgres",
     password: superPassword,
     database: "postgres",
+    // Whatever PGSSLMODE says: that is about somebody else's server.
+    ssl: false,
   });
   await client.connect();
   try {
-    const { rowCount } = await client.query("select from pg_roles where rolname = 'lotus'");
-    if (rowCount === 0) {
+    // Each by itself: a run may have been killed between the two.
+    const role = await client.query("select from pg_roles where rolname = 'lotus'");
+    if (role.rowCount === 0)
       await client.query(`create role lotus login createrole createdb password ${client.escapeLiteral(password)}`);
-      await client.query("create database lotus owner lotus");
-    }
+    const database = await client.query("select from pg_database where datname = 'lotus'");
+    if (database.rowCount === 0) await client.query("create database lotus owner lotus");
   } finally {
     await client.end();
   }
@@ -228,15 +242,27 @@ export async function startPostgres(
   const passwordFile = join(folder, "passwords.json");
   if (!existsSync(join(where.data, "PG_VERSION"))) {
     const made = { superuser: randomBytes(24).toString("base64url"), owner: randomBytes(24).toString("base64url") };
-    await initialise(where, made.superuser);
+    // First: a database whose passwords nobody knows is of no use.
+    await rm(passwordFile, { force: true });
     await writeFile(passwordFile, JSON.stringify(made), { mode: 0o600 });
-    await chmod(passwordFile, 0o600);
+    await initialise(where, made.superuser);
   }
-  const passwords = JSON.parse(await readFile(passwordFile, "utf8")) as { superuser: string; owner: string };
+  const passwords = await readFile(passwordFile, "utf8")
+    .then((text) => JSON.parse(text) as { superuser: string; owner: string })
+    .catch((error: Error) => {
+      throw new Error(
+        `The passwords of the database in ${where.data} cannot be read: ${error.message}. Put ${passwordFile} back, or forget the data with --fresh.`,
+      );
+    });
   await stopLeftover(where);
   const port = wanted ?? (await freePort());
   const server = await launch(where, port, options);
-  await createOwner(port, passwords.superuser, passwords.owner);
+  try {
+    await createOwner(port, passwords.superuser, passwords.owner);
+  } catch (error) {
+    await stopServer(server);
+    throw error;
+  }
   return {
     port,
     adminUrl: `postgres://lotus:${passwords.owner}@127.0.0.1:${port}/lotus`,

@@ -1,15 +1,13 @@
 /** npm run scenario: plays the collection "Otus with billing" against a running Lotus, once or by many users at a time. */
 import { once } from "node:events";
-import { readFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { runCommand, UsageError } from "./command.ts";
 import { ROOT } from "./functions.ts";
+import { urlOfRun } from "./local/run-file.ts";
 
 const COLLECTION = join(ROOT, "postman", "StreamProcessing.postman_collection.json");
-/** Where npm start tells, while it runs, at which address. */
-const GATEWAY_FILE = join(ROOT, ".lotus", "gateway.json");
 const DEFAULT_URL = "http://localhost:8080";
 const TIMES_MAX = 1000;
 const USERS_MAX = 100;
@@ -183,16 +181,6 @@ async function listens({ hostname, port, protocol }: URL): Promise<boolean> {
   }
 }
 
-async function gatewayUrl(): Promise<string> {
-  try {
-    const { url } = JSON.parse(await readFile(GATEWAY_FILE, "utf8")) as { url?: unknown };
-    return typeof url === "string" && URL.canParse(url) ? url : DEFAULT_URL;
-  } catch {
-    // Without the file, or with a half written one, the default is as good a guess as any.
-    return DEFAULT_URL;
-  }
-}
-
 function readCount(option: string, text: string, maximum: number): number {
   const count = /^\d{1,9}$/.test(text) ? Number(text) : 0;
   if (count < 1 || count > maximum) {
@@ -225,7 +213,7 @@ async function main(): Promise<void> {
   const { url, times = "1", users = "1", quiet, help } = readArguments(process.argv.slice(2));
   if (help) return console.log(HELP);
   const counts = { times: readCount("times", times, TIMES_MAX), users: readCount("users", users, USERS_MAX) };
-  const target = readUrl(url ?? (await gatewayUrl()));
+  const target = readUrl(url ?? (await urlOfRun(join(ROOT, ".lotus"))) ?? DEFAULT_URL);
   const baseUrl = `${target.origin}${target.pathname}`.replace(/\/+$/, "");
   if (!(await listens(target)))
     throw new Error(`Nothing answers at ${baseUrl}. Start Lotus in another terminal: npm start.`);

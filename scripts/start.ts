@@ -4,7 +4,7 @@ import { parseArgs } from "node:util";
 import { runCommand, UsageError } from "./command.ts";
 import { ROOT } from "./functions.ts";
 import { pretty, say, step, table } from "./local/console.ts";
-import { overview, startLotus } from "./local/lotus.ts";
+import { type Lotus, overview, startLotus } from "./local/lotus.ts";
 
 const HELP = `npm start -- [options]
   --port NUMBER      where to listen (default 8080)
@@ -40,6 +40,9 @@ function readOptions() {
   }
 }
 
+/** What tells Lotus to stop. SIGHUP: its terminal was closed. */
+const ENDS = { SIGINT: "Ctrl-C", SIGTERM: "SIGTERM", SIGHUP: "SIGHUP" };
+
 /** System errors as sentences. */
 function sentence(error: NodeJS.ErrnoException): string {
   const where = error.path === undefined ? "" : ` ${error.path}`;
@@ -64,38 +67,52 @@ async function main(): Promise<void> {
   const options = readOptions();
   if (options.help) return say(HELP);
   const began = performance.now();
-  let ending: Promise<void> | undefined;
-  say("Lotus is starting.");
-  const lotus = await startLotus({
-    port: options.port,
-    folder: options.folder,
-    fresh: options.fresh,
-    watch: options.watch,
-    kafka: options.kafka,
-    ...(options.database === undefined ? {} : { databaseUrl: options.database }),
-    onLine: (name, line) => {
-      if (!options.quiet) say(options.json ? line : pretty(name, line));
-    },
-    onNews: (name, news) => say(pretty(name, news)),
-    step,
-  });
-  const end = (signal: string) => {
-    if (ending !== undefined) {
-      say("Still finishing what is in progress …");
-      return;
+  let lotus: Lotus | undefined;
+  const finish = async (running: Lotus) => {
+    try {
+      await running.stop();
+      const kept = `${relative(process.cwd(), options.folder)}/`;
+      say(`Lotus has stopped. The data is kept in ${kept} for the next start.`);
+    } catch (error) {
+      console.error(`Lotus did not stop in order: ${(error as Error).message}`);
+      process.exitCode = 1;
     }
-    say(`\n${signal}: finishing what is in progress …`);
-    ending = lotus.stop().then(
-      () =>
-        say(`Lotus has stopped. The data is kept in ${relative(process.cwd(), options.folder)}/ for the next start.`),
-      (error: unknown) => {
-        console.error(`Lotus did not stop in order: ${(error as Error).message}`);
-        process.exitCode = 1;
-      },
-    );
   };
-  process.on("SIGINT", () => end("Ctrl-C"));
-  process.on("SIGTERM", () => end("SIGTERM"));
+  let told = false;
+  const end = (why: string) => {
+    if (told) return say("Still finishing what is in progress …");
+    told = true;
+    say(`\n${why}: finishing what is in progress …`);
+    if (lotus !== undefined) void finish(lotus);
+  };
+  for (const [signal, why] of Object.entries(ENDS)) process.on(signal, () => end(why));
+  // Whoever read this has gone, as `| head` does. To say so would fail as well.
+  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => told || end("Nobody reads this"));
+  say("Lotus is starting.");
+  try {
+    lotus = await startLotus({
+      port: options.port,
+      folder: options.folder,
+      fresh: options.fresh,
+      watch: options.watch,
+      kafka: options.kafka,
+      ...(options.database === undefined ? {} : { databaseUrl: options.database }),
+      onLine: (name, line) => {
+        if (!options.quiet) say(options.json ? line : pretty(name, line));
+      },
+      onNews: (name, news) => say(pretty(name, news)),
+      // Told to stop, it begins nothing more, and stops what it has begun.
+      step: async (what, work) => {
+        if (told) throw new Error("told to stop");
+        return step(what, work);
+      },
+    });
+  } catch (error) {
+    // Ctrl-C reaches what a step runs as well, which then fails.
+    if (!told) throw error;
+    return say("Lotus has stopped before it was there.");
+  }
+  if (told) return finish(lotus);
   say(`\nLotus is at ${lotus.url} (${((performance.now() - began) / 1000).toFixed(1)} s).\n`);
   say(table([["call", "where", "", "file"], ...(await overview())]));
   say(EXAMPLES(lotus.url));

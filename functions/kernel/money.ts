@@ -40,15 +40,19 @@ export function readBalance(value: string | number): Money {
   return balance;
 }
 
+function isAmount(text: string): boolean {
+  const money = parseMoney(text);
+  return money !== undefined && money > 0n && money <= AMOUNT_MAX;
+}
+
 const EXPECTED = "must be an amount above 0 and at most 1000000000, with at most two decimals, such as 10 or 10.50";
 
 /** An amount that a person asks for: decimal text, or the text of a JSON number. */
 export const Amount = v.pipe(
   v.string(EXPECTED),
   v.metadata({ description: `An amount of money: it ${EXPECTED}.`, pattern: DECIMAL.source, examples: ["10.50"] }),
-  v.transform(parseMoney),
-  v.check((money) => money !== undefined && money > 0n && money <= AMOUNT_MAX, EXPECTED),
-  v.transform((money) => money as Money),
+  v.check(isAmount, EXPECTED),
+  v.transform((text) => parseMoney(text) as Money),
 );
 
 /** An amount in an event: decimal text. */

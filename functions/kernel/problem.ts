@@ -109,6 +109,7 @@ function expectation(issue: v.BaseIssue<unknown>): string {
 export function fieldErrors(issues: readonly v.BaseIssue<unknown>[], whole: string): FieldError[] {
   return issues.map((issue) => ({
     field: v.getDotPath(issue) ?? whole,
-    detail: issue.received === "undefined" ? "is missing" : expectation(issue),
+    // Of a schema, not of a check behind it: only the former says that nothing was sent.
+    detail: issue.kind === "schema" && issue.received === "undefined" ? "is missing" : expectation(issue),
   }));
 }

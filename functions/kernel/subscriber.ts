@@ -65,12 +65,16 @@ const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 
 /**
  * An event is what its source and id say (CloudEvents 1.0 §3.1), so a foreign event's key is made of both. A UUID is unique by
- * itself. The id that KafkaSource makes up for a plain record is its offset, which begins anew with a topic: hence the time.
+ * itself. The id that KafkaSource makes up for a plain record is its offset, which begins anew with a topic: hence the time. What has
+ * no identity, because it is no CloudEvent, is what it holds.
  */
-function keyOf({ id, source, type, time }: Record<string, string>): string {
+function keyOf(attributes: Record<string, string>, body: Buffer | undefined): string {
+  const { id, source, type, time } = attributes;
   if (id !== undefined && UUID.test(id)) return id.toLowerCase();
-  const parts = type === "dev.knative.kafka.event" ? [source, id, time] : [source, id];
-  const hash = createHash("sha256").update(JSON.stringify(parts)).digest("hex");
+  const isEvent = id !== undefined && source !== undefined;
+  const parts = type === "dev.knative.kafka.event" ? [source, id, time] : isEvent ? [source, id] : [attributes];
+  const hashed = createHash("sha256").update(JSON.stringify(parts));
+  const hash = (isEvent || body === undefined ? hashed : hashed.update(body)).digest("hex");
   return `${hash.slice(0, 8)}-${hash.slice(8, 12)}-8${hash.slice(13, 16)}-8${hash.slice(17, 20)}-${hash.slice(20, 32)}`;
 }
 
@@ -94,7 +98,11 @@ function read(event: CloudEvent | Buffer): { attributes: Record<string, string>;
   if (typeof whole !== "object" || whole === null || typeof whole.id !== "string" || typeof whole.source !== "string") {
     throw new Unacceptable("The request is not a CloudEvent: it has no id or no source.");
   }
-  const { data, ...rest } = whole;
+  const {
+    data_base64: base64,
+    data = typeof base64 === "string" ? Buffer.from(base64, "base64") : undefined,
+    ...rest
+  } = whole;
   const attributes = Object.entries(rest).filter((entry): entry is [string, string] => typeof entry[1] === "string");
   const body = data === undefined ? undefined : Buffer.isBuffer(data) ? data : Buffer.from(JSON.stringify(data));
   return { attributes: Object.fromEntries(attributes), body: body?.length === 0 ? undefined : body };
@@ -184,7 +192,7 @@ export function toCloudEventFunction(name: string, description: Subscriber) {
         trace = traceFrom(attributes.traceparent);
         const data = "topic" in description ? readData(description, attributes.type, body) : undefined;
         const delivery = {
-          key: keyOf(attributes),
+          key: keyOf(attributes, body),
           data: data as never,
           time: timeOf(attributes.time),
           attributes,
@@ -198,7 +206,7 @@ export function toCloudEventFunction(name: string, description: Subscriber) {
         if (!(error instanceof Unacceptable)) throw error;
         const why = error.message.slice(0, REASON_LENGTH_MAX);
         reason = why;
-        await withDatabase(() => bury({ key: keyOf(attributes), attributes, body, subscriber: name }, why));
+        await withDatabase(() => bury({ key: keyOf(attributes, body), attributes, body, subscriber: name }, why));
       }
     } catch (error) {
       failed = failure(error);

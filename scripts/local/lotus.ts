@@ -1,15 +1,15 @@
 /** The whole system on one machine: database, relay, gateway, event bus, functions. What `npm start` and the tests run. */
 import { randomUUID } from "node:crypto";
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
 import { createServer, type Server } from "node:http";
-import { connect } from "node:net";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { Cron } from "croner";
 import { buildFunctions, programOf, watchFunctions } from "../build.ts";
 import { findFunctions, ROOT } from "../functions.ts";
 import { type Kafka, startKafka } from "../kafka/broker.ts";
 import { migrate, readPasswords } from "../migrate.ts";
-import { erasePostgres, startPostgres } from "../postgres.ts";
+import { erasePostgres, type Postgres, startPostgres } from "../postgres.ts";
 import { type Relay, startRelay } from "../relay.ts";
 import { createTopics } from "../topics.ts";
 import { createEventBus } from "./event-bus.ts";
@@ -17,6 +17,7 @@ import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
 import { type House, readHouse } from "./house.ts";
 import { runKafkaSource } from "./kafka-source.ts";
+import { takeFolder } from "./run-file.ts";
 import { ensureSecrets } from "./secrets.ts";
 
 export interface LotusOptions {
@@ -63,26 +64,46 @@ export interface Lotus {
   stop(): Promise<void>;
 }
 
-const STATE_FILE = "gateway.json";
+/** One after the other, a second apart. */
+const POSTGRES_STARTS_MAX = 10;
+const POSTGRES_START_AGAIN_MILLISECONDS = 1_000;
 
-async function answers(port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(port, "127.0.0.1");
-    socket.once("connect", () => socket.end(() => resolve(true)));
-    socket.once("error", () => resolve(false));
-  });
-}
-
-/** Two runs in one folder would share a database and stop each other's. */
-async function refuseSecondRun(folder: string): Promise<void> {
-  const text = await readFile(join(folder, STATE_FILE), "utf8").catch(() => undefined);
-  if (text === undefined) return;
-  const { url, pid } = JSON.parse(text) as { url: string; pid: number };
-  if (await answers(Number(new URL(url).port))) {
-    throw new Error(
-      `Lotus runs here already, at ${url} (process ${pid}). Stop that one first, with Ctrl-C in its terminal.`,
-    );
-  }
+/** A Postgres of our own, which is started again where it was when it ends by itself. */
+async function runPostgres(
+  folder: string,
+  onNews: (who: string, news: string) => void,
+): Promise<Pick<Postgres, "adminUrl" | "stop">> {
+  let postgres = await startPostgres(folder);
+  let stopping = false;
+  let starting: Promise<void> = Promise.resolve();
+  const startAgain = async () => {
+    for (let start = 1; start <= POSTGRES_STARTS_MAX && !stopping; start++) {
+      try {
+        postgres = await startPostgres(folder, [], postgres.port);
+        watch();
+        return onNews("postgres", "is there again");
+      } catch (error) {
+        onNews("postgres", `does not start: ${(error as Error).message}`);
+        await delay(POSTGRES_START_AGAIN_MILLISECONDS);
+      }
+    }
+    if (!stopping) onNews("postgres", "stays away. Stop Lotus with Ctrl-C, and start it again.");
+  };
+  const watch = () =>
+    postgres.process.once("exit", (code, signal) => {
+      if (stopping) return;
+      onNews("postgres", `ended, ${signal ?? `with exit code ${code}`}; it is started again`);
+      starting = startAgain();
+    });
+  watch();
+  return {
+    adminUrl: postgres.adminUrl,
+    async stop() {
+      stopping = true;
+      await starting;
+      await postgres.stop();
+    },
+  };
 }
 
 /** Listens where people were told. @throws {Error} a sentence that names another port */
@@ -125,8 +146,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     for (const end of endings.splice(0).reverse()) await end();
   };
   try {
-    await mkdir(folder, { recursive: true });
-    await refuseSecondRun(folder);
+    const runFile = await takeFolder(folder);
+    endings.push(() => runFile.remove());
     // Asked now, so that nobody waits for a database and a build to hear of a busy port.
     await (await listenAt(createServer(), options.port)).stop();
     const postgresFolder = join(folder, "postgres");
@@ -138,7 +159,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const database =
       options.databaseUrl === undefined
         ? await step("Starting Postgres", async () => {
-            const postgres = await startPostgres(postgresFolder);
+            const postgres = await runPostgres(postgresFolder, onNews);
             endings.push(() => postgres.stop());
             return postgres.adminUrl;
           })
@@ -156,12 +177,16 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const kafka =
       options.kafka === true
         ? await step("Starting Kafka", async () => {
+            const kafkaFolder = join(folder, "kafka");
+            const hasOldData = options.fresh && existsSync(kafkaFolder);
             const started = await startKafka({
               brokers: 1,
-              folder: join(folder, "kafka"),
+              folder: kafkaFolder,
               onProgress: (line) => onNews("kafka", line),
             });
             endings.push(() => started.stop());
+            // What waits there is about users that are no more.
+            if (hasOldData) await started.erase();
             return started;
           })
         : options.kafka || undefined;
@@ -239,8 +264,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const listening = await listenAt(gateway, options.port);
     endings.push(() => listening.stop());
     const url = `http://localhost:${listening.port}`;
-    await writeFile(join(folder, STATE_FILE), JSON.stringify({ url, pid: process.pid }));
-    endings.push(() => rm(join(folder, STATE_FILE), { force: true }));
+    await runFile.tell(url);
+    endings.push(() => runFile.tell(undefined));
 
     const fire = (source: House["pingSources"][number]) =>
       ping(source, resolve(source.spec.sink.ref.name)).catch((error: Error) =>
