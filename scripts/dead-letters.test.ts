@@ -99,6 +99,28 @@ describe("dead-letters", () => {
     expect((await lotus.database.query("select from events.dead_letters")).rowCount).toBe(3);
   });
 
+  it("shows what others have written, and does not let the terminal obey it; replays it whatever its time and type were", async () => {
+    const message = `of nobody's type ${Date.now()}`;
+    const { rows } = await lotus.database.query(
+      `insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
+       values (gen_random_uuid(), 'notification-store', E'\u001b[2J', $1, $2) returning id`,
+      [
+        { id: "7", source: "/ключ 1%", type: "com.example.notify", time: "sometime", subject: "\u001b]0;pwned\u0007" },
+        JSON.stringify({ kind: "message", userId: user.id, recipient: user.email, message }),
+      ],
+    );
+    const { out: shown } = await command("show", rows[0].id);
+    expect(shown).toContain("\\u001b[2J");
+    expect(shown + (await command()).out).not.toMatch(/(?!\n)\p{Cc}/u);
+    expect((await command("replay", rows[0].id)).code).toBe(0);
+    await relayNow(lotus);
+    await eventually("the message is there", async () => {
+      const { body } = await user.call("GET /notification");
+      return body.some((notification: { message: string }) => notification.message === message);
+    });
+    await lotus.database.query("delete from notification.notifications where message = $1", [message]);
+  });
+
   it("replays one: what is still wrong with it comes back, and what is right by now has its effect", async () => {
     // Somebody has taught the subscriber the new version: here, by making the event one of the old.
     await lotus.database.query(

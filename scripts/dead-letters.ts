@@ -8,7 +8,7 @@ import { parseArgs } from "node:util";
 import type { Client } from "pg";
 import { withAdmin } from "./admin.ts";
 import { runCommand, UsageError } from "./command.ts";
-import { table } from "./local/console.ts";
+import { printable, table } from "./local/console.ts";
 
 const LISTED_MAX = 1000;
 const REASON_LENGTH_MAX = 100;
@@ -41,9 +41,10 @@ async function show(client: Client, id: string): Promise<void> {
   const { rows } = await client.query<DeadLetter>("select * from events.dead_letters where id::text = $1", [id]);
   const [letter] = rows;
   if (letter === undefined) throw new Error(`There is no dead letter ${id}.`);
-  console.log(`${letter.subscriber} could not handle this. ${letter.reason}\n`);
+  console.log(`${letter.subscriber} could not handle this. ${printable(letter.reason)}\n`);
   console.log(table([["attribute", "value"], ...Object.entries(letter.attributes)]));
-  console.log(`\n${letter.body?.toString("utf8") ?? "(no data)"}`);
+  const lines = letter.body?.toString("utf8").split("\n") ?? ["(no data)"];
+  console.log(`\n${lines.map(printable).join("\n")}`);
 }
 
 /** Returns how many were handed on again. */

@@ -44,6 +44,7 @@ describe("migrate", () => {
       "events/001-events",
       "events/002-relay",
       "events/003-grants",
+      "events/004-settle-replay",
       "profile/001-users",
       "billing/001-ledger",
       "order/001-orders",

@@ -231,9 +231,26 @@ describe("npm start", () => {
     expect([code, text]).toEqual([1, expect.stringMatching(/There is a file where a folder is needed: \S+a-file/)]);
   });
 
+  it("says that no database answers, where it was told of one", async () => {
+    const { code, text } = await refused(
+      "--port",
+      "0",
+      "--folder",
+      folder,
+      "--database",
+      "postgres://a:b@127.0.0.1:1/c",
+    );
+    expect([code, text]).toEqual([
+      1,
+      expect.stringMatching(/^Lotus did not start\. Nothing answers .+127\.0\.0\.1:1/m),
+    ]);
+  });
+
   it.each([
     [["--prot", "1"], /Unknown option '--prot'.*\n.*--port NUMBER/s],
     [["--port", "70000"], /--port must be 0 to 65535; 70000 is not/],
+    [["--folder="], /--folder must name a folder/],
+    [["--database", "mysql://x/y"], /--database must be a URL such as postgres:/],
     [["--port", "x"], /--port must be 0 to 65535; x is not/],
   ])("refuses %j with a sentence and the list of options", async (flags, sentence) => {
     const { code, text } = await refused(...flags);

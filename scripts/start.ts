@@ -1,6 +1,7 @@
 /** npm start: the whole system on this machine, until Ctrl-C. */
 import { join, relative } from "node:path";
 import { parseArgs } from "node:util";
+import { readDatabaseUrl } from "./admin.ts";
 import { runCommand, UsageError } from "./command.ts";
 import { ROOT } from "./functions.ts";
 import { pretty, say, step, table } from "./local/console.ts";
@@ -33,6 +34,8 @@ function readOptions() {
       },
     });
     const port = Number(values.port);
+    if (values.folder === "") throw new Error("--folder must name a folder");
+    if (values.database !== undefined) readDatabaseUrl("--database", values.database);
     if (!/^\d+$/.test(values.port) || port > 65535) throw new Error(`--port must be 0 to 65535; ${values.port} is not`);
     return { ...values, port };
   } catch (error) {
@@ -50,6 +53,8 @@ function sentence(error: NodeJS.ErrnoException): string {
     return `This may not be written or read:${where}. Change its permissions, or run Lotus from another folder.`;
   if (error.code === "ENOTDIR" || error.code === "EEXIST")
     return `There is a file where a folder is needed:${where}. Choose another --folder.`;
+  if (["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "ETIMEDOUT"].includes(error.code ?? ""))
+    return `Nothing answers where it was looked for: ${error.message || error.code}.`;
   if (error.code === "EROFS") return `The disk is read-only:${where}.`;
   if (error.code === "ENOSPC") return "The disk is full.";
   return error.message;

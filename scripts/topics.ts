@@ -83,6 +83,9 @@ async function main(): Promise<void> {
   if (replication !== undefined && replication !== "1" && replication !== "3") {
     throw new UsageError(`--replication must be 1 or 3; ${replication} is not. ${USAGE}`);
   }
+  if (brokers !== undefined && !/^[^\s:,]+:\d{1,5}(,[^\s:,]+:\d{1,5})*$/.test(brokers)) {
+    throw new UsageError(`--brokers must be host:port, several separated by commas; ${brokers} is not. ${USAGE}`);
+  }
   const bootstrap = brokers?.split(",") ?? settings().KAFKA_BROKERS;
   if (bootstrap === undefined) throw new UsageError(`Which Kafka? Set KAFKA_BROKERS, or give --brokers. ${USAGE}`);
   const made = await createTopics(

@@ -126,7 +126,7 @@ const unavailable = () =>
 const outcomeUnknown = () =>
   new Problem(
     "outcome-unknown",
-    "The connection was lost before the outcome was known. With the same Idempotency-Key you can simply repeat it; without one, look whether it happened first.",
+    "The connection was lost before the outcome was known. A request that has an Idempotency-Key can simply be repeated with it; else look first whether it happened.",
   );
 
 /**

@@ -1,5 +1,7 @@
 import { once } from "node:events";
 import { Agent, type IncomingHttpHeaders, request } from "node:http";
+import { connect } from "node:net";
+import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { findFunctions } from "../../scripts/functions.ts";
 import { call, newUser, startTestLotus, type TestLotus, type TestUser } from "../../scripts/testing/lotus.ts";
@@ -65,7 +67,6 @@ describe("an address", () => {
     "/order/%70ay",
     "//order/pay",
     "/ORDER/PAY",
-    "http://example.com/order/pay",
     "*",
     "/<script>",
     "/profile/me/favicon.ico",
@@ -77,8 +78,23 @@ describe("an address", () => {
   it("longer than the limit, or with headers longer than that, is refused without a word of HTML", async () => {
     const long = "x".repeat(REQUEST_HEADER_BYTES_MAX);
     for (const answer of [await send("GET", `/order/list?${long}`), await send("GET", "/order/list", { long })]) {
-      expect([answer.status, answer.text]).toEqual([431, ""]);
+      expect(refusal(answer)).toEqual([431, "headers-too-large"]);
     }
+  });
+
+  it("in what is no HTTP is refused as well", async () => {
+    const { hostname, port } = new URL(lotus.url);
+    const socket = connect(Number(port), hostname);
+    socket.write("GET /order/subscriptions HTCPCP/1.0\r\n\r\n");
+    let text = "";
+    for await (const chunk of socket.setEncoding("utf8")) text += chunk;
+    expect(text).toMatch(/^HTTP\/1\.1 400 Bad Request\r\n.*content-type: application\/problem\+json\r\n/s);
+    expect(JSON.parse(text.split("\r\n\r\n")[1] ?? "")).toMatchObject({ status: 400, code: "malformed-request" });
+  });
+
+  it("is served also in the form that names the host", async () => {
+    const answer = await send("GET", "http://example.com/order/subscriptions?");
+    expect([answer.status, JSON.parse(answer.text)[0].name]).toEqual([200, "daily"]);
   });
 });
 
@@ -165,6 +181,15 @@ describe("a body", () => {
       ]);
     },
   );
+
+  it("must come as it is, not compressed", async () => {
+    const answer = await call(lotus, "POST /order/create", {
+      body: gzipSync('{"price":10}'),
+      headers: { "content-encoding": "gzip" },
+      token: user.token,
+    });
+    expect([answer.status, answer.body.code]).toEqual([415, "unsupported-media-type"]);
+  });
 
   it("may name its encoding, in any case", async () => {
     const headers = { "content-type": "Application/JSON; charset=utf-8" };

@@ -1,24 +1,23 @@
-/** An HTTP endpoint: what it takes, what it answers, and the handler between. Everything else about HTTP happens here. */
-import { createHash } from "node:crypto";
-import type { IncomingMessage, ServerResponse } from "node:http";
-import { parse as parseJson } from "lossless-json";
-import * as v from "valibot";
-import type { Repetition } from "./database.ts";
+/** An HTTP endpoint: what it takes, what it answers, and the handler between. */
+import { type IncomingMessage, type ServerResponse, STATUS_CODES } from "node:http";
+import type { Duplex } from "node:stream";
+import type * as v from "valibot";
 import { failure, log, type Trace, traceFrom, traceparent } from "./log.ts";
 import { type Envelope, publishLater } from "./outbox.ts";
-import { type CodeOf, type FieldError, fieldErrors, invalid, Problem, type ProblemCode } from "./problem.ts";
+import { type CodeOf, Problem, type ProblemCode } from "./problem.ts";
 import {
-  CURSOR_LENGTH_MAX,
-  IDEMPOTENCY_KEY_LENGTH_MAX,
-  PAGE_ROWS_DEFAULT,
-  PAGE_ROWS_MAX,
-  REQUEST_BODY_BYTES_MAX,
-} from "./settings.ts";
+  addressOf,
+  check,
+  type Idempotency,
+  type Page,
+  readBody,
+  readIdempotency,
+  readPage,
+  readQuery,
+  type Schema,
+  splitTarget,
+} from "./request.ts";
 import { authenticate, type User } from "./token.ts";
-
-// Schemas of any input and output: `unknown` would refuse those that transform.
-// biome-ignore lint/suspicious/noExplicitAny: see above
-type Schema = v.GenericSchema<any, any>;
 
 /** By status: the schema of a success, or the codes of the refusals that are this endpoint's own. */
 export interface Answers {
@@ -41,29 +40,6 @@ export interface Success<Status extends number, Body> {
 type SuccessOf<A extends Answers> =
   | (A[200] extends Schema ? Success<200, v.InferInput<A[200]>> : never)
   | (A[201] extends Schema ? Success<201, v.InferInput<A[201]>> : never);
-
-/** How a statement keeps a repeated request from having its effect twice. */
-export interface Idempotency {
-  /** The client's Idempotency-Key; null when it sent none. */
-  readonly key: string | null;
-  /** What the key was used for: the function and its validated input, hashed. */
-  readonly fingerprint: string | null;
-  /** A keyed statement may be sent again when its connection is lost. */
-  readonly repetition: Repetition;
-}
-
-/** The page that a client asks for. */
-export interface Page<Position> {
-  readonly limit: number;
-  /** The position of the last row of the page before; undefined for the first page. */
-  readonly after: Position | undefined;
-  /** Answers with up to `limit` of `rows`, of which there should be `limit + 1`, and a link to the next page. */
-  answer<Row, Body>(
-    rows: readonly Row[],
-    positionOf: (row: Row) => Position,
-    present: (row: Row) => Body,
-  ): Success<200, Body[]>;
-}
 
 type OutputOf<S> = S extends Schema ? v.InferOutput<S> : undefined;
 
@@ -139,151 +115,38 @@ export function created<Body>(body: Body): Success<201, Body> {
   return { status: 201, body };
 }
 
-const PageLimit = v.pipe(
-  v.string(),
-  v.regex(/^[0-9]{1,3}$/, `must be a whole number from 1 to ${PAGE_ROWS_MAX}`),
-  v.transform(Number),
-  v.minValue(1, `must be a whole number from 1 to ${PAGE_ROWS_MAX}`),
-  v.maxValue(PAGE_ROWS_MAX, `must be a whole number from 1 to ${PAGE_ROWS_MAX}`),
-);
-
-/** Checks a value against a schema; every field that is wrong is named. */
-function check<S extends Schema>(schema: S, value: unknown): v.InferOutput<S> {
-  // One error a field: the first thing that is wrong with it.
-  const result = v.safeParse(schema, value, { abortPipeEarly: true });
-  if (result.success) return result.output;
-  throw invalid(fieldErrors(result.issues, "body"));
-}
-
-function readQuery(search: string): Record<string, string> {
-  // Without a prototype: no parameter's name means anything.
-  const given: Record<string, string> = Object.create(null);
-  const repeated: FieldError[] = [];
-  for (const [name, value] of new URLSearchParams(search)) {
-    if (Object.hasOwn(given, name)) repeated.push({ field: name, detail: "must be given once" });
-    given[name] = value;
-  }
-  if (repeated.length > 0) throw invalid(repeated);
-  return given;
-}
-
-const utf8 = new TextDecoder("utf-8", { fatal: true });
-
-/** Numbers stay text, so that an amount is read exactly as it was written. Two values for one key are an error. */
-function readBody(request: IncomingMessage & { rawBody?: Buffer }): unknown {
-  const mediaType = request.headers["content-type"]?.split(";")[0]?.trim().toLowerCase();
-  if (mediaType !== "application/json") {
-    throw new Problem(
-      "unsupported-media-type",
-      "Send the body as JSON, with the header content-type: application/json.",
-    );
-  }
-  const raw = request.rawBody ?? Buffer.alloc(0);
-  // Under the framework's own command line nobody has looked at the size before.
-  if (raw.length > REQUEST_BODY_BYTES_MAX) throw bodyTooLarge();
-  let value: unknown;
-  try {
-    value = parseJson(utf8.decode(raw), undefined, { parseNumber: (text) => new JsonNumber(text) });
-  } catch (error) {
-    // The parser calls itself for what is nested; out of stack, it says so in words of the engine's.
-    const reason = error instanceof RangeError ? "it is nested too deeply" : (error as Error).message;
-    throw new Problem("malformed-body", `The body is not JSON in UTF-8: ${reason}.`);
-  }
-  if (typeof value !== "object" || value === null || Array.isArray(value) || value instanceof JsonNumber) {
-    throw new Problem("malformed-body", "The body must be a JSON object.");
-  }
-  return value;
-}
-
-/** A number of a JSON body, as it was written. */
-class JsonNumber {
-  readonly text: string;
-  constructor(text: string) {
-    this.text = text;
-  }
-}
-
-/** In a body: a JSON number or a string, handed on as the text that was sent, to a schema that reads text. */
-export function textOrNumber<S extends Schema>(schema: S) {
-  return v.pipe(
-    v.unknown(),
-    v.metadata({ type: ["string", "number"], ...v.getMetadata(schema) }),
-    v.transform((value) => (value instanceof JsonNumber ? value.text : value)),
-    schema,
-  );
-}
-
-/** The refusal of a body over the limit. */
-export function bodyTooLarge(): Problem {
-  return new Problem("body-too-large", `A body may have at most ${REQUEST_BODY_BYTES_MAX} bytes.`);
-}
-
-function readIdempotency(request: IncomingMessage, source: string, input: unknown): Idempotency {
-  const key = request.headers["idempotency-key"];
-  if (key === undefined) return { key: null, fingerprint: null, repetition: "once" };
-  if (typeof key !== "string" || !/^[\x21-\x7e]+$/.test(key) || key.length > IDEMPOTENCY_KEY_LENGTH_MAX) {
-    const detail = `must be 1 to ${IDEMPOTENCY_KEY_LENGTH_MAX} visible ASCII characters`;
-    throw invalid([{ field: "Idempotency-Key", detail }]);
-  }
-  const text = JSON.stringify([source, input], (_, value) => (typeof value === "bigint" ? String(value) : value));
-  return { key, fingerprint: createHash("sha256").update(text).digest("base64url"), repetition: "keyed" };
-}
-
-function readPage<Position>(schema: Schema, path: string, query: Record<string, string>): Page<Position> {
-  const limit = query.limit === undefined ? PAGE_ROWS_DEFAULT : check(v.object({ limit: PageLimit }), query).limit;
-  let after: Position | undefined;
-  if (query.cursor !== undefined) {
-    try {
-      if (query.cursor.length > CURSOR_LENGTH_MAX) throw new RangeError("too long");
-      after = v.parse(schema, JSON.parse(Buffer.from(query.cursor, "base64url").toString("utf8"))) as Position;
-    } catch {
-      throw invalid([{ field: "cursor", detail: "must be the cursor of a next link, unchanged" }]);
-    }
-  }
-  return {
-    limit,
-    after,
-    answer(rows, positionOf, present) {
-      const shown = rows.slice(0, limit);
-      const last = shown.at(-1);
-      if (rows.length <= limit || last === undefined) return ok(shown.map(present));
-      const cursor = Buffer.from(JSON.stringify(positionOf(last))).toString("base64url");
-      return ok(shown.map(present), { link: `<${path}?limit=${limit}&cursor=${cursor}>; rel="next"` });
-    },
-  };
-}
-
-/** An IPv6 address with a zone fits; what a client makes up is cut. */
-const ADDRESS_LENGTH_MAX = 64;
-
-/** Addresses of a cluster's own network, such as those of its proxies. Not loopback: whoever came from there is a client. */
-const CLUSTER_ADDRESS =
-  /^(?:::ffff:)?(?:10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.|f[cd])/i;
-
-/**
- * The last address in X-Forwarded-For that is not the cluster's: what stands before it the client may have made up. It is to be
- * believed when the outermost proxy adds the address it sees, and when clients do not come from within such a network.
- */
-function addressOf(request: IncomingMessage): string {
-  const forwarded = String(request.headers["x-forwarded-for"] ?? "")
-    .split(",")
-    .map((entry) => entry.trim())
-    .filter(Boolean);
-  const address =
-    forwarded.findLast((entry) => !CLUSTER_ADDRESS.test(entry)) ?? forwarded[0] ?? request.socket.remoteAddress;
-  return (address ?? "unknown").slice(0, ADDRESS_LENGTH_MAX);
-}
-
-/** Writes a refusal as application/problem+json. */
-export function writeProblem(response: ServerResponse, problem: Problem): void {
+/** A refusal as application/problem+json: its headers and its text. */
+function encode(problem: Problem): [headers: Record<string, string | number>, text: string] {
   const text = JSON.stringify(problem);
-  response.writeHead(problem.status, {
+  const headers = {
     "content-type": "application/problem+json",
     "content-length": Buffer.byteLength(text),
     "cache-control": "no-store",
     ...problem.headers,
-  });
+  };
+  return [headers, text];
+}
+
+/** Writes a refusal as application/problem+json. */
+export function writeProblem(response: ServerResponse, problem: Problem): void {
+  const [headers, text] = encode(problem);
+  response.writeHead(problem.status, headers);
   response.end(text);
+}
+
+/** Node's codes of what is no HTTP request, or none that comes to its end. */
+const BROKEN: Readonly<Record<string, Problem>> = {
+  HPE_HEADER_OVERFLOW: new Problem("headers-too-large", "The request line and the headers are too long."),
+  ERR_HTTP_REQUEST_TIMEOUT: new Problem("request-timeout", "The request did not come to its end in time."),
+};
+
+/** Answers what Node could not read as a request, and hangs up. For a server's `clientError`, whose default has no body. */
+export function refuseBroken(error: NodeJS.ErrnoException, socket: Duplex): void {
+  if (!socket.writable || error.code === "ECONNRESET") return void socket.destroy();
+  const problem = BROKEN[error.code ?? ""] ?? new Problem("malformed-request", "This is not an HTTP/1.1 request.");
+  const [headers, text] = encode(problem);
+  const lines = Object.entries({ ...headers, connection: "close" }).map(([name, value]) => `${name}: ${value}`);
+  socket.end(`HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${lines.join("\r\n")}\r\n\r\n${text}`);
 }
 
 function writeSuccess(response: ServerResponse, { status, body, headers }: Success<number, unknown>): void {
@@ -328,13 +191,6 @@ async function answer(
     traceparent: traceparent(trace),
     publish: (envelopes) => outcome.emitted.push(...envelopes),
   });
-}
-
-/** The path and the query of a request, as they were sent. The framework keeps them in `originalUrl`. */
-function splitTarget(request: IncomingMessage & { originalUrl?: string }): [path: string, search: string] {
-  const target = request.originalUrl ?? request.url ?? "/";
-  const mark = target.indexOf("?");
-  return mark < 0 ? [target, ""] : [target.slice(0, mark), target.slice(mark + 1)];
 }
 
 /** order-pay -> /order/pay. Where a name and a path come from: the place of the file. */

@@ -56,18 +56,24 @@ function post(to: URL, headers: Readonly<Record<string, string | number>>, body:
   });
 }
 
-async function publishToSink(sink: URL, { event }: Envelope): Promise<void> {
+/** What a header cannot hold, and what stands for it (CloudEvents HTTP binding §3.1.3.2). */
+const percentEncoded = (text: string) => text.replace(/[^!-~]|["%]/gu, encodeURIComponent);
+
+async function publishToSink(sink: URL, { topic, event }: Envelope): Promise<void> {
   const { attributes, body } = encode(event);
   const status = await post(
     sink,
     {
-      ...Object.fromEntries(attributes.map(([name, value]) => [`ce-${name}`, value])),
+      ...Object.fromEntries(attributes.map(([name, value]) => [`ce-${name}`, percentEncoded(value)])),
+      // CloudEvents over HTTP know no topics; an event of somebody else's type does not tell it by that.
+      "lotus-topic": topic,
       "content-type": "application/json",
       "content-length": Buffer.byteLength(body),
     },
     body,
   );
   if (status === 413) throw new Refused("The sink does not take it: it is too large (413).");
+  if (status === 400) throw new Refused("The sink does not take it: to the sink it is no event (400).");
   if (status < 200 || status > 299) throw new Error(`the sink answered ${status}`);
 }
 

@@ -3,6 +3,7 @@ import * as v from "valibot";
 
 const PROBLEMS = {
   "invalid-request": [400, "The request is not valid"],
+  "malformed-request": [400, "This is not an HTTP request"],
   "malformed-body": [400, "The body cannot be read"],
   "insufficient-funds": [400, "Not enough money"],
   "balance-limit": [400, "The account cannot hold that much"],
@@ -11,12 +12,14 @@ const PROBLEMS = {
   "not-found": [404, "There is nothing at this address"],
   "unknown-subscription": [404, "There is no such subscription"],
   "method-not-allowed": [405, "This address does not take that method"],
+  "request-timeout": [408, "The request took too long to arrive"],
   "email-taken": [409, "The email is taken"],
   "account-not-open": [409, "The account is not open"],
   "body-too-large": [413, "The body is too large"],
   "unsupported-media-type": [415, "The body is of a media type that is not taken"],
   "idempotency-key-reused": [422, "The Idempotency-Key was used for another request"],
   "too-many-attempts": [429, "Too many attempts"],
+  "headers-too-large": [431, "The headers are too large"],
   internal: [500, "Something went wrong on our side"],
   unavailable: [503, "Not available at the moment"],
   "outcome-unknown": [503, "The outcome is not known"],

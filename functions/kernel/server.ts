@@ -6,13 +6,15 @@ import { createServer, type IncomingMessage, type RequestListener, type Server, 
 import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { cloudEvent, http } from "@google-cloud/functions-framework";
+// The framework gives its request handler away only here: its own server cannot be told how to listen (decision 0003).
 import { getTestServer } from "@google-cloud/functions-framework/testing";
 import { closeDatabase, openDatabase } from "./database.ts";
-import { bodyTooLarge, type Endpoint, toHttpFunction, type Use, writeProblem } from "./endpoint.ts";
+import { type Endpoint, refuseBroken, toHttpFunction, type Use, writeProblem } from "./endpoint.ts";
 import { disconnectKafka } from "./kafka.ts";
 import { failure, log, logAs } from "./log.ts";
 import { flushQueue } from "./outbox.ts";
 import { Problem } from "./problem.ts";
+import { bodyTooLarge } from "./request.ts";
 import {
   DRAIN_ARRIVAL_MILLISECONDS,
   DRAIN_DATABASE_MILLISECONDS_MAX,
@@ -23,6 +25,7 @@ import {
   RECORD_BYTES_MAX,
   REQUEST_BODY_BYTES_MAX,
   REQUEST_HEADER_BYTES_MAX,
+  REQUEST_RECEIVE_CHECK_MILLISECONDS,
   REQUEST_RECEIVE_MILLISECONDS_MAX,
   REQUESTS_IN_FLIGHT_MAX,
   readSettingFile,
@@ -40,6 +43,15 @@ export function register(name: string, description: Endpoint | Subscriber, frame
 }
 
 type FrameworkRequest = IncomingMessage & { originalUrl?: string; body?: Buffer; rawBody?: Buffer };
+
+/** An attribute as it was before it became a header (CloudEvents HTTP binding §3.1.3.2); what was not encoded stays as it is. */
+function percentDecoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
 
 /** Reads a body up to a limit. Undefined: it is longer. */
 async function readBody(request: IncomingMessage, bytesMax: number): Promise<Buffer | undefined> {
@@ -88,13 +100,17 @@ export function createFunctionServer(
       if (body === undefined) {
         // The rest is thrown away as it comes: a client that still sends would not see the answer on a closed connection.
         request.resume();
-        return writeProblem(response, bodyTooLarge());
+        return writeProblem(response, bodyTooLarge(bodyBytesMax));
       }
       request.body = body;
       request.rawBody = body;
     }
-    // A source's trace header is that of some other record of its batch; the event's own extension is the one to follow.
-    if (!isEndpoint) delete request.headers.traceparent;
+    if (!isEndpoint) {
+      // A source's trace header is that of some other record of its batch; the event's own extension is the one to follow.
+      delete request.headers.traceparent;
+      for (const [name, value] of Object.entries(request.headers))
+        if (name.startsWith("ce-") && typeof value === "string") request.headers[name] = percentDecoded(value);
+    }
     // There is one function here: nothing to route. A target that the framework cannot decode it would answer with HTML.
     request.originalUrl = request.url ?? "/";
     request.url = "/";
@@ -106,6 +122,7 @@ export function createFunctionServer(
       maxHeaderSize: isEndpoint ? REQUEST_HEADER_BYTES_MAX : EVENT_HEADER_BYTES_MAX,
       keepAliveTimeout: KEEP_ALIVE_MILLISECONDS,
       requestTimeout: REQUEST_RECEIVE_MILLISECONDS_MAX,
+      connectionsCheckingInterval: REQUEST_RECEIVE_CHECK_MILLISECONDS,
     },
     (request, response) => {
       serve(request, response).catch((error: unknown) => {
@@ -115,6 +132,7 @@ export function createFunctionServer(
       });
     },
   );
+  server.on("clientError", refuseBroken);
   // Requests in flight may take as long as Knative lets them; the database's limits end them long before.
   server.timeout = 0;
 

@@ -14,6 +14,8 @@ export const REQUEST_HEADER_BYTES_MAX = 16 * 1024;
 /** KafkaSource makes headers of a foreign record's key and headers: a record is refused by what it says, not by its size. */
 export const EVENT_HEADER_BYTES_MAX = 1024 * 1024;
 export const REQUEST_RECEIVE_MILLISECONDS_MAX = 30_000;
+/** How often Node looks for requests that take longer than that. */
+export const REQUEST_RECEIVE_CHECK_MILLISECONDS = 10_000;
 /** Above queue-proxy's 90 s, so that the proxy, never the function, gives up an idle connection. */
 export const KEEP_ALIVE_MILLISECONDS = 95_000;
 
@@ -57,6 +59,9 @@ export const IDEMPOTENCY_KEY_DAYS = 7;
 export const FORGET_BATCH_KEYS_MAX = 5_000;
 export const FORGET_RUN_MILLISECONDS_MAX = 5_000;
 export const IDEMPOTENCY_KEY_LENGTH_MAX = 255;
+
+/** RFC 5321 §4.5.3.1.3: a path has 256, two of them brackets. */
+export const EMAIL_LENGTH_MAX = 254;
 
 export const PAGE_ROWS_DEFAULT = 50;
 export const PAGE_ROWS_MAX = 100;

@@ -48,6 +48,11 @@ describe("an event of another producer", () => {
   it.each([
     ["begins with NUL, as a schema registry's do", Buffer.from([0, 0, 0, 0, 7, 2]), /^The data is not JSON in UTF-8: /],
     ["is no JSON", "private words", /^The data is not JSON in UTF-8: Unexpected token 'p'\.$/],
+    [
+      "has an address of a megabyte",
+      { recipient: `${"x".repeat(900_000)}@example.com` },
+      /: recipient: must be <=254\.$/,
+    ],
     ["has an address with a NUL", { recipient: "a\0@example.com" }, /: recipient: is not valid\.$/],
     ["has half a character for an address", { recipient: "\ud800@example.com" }, /: recipient: is not valid\.$/],
   ])("that %s is buried at once, with a reason that quotes nothing", async (_, given, reason) => {
@@ -59,6 +64,39 @@ describe("an event of another producer", () => {
       lotus.lines.get("notification-store")?.find((text) => text.includes(id)),
     );
     expect(line).not.toMatch(/example\.com|private/);
+  });
+
+  it("that is no CloudEvent is buried too, each one that is another", async () => {
+    const { rows: before } = await lotus.database.query("select coalesce(max(id), 0) as last from events.dead_letters");
+    for (const body of [fact(), fact({ message: "Another" }), fact()]) {
+      const { status } = await call({ url: lotus.insideUrl }, "POST /notification-store", { body });
+      expect(status).toBe(204);
+    }
+    const { rows } = await lotus.database.query(
+      "select reason, convert_from(body, 'UTF8')::jsonb ->> 'message' as message from events.dead_letters where id > $1 order by id",
+      [before[0].last],
+    );
+    const reason = "The request is not a CloudEvent: it has no id or no source.";
+    expect(rows).toEqual([
+      { reason, message: "Hello" },
+      { reason, message: "Another" },
+    ]);
+  });
+
+  it("may carry its data in Base64, as the JSON format has it", async () => {
+    const message = `in Base64 ${randomUUID()}`;
+    const { status } = await call({ url: lotus.insideUrl }, "POST /notification-store", {
+      body: {
+        specversion: "1.0",
+        id: randomUUID(),
+        source: "/shop",
+        type: "sold",
+        data_base64: Buffer.from(JSON.stringify(fact({ message }))).toString("base64"),
+      },
+      headers: { "content-type": "application/cloudevents+json" },
+    });
+    expect(status).toBe(204);
+    expect((await user.call("GET /notification?limit=1")).body).toMatchObject([{ message }]);
   });
 
   it("whose attributes hold what Postgres cannot keep is buried without it", async () => {

@@ -91,6 +91,7 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
     "for another audience": await sign({ audience: "another" }),
     "for no audience": await sign({ audience: null }),
     "for nobody": await sign({ subject: null }),
+    "for somebody whose id is none": await sign({ subject: "ada" }),
     "without an email": await sign({ email: null }),
     "with other claims under the same signature": `${head}.${encode({ ...claims, sub: "00000000-0000-4000-8000-000000000000" })}.${signature}`,
     "without a signature": `${head}.${payload}.`,

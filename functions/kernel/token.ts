@@ -10,6 +10,8 @@ import {
   TOKEN_LENGTH_MAX,
 } from "./settings.ts";
 
+const UUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
+
 /** The user that a token speaks for. */
 export interface User {
   readonly id: string;
@@ -57,7 +59,8 @@ async function verify(token: string): Promise<Known> {
     return check(await readKeys());
   });
   const { sub, email, exp } = checked.payload;
-  if (typeof sub !== "string" || typeof email !== "string" || exp === undefined) throw new errors.JWTInvalid("claims");
+  if (typeof sub !== "string" || !UUID.test(sub) || typeof email !== "string" || exp === undefined)
+    throw new errors.JWTInvalid("claims");
   return { user: { id: sub, email }, expiresAtMilliseconds: exp * 1000 };
 }
 

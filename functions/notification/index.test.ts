@@ -73,6 +73,20 @@ describe("GET /notification", () => {
     await settled(lotus);
   });
 
+  it("shows a notification once whose event is on its way again", async () => {
+    const user = await newUser(lotus);
+    const [id] = await recordUnpublished(user, [{ kind: "message", message: "again" }]);
+    expect((await user.call("GET /notification")).body).toHaveLength(2);
+    await lotus.database.query(
+      `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting)
+       select id, 'notification-requested', 'sold', '/shop', user_id, created_at,
+         jsonb_build_object('kind', 'message', 'userId', user_id, 'recipient', email, 'message', message), '{notification-store}'
+       from notification.notifications where id = $1`,
+      [id],
+    );
+    expect((await user.call("GET /notification")).body).toHaveLength(2);
+  });
+
   it("shows the rest when something is on its way that it cannot read, and leaves that to the trigger", async () => {
     const user = await newUser(lotus);
     await settled(lotus);

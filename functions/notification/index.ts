@@ -65,7 +65,11 @@ export default endpoint({
       const stored = await storeNotifications(requested);
       // On the first page all that was on its way is known now; another one has to be looked up again.
       const known = page.after === undefined && unsettled.length < UNSETTLED_EVENTS_MAX;
-      if (known) return answer([...rows, ...stored].sort(newestFirst).slice(0, page.limit + 1));
+      if (!known) continue;
+      // Of an event that was replayed the notification may be there already.
+      const shown = new Set(rows.map(({ id }) => id));
+      const added = stored.filter(({ id }) => !shown.has(id));
+      return answer([...rows, ...added].sort(newestFirst).slice(0, page.limit + 1));
     }
   },
 });

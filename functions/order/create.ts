@@ -1,8 +1,9 @@
 /** POST /order/create {"price":10}. Charges the caller a price and records the order; a notification tells of it. */
 import * as v from "valibot";
-import { created, endpoint, textOrNumber } from "#kernel/endpoint";
+import { created, endpoint } from "#kernel/endpoint";
 import { Amount } from "#kernel/money";
 import { Problem } from "#kernel/problem";
+import { textOrNumber } from "#kernel/request";
 import { Payment, placeOrder } from "./order.ts";
 
 export default endpoint({

@@ -1,7 +1,7 @@
 /** What a user is, and what an email and a password must be. */
 import * as v from "valibot";
+import { EMAIL_LENGTH_MAX } from "#kernel/settings";
 
-const EMAIL_LENGTH_MAX = 254;
 const PASSWORD_LENGTH_MIN = 8;
 export const PASSWORD_LENGTH_MAX = 128;
 const USERNAME_LENGTH_MAX = 100;

@@ -6,8 +6,14 @@ type Style = Parameters<typeof styleText>[0];
 const colours = process.stdout.isTTY && process.env.NO_COLOR === undefined;
 const paint = (style: Style, text: string) => (colours ? styleText(style, text) : text);
 
+/** Text of others, as a terminal shows it and does not obey it: control characters by their numbers. */
+export function printable(text: string): string {
+  return text.replace(/\p{Cc}/gu, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 /** A table: the first row is its head. */
-export function table(rows: readonly (readonly string[])[]): string {
+export function table(given: readonly (readonly string[])[]): string {
+  const rows = given.map((row) => row.map(printable));
   const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0))) ?? [];
   return rows
     .map((row, index) => {
@@ -53,9 +59,9 @@ export function pretty(name: string, text: string): string {
   if (line === undefined) return `${new Date().toISOString().slice(11, 23)} ${who} ${text}`;
   const { time = "", level, message, method, path, status, milliseconds, trace, stack } = line;
   const style: Style = level === "error" ? "red" : level === "warning" ? "yellow" : "reset";
-  const what = method === undefined ? String(message) : `${status} ${method} ${path}`;
+  const what = printable(method === undefined ? String(message) : `${status} ${method} ${path}`);
   const rest = Object.entries(line).filter(([field]) => !HIDDEN.has(field));
-  const facts = rest.map(([field, value]) => `${field}=${value}`).join(" ");
+  const facts = rest.map(([field, value]) => printable(`${field}=${value}`)).join(" ");
   const took = milliseconds === undefined ? "" : `${milliseconds} ms`;
   const tail = [took, facts, trace === undefined ? "" : `trace=${String(trace).slice(0, 8)}`]
     .filter(Boolean)

@@ -80,9 +80,9 @@ async function readBody(incoming: IncomingMessage): Promise<Buffer | undefined> 
   return length > EVENT_BODY_BYTES_MAX ? undefined : Buffer.concat(chunks);
 }
 
-/** lotus.user-registered.v1 -> user-registered: a broker on HTTP has no topics, and Lotus's types name theirs. */
-function topicOf(type: string | undefined): string | undefined {
-  return /^lotus\.(.+)\.v\d+$/.exec(type ?? "")?.[1];
+/** The topic that a function names; else that of Lotus's own types: lotus.user-registered.v1 -> user-registered. */
+function topicOf({ "lotus-topic": topic, "ce-type": type }: IncomingMessage["headers"]): string | undefined {
+  return typeof topic === "string" ? topic : /^lotus\.(.+)\.v\d+$/.exec(String(type))?.[1];
 }
 
 export interface EventBus {
@@ -107,7 +107,7 @@ export function createEventBus(
 ): EventBus {
   const queues: SourceQueue[] = [];
   const take = async (incoming: IncomingMessage): Promise<number> => {
-    const topic = topicOf(incoming.headers["ce-type"] as string | undefined);
+    const topic = topicOf(incoming.headers);
     const body = await readBody(incoming);
     if (body === undefined) return 413;
     if (topic === undefined) return 400;

@@ -7,8 +7,9 @@ import {
   type ServerResponse,
 } from "node:http";
 import type { AddressInfo } from "node:net";
-import { writeProblem } from "#kernel/endpoint";
+import { refuseBroken, writeProblem } from "#kernel/endpoint";
 import { Problem } from "#kernel/problem";
+import { originForm } from "#kernel/request";
 import type { FunctionProcess, Running } from "./function-process.ts";
 import type { House } from "./house.ts";
 
@@ -125,7 +126,8 @@ export function createGateway(routes: House["routes"], functions: ReadonlyMap<st
   let closing = false;
   const server = createServer((incoming, outgoing) => {
     if (closing) outgoing.setHeader("connection", "close");
-    const path = (incoming.url ?? "/").split("?")[0] ?? "/";
+    const target = originForm(incoming.url);
+    const path = target.split("?")[0] ?? "/";
     const name = routes.find((route) => path.startsWith(route.path))?.name;
     const fn = name === undefined ? undefined : functions.get(name);
     if (path === "/healthz") return void outgoing.writeHead(200).end();
@@ -137,11 +139,12 @@ export function createGateway(routes: House["routes"], functions: ReadonlyMap<st
       return writeProblem(outgoing, unavailable(`There are ${REQUESTS_IN_FLIGHT_MAX} requests in progress already.`));
     }
     inFlight++;
-    void forward(fn, incoming, outgoing, incoming.url ?? "/").finally(() => {
+    void forward(fn, incoming, outgoing, target).finally(() => {
       inFlight--;
       if (closing) closeUnused();
     });
   });
+  server.on("clientError", refuseBroken);
   /** Node takes a connection on which nothing has been asked yet, such as browsers open in advance, for a busy one. */
   const closeUnused = () => (inFlight === 0 ? server.closeAllConnections() : server.closeIdleConnections());
   const close = server.close.bind(server);

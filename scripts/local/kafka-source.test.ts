@@ -297,7 +297,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
         said += chunk;
       });
       const [code] = await once(child, "close");
-      expect([code, said]).toEqual([1, expect.stringContaining(sentence)]);
+      expect([code, said]).toEqual([2, expect.stringContaining(sentence)]);
     });
   });
 });

@@ -5,7 +5,7 @@
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { runCommand } from "../command.ts";
+import { runCommand, UsageError } from "../command.ts";
 import { ROOT } from "../functions.ts";
 import { type KafkaSource, parseSource } from "./delivery.ts";
 import { KafkaConsumer, type RunningSource, type SourceOptions } from "./kafka-consumer.ts";
@@ -45,7 +45,7 @@ async function main(): Promise<void> {
     folder = join(ROOT, "knative", "sources"),
   } = parseArgs({ options }).values;
   if (template === undefined || !template.includes("{name}") || !URL.canParse(template.replaceAll("{name}", "name"))) {
-    throw new Error(`--sink-template must be a URL with {name} in it. ${USAGE}`);
+    throw new UsageError(`--sink-template must be a URL with {name} in it. ${USAGE}`);
   }
   const sources = await readKafkaSources(folder);
   if (sources.length === 0) throw new Error(`There is no KafkaSource in ${folder}.`);

@@ -1,3 +1,4 @@
+import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Kafka } from "../../scripts/kafka/broker.ts";
 import { canStartKafka, endOf, leaveInOutbox, makeTopic, startTestKafka } from "../../scripts/kafka/testing.ts";
@@ -150,6 +151,26 @@ describe("the relay", () => {
     await lotus.database.query(insert, [1, 60, 1]);
     expect(await claim()).toBe(1);
     await lotus.database.query("delete from events.outbox where topic = 'queue'");
+  });
+
+  it("has nothing more to do for an event that its two subscribers settle at the same time", async () => {
+    const { rows } = await lotus.database.query(
+      `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting)
+       values (gen_random_uuid(), 'two', 't', 's', 's', now(), '{}', '{one,other}') returning id`,
+    );
+    const [one, other] = [new Client(lotus.adminUrl), new Client(lotus.adminUrl)];
+    await Promise.all([one.connect(), other.connect()]);
+    await one.query("begin");
+    await one.query("select events.settle($1, 'one')", [rows[0].id]);
+    const settling = other.query("select events.settle($1, 'other')", [rows[0].id]);
+    await eventually("the other one waits", async () => {
+      const { rows: locks } = await lotus.database.query("select from pg_locks where not granted");
+      return locks.length > 0;
+    });
+    await one.query("commit");
+    await settling;
+    await Promise.all([one.end(), other.end()]);
+    expect(await outbox(lotus)).toMatchObject({ waiting: 0 });
   });
 
   it("forgets what it has published and none of our triggers waits for", async () => {

@@ -1,0 +1,193 @@
+/** What a request says: read, checked, and refused by what is wrong with it. */
+import { createHash } from "node:crypto";
+import type { IncomingMessage } from "node:http";
+import { parse as parseJson } from "lossless-json";
+import * as v from "valibot";
+import type { Repetition } from "./database.ts";
+import type { Success } from "./endpoint.ts";
+import { type FieldError, fieldErrors, invalid, Problem } from "./problem.ts";
+import {
+  CURSOR_LENGTH_MAX,
+  IDEMPOTENCY_KEY_LENGTH_MAX,
+  PAGE_ROWS_DEFAULT,
+  PAGE_ROWS_MAX,
+  REQUEST_BODY_BYTES_MAX,
+} from "./settings.ts";
+
+// Schemas of any input and output: `unknown` would refuse those that transform.
+// biome-ignore lint/suspicious/noExplicitAny: see above
+export type Schema = v.GenericSchema<any, any>;
+
+/** How a statement keeps a repeated request from having its effect twice. */
+export interface Idempotency {
+  /** The client's Idempotency-Key; null when it sent none. */
+  readonly key: string | null;
+  /** What the key was used for: the function and its validated input, hashed. */
+  readonly fingerprint: string | null;
+  /** A keyed statement may be sent again when its connection is lost. */
+  readonly repetition: Repetition;
+}
+
+/** The page that a client asks for. */
+export interface Page<Position> {
+  readonly limit: number;
+  /** The position of the last row of the page before; undefined for the first page. */
+  readonly after: Position | undefined;
+  /** Answers with up to `limit` of `rows`, of which there should be `limit + 1`, and a link to the next page. */
+  answer<Row, Body>(
+    rows: readonly Row[],
+    positionOf: (row: Row) => Position,
+    present: (row: Row) => Body,
+  ): Success<200, Body[]>;
+}
+
+/** A target in the form that names a path alone, also when it came with a host, as to a proxy (RFC 9112 §3.2). */
+export function originForm(target = "/"): string {
+  return target.replace(/^https?:\/\/[^/?#]*(?=[/?#]|$)/i, "") || "/";
+}
+
+/** The path and the query of a request, as they were sent. The framework keeps them in `originalUrl`. */
+export function splitTarget(request: IncomingMessage & { originalUrl?: string }): [path: string, search: string] {
+  const target = originForm(request.originalUrl ?? request.url);
+  const mark = target.indexOf("?");
+  return mark < 0 ? [target, ""] : [target.slice(0, mark), target.slice(mark + 1)];
+}
+
+const PageLimit = v.pipe(
+  v.string(),
+  v.regex(/^[0-9]{1,3}$/, `must be a whole number from 1 to ${PAGE_ROWS_MAX}`),
+  v.transform(Number),
+  v.minValue(1, `must be a whole number from 1 to ${PAGE_ROWS_MAX}`),
+  v.maxValue(PAGE_ROWS_MAX, `must be a whole number from 1 to ${PAGE_ROWS_MAX}`),
+);
+
+/** Checks a value against a schema; every field that is wrong is named. */
+export function check<S extends Schema>(schema: S, value: unknown): v.InferOutput<S> {
+  // One error a field: the first thing that is wrong with it.
+  const result = v.safeParse(schema, value, { abortPipeEarly: true });
+  if (result.success) return result.output;
+  throw invalid(fieldErrors(result.issues, "body"));
+}
+
+export function readQuery(search: string): Record<string, string> {
+  // Without a prototype: no parameter's name means anything.
+  const given: Record<string, string> = Object.create(null);
+  const repeated: FieldError[] = [];
+  for (const [name, value] of new URLSearchParams(search)) {
+    if (Object.hasOwn(given, name)) repeated.push({ field: name, detail: "must be given once" });
+    given[name] = value;
+  }
+  if (repeated.length > 0) throw invalid(repeated);
+  return given;
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true });
+
+/** Numbers stay text, so that an amount is read exactly as it was written. Two values for one key are an error. */
+export function readBody(request: IncomingMessage & { rawBody?: Buffer }): unknown {
+  const mediaType = request.headers["content-type"]?.split(";")[0]?.trim().toLowerCase();
+  if (mediaType !== "application/json") {
+    throw new Problem(
+      "unsupported-media-type",
+      "Send the body as JSON, with the header content-type: application/json.",
+    );
+  }
+  const { "content-encoding": coding = "identity" } = request.headers;
+  if (coding.toLowerCase() !== "identity")
+    throw new Problem("unsupported-media-type", `Send the body as it is, without content-encoding: ${coding}.`);
+  const raw = request.rawBody ?? Buffer.alloc(0);
+  // Under the framework's own command line nobody has looked at the size before.
+  if (raw.length > REQUEST_BODY_BYTES_MAX) throw bodyTooLarge(REQUEST_BODY_BYTES_MAX);
+  let value: unknown;
+  try {
+    value = parseJson(utf8.decode(raw), undefined, { parseNumber: (text) => new JsonNumber(text) });
+  } catch (error) {
+    // The parser calls itself for what is nested; out of stack, it says so in words of the engine's.
+    const reason = error instanceof RangeError ? "it is nested too deeply" : (error as Error).message;
+    throw new Problem("malformed-body", `The body is not JSON in UTF-8: ${reason}.`);
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value) || value instanceof JsonNumber) {
+    throw new Problem("malformed-body", "The body must be a JSON object.");
+  }
+  return value;
+}
+
+/** A number of a JSON body, as it was written. */
+class JsonNumber {
+  readonly text: string;
+  constructor(text: string) {
+    this.text = text;
+  }
+}
+
+/** In a body: a JSON number or a string, handed on as the text that was sent, to a schema that reads text. */
+export function textOrNumber<S extends Schema>(schema: S) {
+  return v.pipe(
+    v.unknown(),
+    v.metadata({ type: ["string", "number"], ...v.getMetadata(schema) }),
+    v.transform((value) => (value instanceof JsonNumber ? value.text : value)),
+    schema,
+  );
+}
+
+/** The refusal of a body over the limit. */
+export function bodyTooLarge(bytesMax: number): Problem {
+  return new Problem("body-too-large", `A body may have at most ${bytesMax} bytes.`);
+}
+
+export function readIdempotency(request: IncomingMessage, source: string, input: unknown): Idempotency {
+  const key = request.headers["idempotency-key"];
+  if (key === undefined) return { key: null, fingerprint: null, repetition: "once" };
+  if (typeof key !== "string" || !/^[\x21-\x7e]+$/.test(key) || key.length > IDEMPOTENCY_KEY_LENGTH_MAX) {
+    const detail = `must be 1 to ${IDEMPOTENCY_KEY_LENGTH_MAX} visible ASCII characters`;
+    throw invalid([{ field: "Idempotency-Key", detail }]);
+  }
+  const text = JSON.stringify([source, input], (_, value) => (typeof value === "bigint" ? String(value) : value));
+  return { key, fingerprint: createHash("sha256").update(text).digest("base64url"), repetition: "keyed" };
+}
+
+export function readPage<Position>(schema: Schema, path: string, query: Record<string, string>): Page<Position> {
+  const limit = query.limit === undefined ? PAGE_ROWS_DEFAULT : check(v.object({ limit: PageLimit }), query).limit;
+  let after: Position | undefined;
+  if (query.cursor !== undefined) {
+    try {
+      if (query.cursor.length > CURSOR_LENGTH_MAX) throw new RangeError("too long");
+      after = v.parse(schema, JSON.parse(Buffer.from(query.cursor, "base64url").toString("utf8"))) as Position;
+    } catch {
+      throw invalid([{ field: "cursor", detail: "must be the cursor of a next link, unchanged" }]);
+    }
+  }
+  return {
+    limit,
+    after,
+    answer(rows, positionOf, present) {
+      const page = <Body>(body: Body[], headers = {}): Success<200, Body[]> => ({ status: 200, body, headers });
+      const shown = rows.slice(0, limit);
+      const last = shown.at(-1);
+      if (rows.length <= limit || last === undefined) return page(shown.map(present));
+      const cursor = Buffer.from(JSON.stringify(positionOf(last))).toString("base64url");
+      return page(shown.map(present), { link: `<${path}?limit=${limit}&cursor=${cursor}>; rel="next"` });
+    },
+  };
+}
+
+/** An IPv6 address with a zone fits; what a client makes up is cut. */
+const ADDRESS_LENGTH_MAX = 64;
+
+/** Addresses of a cluster's own network, such as those of its proxies. Not loopback: whoever came from there is a client. */
+const CLUSTER_ADDRESS =
+  /^(?:::ffff:)?(?:10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.|f[cd])/i;
+
+/**
+ * The last address in X-Forwarded-For that is not the cluster's: what stands before it the client may have made up. It is to be
+ * believed when the outermost proxy adds the address it sees, and when clients do not come from within such a network.
+ */
+export function addressOf(request: IncomingMessage): string {
+  const forwarded = String(request.headers["x-forwarded-for"] ?? "")
+    .split(",")
+    .map((entry) => entry.trim())
+    .filter(Boolean);
+  const address =
+    forwarded.findLast((entry) => !CLUSTER_ADDRESS.test(entry)) ?? forwarded[0] ?? request.socket.remoteAddress;
+  return (address ?? "unknown").slice(0, ADDRESS_LENGTH_MAX);
+}
