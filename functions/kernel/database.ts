@@ -40,11 +40,11 @@ class CoalescingWebSocket extends WebSocket {
 let pool: Pool | undefined;
 
 function openPool(): Pool {
-  const { DATABASE_RELAY_URL: relay, DATABASE_PASSWORD_FILE: passwordFile } = settings();
+  const { DATABASE_WSPROXY_URL: wsproxy, DATABASE_PASSWORD_FILE: passwordFile } = settings();
   neonConfig.webSocketConstructor = CoalescingWebSocket;
   neonConfig.coalesceWrites = false;
-  if (relay !== undefined) {
-    const { host, pathname, protocol } = new URL(relay);
+  if (wsproxy !== undefined) {
+    const { host, pathname, protocol } = new URL(wsproxy);
     neonConfig.wsProxy = () => host + pathname;
     neonConfig.useSecureWebSocket = protocol === "wss:";
   }

@@ -26,8 +26,8 @@ describe("the settings", () => {
       "The environment variable DATABASE_URL must be a URL that begins with postgres:// or postgresql://; its value is not.",
     ],
     [
-      { DATABASE_RELAY_URL: "http://h" },
-      "The environment variable DATABASE_RELAY_URL must be a URL that begins with ws:// or wss://; its value is not.",
+      { DATABASE_WSPROXY_URL: "http://h" },
+      "The environment variable DATABASE_WSPROXY_URL must be a URL that begins with ws:// or wss://; its value is not.",
     ],
     [
       { KAFKA_BROKERS: "one:9092,two" },

@@ -102,8 +102,8 @@ const Variables = v.object({
   DATABASE_URL: v.optional(url("postgres:", "postgresql:")),
   /** A file that holds the password, when it is not in DATABASE_URL: a mounted secret. */
   DATABASE_PASSWORD_FILE: v.optional(v.string()),
-  /** The WebSocket relay in front of a Postgres that is not Neon: ws://host:port. */
-  DATABASE_RELAY_URL: v.optional(url("ws:", "wss:")),
+  /** The WebSocket in front of a Postgres that is not Neon (scripts/wsproxy.ts): ws://host:port. */
+  DATABASE_WSPROXY_URL: v.optional(url("ws:", "wss:")),
   /** Kafka's brokers. Without them events go to K_SINK. */
   KAFKA_BROKERS: v.optional(list),
   /** "true": Kafka over TLS. The files are PEM: an authority of one's own, and what proves a client to the broker. */

@@ -1,4 +1,4 @@
-/** What the benches stand on: a Postgres, the relay, a sink for events and the load generator, each a process; users with money. */
+/** What the benches stand on: a Postgres, the wsproxy, a sink for events and the load generator, each a process; users with money. */
 import { type ChildProcess, fork } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
@@ -102,8 +102,8 @@ async function startWorld(): Promise<World> {
     await ensureSecrets(secrets, postgres.adminUrl);
     const passwords = await readPasswords(secrets);
     await migrate(postgres.adminUrl, passwords);
-    const relay = await start(program("relay.ts"), { POSTGRES_PORT: String(postgres.port) });
-    endings.push(() => relay.stop());
+    const wsproxy = await start(program("wsproxy.ts"), { POSTGRES_PORT: String(postgres.port) });
+    endings.push(() => wsproxy.stop());
     const sink = await start(program("sink.ts"), {});
     endings.push(() => sink.stop());
     const generator = fork(program("load.ts"), [], { execArgv: ["--import", "tsx"] });
@@ -129,7 +129,7 @@ async function startWorld(): Promise<World> {
         directEnvironment,
         environment: {
           ...directEnvironment,
-          DATABASE_RELAY_URL: `ws://127.0.0.1:${relay.port}`,
+          DATABASE_WSPROXY_URL: `ws://127.0.0.1:${wsproxy.port}`,
           K_SINK: `http://127.0.0.1:${sink.port}`,
         },
         async users(count) {

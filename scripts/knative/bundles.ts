@@ -11,7 +11,7 @@ export const CONTEXT = join(ROOT, ".lotus/images");
 const DOCKERFILE = join(ROOT, "knative/images/Dockerfile");
 
 /** Scripts that run in the cluster, and the files that they need beside them. */
-const PROGRAMS = { migrate: "functions/*/schema", topics: undefined, relay: undefined } as const;
+const PROGRAMS = { migrate: "functions/*/schema", topics: undefined, wsproxy: undefined } as const;
 export const PROGRAM_NAMES = Object.keys(PROGRAMS) as (keyof typeof PROGRAMS)[];
 
 /** The functions are found by reading folders, which an image does not have: there the bundle holds the list. */

@@ -48,11 +48,11 @@ async function applyPlatform(plan: Plan, { database, kafka }: Choices, options: 
     const made = await ensureSecrets(database, options.kafkaCredentials);
     tell(made.length === 0 ? "all there" : `made ${made.join(", ")}`);
   });
-  await step("Platform: policies, configuration, Kafka, Postgres, relay", async (tell) => {
+  await step("Platform: policies, configuration, Kafka, Postgres, wsproxy", async (tell) => {
     tell(changesIn(await apply(plan.platform)));
     if (kafka.kind === "cluster") await waitForRollout("statefulset", "kafka");
     if (database.kind === "cluster") await waitForRollout("statefulset", "postgres");
-    if (database.kind !== "neon") await waitForRollout("deployment", "database-relay");
+    if (database.kind !== "neon") await waitForRollout("deployment", "database-wsproxy");
   });
   await step("Migrations", async (tell) => tell(await runJob(plan.migrate)));
   await step("Topics", async (tell) => tell(await runJob(plan.topics)));

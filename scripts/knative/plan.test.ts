@@ -100,27 +100,27 @@ describe("the plan", () => {
     expect(plan.topics.spec.template.spec.containers[0].args.slice(-2)).toEqual(["--replication", "3"]);
   });
 
-  it("puts the relay before a Postgres outside, and lets it out; nobody sees the owner's password", async () => {
+  it("puts the wsproxy before a Postgres outside, and lets it out; nobody sees the owner's password", async () => {
     const plan = await planOf({
       database: { kind: "outside", adminUrl: OWNER },
       kafka: { kind: "outside", hosts: ["k:9093"], security: undefined },
     });
     expect(find(plan, "StatefulSet", "postgres")).toBeUndefined();
     expect(find(plan, "StatefulSet", "kafka")).toBeUndefined();
-    expect(find(plan, "Deployment", "database-relay")?.spec.template.spec.containers[0].args).toContain(
+    expect(find(plan, "Deployment", "database-wsproxy")?.spec.template.spec.containers[0].args).toContain(
       "db.example:5433",
     );
-    expect(find(plan, "NetworkPolicy", "relay-outside")?.spec.egress[0].ports).toEqual([
+    expect(find(plan, "NetworkPolicy", "wsproxy-outside")?.spec.egress[0].ports).toEqual([
       { protocol: "TCP", port: 5433 },
     ]);
     expect(plan.functions[1]?.source?.spec.bootstrapServers).toEqual(["k:9093"]);
     expect(all(plan)).not.toContain("secret@");
   });
 
-  it("has no relay before Neon", async () => {
+  it("has no wsproxy before Neon", async () => {
     const plan = await planOf({ database: { kind: "neon", adminUrl: NEON }, kafka: { kind: "cluster", brokers: 1 } });
-    expect(find(plan, "Deployment", "database-relay")).toBeUndefined();
-    expect(find(plan, "ConfigMap", "lotus")?.data).not.toHaveProperty("database-relay-url");
+    expect(find(plan, "Deployment", "database-wsproxy")).toBeUndefined();
+    expect(find(plan, "ConfigMap", "lotus")?.data).not.toHaveProperty("database-wsproxy-url");
     expect(find(plan, "NetworkPolicy", "functions-outside")?.spec.egress[0].ports).toEqual([
       { protocol: "TCP", port: 443 },
     ]);

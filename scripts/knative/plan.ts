@@ -13,7 +13,7 @@ export interface FunctionPlan {
 
 export interface Plan {
   readonly namespace: readonly KubernetesObject[];
-  /** Policies, configuration, Kafka, Postgres, relay. */
+  /** Policies, configuration, Kafka, Postgres, wsproxy. */
   readonly platform: readonly KubernetesObject[];
   readonly migrate: KubernetesObject;
   readonly topics: KubernetesObject;
@@ -71,14 +71,14 @@ function policiesForOutside({ database, kafka }: Choices): KubernetesObject[] {
     ...(functionPorts.length > 0 ? [policy("functions-outside", { "lotus/database": "true" }, functionPorts)] : []),
     ...(jobPorts.length > 0 ? [policy("jobs-outside", { "app.kubernetes.io/component": "job" }, jobPorts)] : []),
     ...(database.kind === "outside" && databasePort !== undefined
-      ? [policy("relay-outside", { "app.kubernetes.io/name": "database-relay" }, [databasePort])]
+      ? [policy("wsproxy-outside", { "app.kubernetes.io/name": "database-wsproxy" }, [databasePort])]
       : []),
   ];
 }
 
-async function relay({ database }: Choices, image: string): Promise<KubernetesObject[]> {
+async function wsproxy({ database }: Choices, image: string): Promise<KubernetesObject[]> {
   if (database.kind === "neon") return [];
-  return (await readDocuments("knative/platform/relay.yaml")).map((document) => {
+  return (await readDocuments("knative/platform/wsproxy.yaml")).map((document) => {
     if (document.kind !== "Deployment") return document;
     const copy = withImage(document, image);
     if (database.kind === "outside") {
@@ -152,7 +152,7 @@ export async function makePlan(
       ...policiesForOutside(choices),
       ...(kafka.kind === "cluster" ? await readDocuments(`knative/platform/${kafkaFile}`) : []),
       ...(database.kind === "cluster" ? await readDocuments("knative/platform/postgres.yaml") : []),
-      ...(await relay(choices, imageOf(images, "relay"))),
+      ...(await wsproxy(choices, imageOf(images, "wsproxy"))),
     ],
     migrate: withImage(await oneDocument("knative/platform/jobs/migrate.yaml"), imageOf(images, "migrate")),
     topics,

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import { KAFKA_VERSION } from "../kafka/java.ts";
 import { ROLES } from "../migrate.ts";
-import { CONNECTIONS_MAX as RELAY_CONNECTIONS_MAX } from "../relay.ts";
+import { CONNECTIONS_MAX as RELAY_CONNECTIONS_MAX } from "../wsproxy.ts";
 import { configuration } from "./choices.ts";
 import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubernetes.ts";
 
@@ -138,7 +138,7 @@ describe("functions", () => {
     expect([...databases]).toEqual(podLabels(document)["lotus/database"] === "true" ? [`database-${service}`] : []);
   });
 
-  it("all scaled out, with all their connections, are fewer than the database and the relay take", () => {
+  it("all scaled out, with all their connections, are fewer than the database and the wsproxy take", () => {
     const pods = functions
       .filter(({ document }) =>
         below(document, "env")

@@ -1,4 +1,4 @@
-/** The whole system on one machine: database, relay, gateway, event bus, functions. What `npm start` and the tests run. */
+/** The whole system on one machine: database, wsproxy, gateway, event bus, functions. What `npm start` and the tests run. */
 import { randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
 import { createServer, type Server } from "node:http";
@@ -10,8 +10,8 @@ import { findFunctions, ROOT } from "../functions.ts";
 import { type Kafka, startKafka } from "../kafka/broker.ts";
 import { migrate, readPasswords } from "../migrate.ts";
 import { erasePostgres, type Postgres, startPostgres } from "../postgres.ts";
-import { type Relay, startRelay } from "../relay.ts";
 import { createTopics } from "../topics.ts";
+import { startWsproxy, type Wsproxy } from "../wsproxy.ts";
 import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
@@ -55,7 +55,7 @@ export interface Lotus {
   readonly adminUrl: string;
   readonly house: House;
   readonly functions: ReadonlyMap<string, FunctionProcess>;
-  readonly relay: Relay;
+  readonly wsproxy: Wsproxy;
   /** The brokers, in a run with Kafka. */
   readonly kafka: Kafka | undefined;
   /** Fires the PingSources now. */
@@ -167,11 +167,11 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const at = new URL(database);
     await ensureSecrets(secrets, database);
     await step("Migrating the database", async () => migrate(database, await readPasswords(secrets)));
-    const relay = await startRelay(
+    const wsproxy = await startWsproxy(
       { host: "127.0.0.1", port: 0 },
       { host: at.hostname, port: Number(at.port || 5432) },
     );
-    endings.push(() => relay.stop());
+    endings.push(() => wsproxy.stop());
     if (!options.built && !options.watch) await step("Building the functions", () => building);
 
     const kafka =
@@ -207,7 +207,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const house = await readHouse(
       join(ROOT, "knative"),
       secrets,
-      { "database-relay-url": relay.url },
+      { "database-wsproxy-url": wsproxy.url },
       { ...passedOn(kafka !== undefined), K_SINK: inside, ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(",") }) },
     );
     if (kafka === undefined) bus.add(house.kafkaSources);
@@ -275,7 +275,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const scheduled = options.scheduled === false ? [] : house.pingSources;
     const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
     endings.push(async () => crons.map((cron) => cron.stop()));
-    return { url, insideUrl: inside, adminUrl: database, kafka, house, functions, relay, tick, stop };
+    return { url, insideUrl: inside, adminUrl: database, kafka, house, functions, wsproxy, tick, stop };
   } catch (error) {
     await stop();
     throw error;

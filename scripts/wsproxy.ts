@@ -1,6 +1,7 @@
 /**
- * A WebSocket in front of a Postgres: Neon's driver speaks only that. One fixed Postgres, never one that a client names.
- *   npm exec tsx scripts/relay.ts -- --listen 0.0.0.0:8081 --postgres localhost:5432
+ * A WebSocket in front of a Postgres, as Neon has its wsproxy: the driver speaks only that. One fixed Postgres, never one that a
+ * client names.
+ *   npm exec tsx scripts/wsproxy.ts -- --listen 0.0.0.0:8081 --postgres localhost:5432
  */
 import { createServer } from "node:http";
 import { type AddressInfo, connect } from "node:net";
@@ -18,8 +19,8 @@ export interface Address {
   readonly port: number;
 }
 
-export interface Relay {
-  /** ws://host:port, for DATABASE_RELAY_URL. */
+export interface Wsproxy {
+  /** ws://host:port, for DATABASE_WSPROXY_URL. */
   readonly url: string;
   /** Cuts every connection, as a network would. */
   cut(): void;
@@ -50,8 +51,8 @@ function join(socket: WebSocket, postgres: Address): void {
   socket.on("close", () => tcp.destroy());
 }
 
-/** Starts a relay. Port 0 takes any free port. Rejects when it cannot listen. */
-export async function startRelay(listen: Address, postgres: Address): Promise<Relay> {
+/** Starts one. Port 0 takes any free port. Rejects when it cannot listen. */
+export async function startWsproxy(listen: Address, postgres: Address): Promise<Wsproxy> {
   const server = createServer((_, response) => response.writeHead(426).end("This address speaks WebSocket only.\n"));
   const sockets = new WebSocketServer({ server, perMessageDeflate: false, maxPayload: MESSAGE_BYTES_MAX });
   sockets.on("connection", (socket, request) => {
@@ -90,9 +91,12 @@ async function main(): Promise<void> {
       postgres: { type: "string", default: "127.0.0.1:5432" },
     },
   });
-  const relay = await startRelay(parseAddress("--listen", values.listen), parseAddress("--postgres", values.postgres));
-  console.log(`Relaying ${relay.url} to Postgres at ${values.postgres}. Ctrl-C ends it.`);
-  for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => void relay.stop());
+  const wsproxy = await startWsproxy(
+    parseAddress("--listen", values.listen),
+    parseAddress("--postgres", values.postgres),
+  );
+  console.log(`${wsproxy.url} leads to Postgres at ${values.postgres}. Ctrl-C ends it.`);
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => void wsproxy.stop());
 }
 
 if (process.argv[1] === import.meta.filename) runCommand(main);
