@@ -83,7 +83,7 @@ export async function buildFunctions(only?: readonly string[]): Promise<string[]
   await mkdir(DIST, { recursive: true });
   const loader = await readFile(LOADER, "utf8");
   const kept = (await Promise.all(functions.map((fn) => buildFunction(fn, loader)))).flat();
-  // Its process would stay, with all that it has read, for as long as this one.
+  // esbuild's service process would stay, with all that it has read, for as long as this one.
   await stop();
   const old = (await readdir(DIST)).filter((file) => !kept.some((beginning) => file.startsWith(beginning)));
   if (only === undefined) await Promise.all(old.map((file) => rm(join(DIST, file), { recursive: true, force: true })));

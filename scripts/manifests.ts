@@ -17,6 +17,7 @@ const GATEWAY = "kn-local-gateway";
 const UNBUILT = "unbuilt";
 
 const HEADER = "# Written by `npm run manifests` from the functions' descriptions. Change those, not this file.\n";
+const UNBUILT_NOTE = `# scripts/deploy puts an image's tag where \`${UNBUILT}\` stands, and applies it; why things are as they are: scripts/manifests.ts.\n`;
 
 /** Kubernetes names of what a function is given, and where it finds it. */
 function environmentOf(fn: LotusFunction) {
@@ -199,8 +200,8 @@ function routes(functions: readonly LotusFunction[]): object[] {
   ];
 }
 
-const yaml = (documents: readonly object[]) =>
-  HEADER +
+const yaml = (documents: readonly object[], header = HEADER) =>
+  header +
   documents.map((document) => stringify(document, { lineWidth: 0, aliasDuplicateObjects: false })).join("---\n");
 const json = (document: object) => `${JSON.stringify(document, null, 2)}\n`;
 
@@ -211,7 +212,7 @@ export async function manifests(): Promise<Map<string, string>> {
   if (sink === undefined) throw new Error("No trigger takes dead letters: one subscriber must say deadLetters: true.");
   const files = new Map<string, string>();
   for (const fn of functions) {
-    files.set(`knative/functions/${fn.name}.yaml`, yaml([knativeService(fn)]));
+    files.set(`knative/functions/${fn.name}.yaml`, yaml([knativeService(fn)], HEADER + UNBUILT_NOTE));
     const itsSource = source(fn, sink.name);
     if (itsSource !== undefined) files.set(`knative/sources/${fn.name}.yaml`, yaml([itsSource]));
   }

@@ -69,7 +69,7 @@ function openPool(): Pool {
 
 let opening: Promise<void> | undefined;
 
-/** Opens the first connection while nobody waits for it yet. That it fails, a statement will say. */
+/** Opens the first connection while nobody waits for it yet. A failure shows at the first statement. */
 export function openDatabase(): void {
   opening = connect()
     .then((client) => client.release())

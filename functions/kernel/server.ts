@@ -186,7 +186,7 @@ export function settingsOf(description: Endpoint | Subscriber) {
 
 const USE_OF = { DATABASE_URL: "database", JWKS_FILE: "public-keys", SIGNING_KEY_FILE: "signing-key" } as const;
 
-/** What a function reads when it first needs it, and had better be told of before it listens. */
+/** Read at the first request that needs them; looked at before listening, so that a missing file is an error at the start. */
 const FILES = ["DATABASE_PASSWORD_FILE", "JWKS_FILE", "SIGNING_KEY_FILE"] as const;
 
 /** The program of a function's process: listens on PORT until SIGTERM, then drains and ends. */

@@ -70,22 +70,30 @@ export function pretty(name: string, text: string): string {
   return `${time.slice(11, 23)} ${who} ${paint(style, what)}  ${paint("dim", tail)}${paint("dim", behind)}`;
 }
 
+/** What a step has begun to say, and will end on the same line if nobody speaks meanwhile. */
+let unended = false;
+
 /** A line of Lotus itself. */
 export function say(text: string): void {
+  if (unended) process.stdout.write("\n");
+  unended = false;
   console.log(text);
 }
 
-/** A step that may take a while: says what, and when done, how long it took. */
+/** A step that may take a while: says what at once, and when done, behind it, how long it took. */
 export async function step<T>(what: string, work: () => Promise<T>): Promise<T> {
   const began = performance.now();
-  if (process.stdout.isTTY) process.stdout.write(`  ${what} …`);
+  process.stdout.write(`  ${what} …`);
+  unended = true;
   try {
     const result = await work();
-    const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    console.log(`${process.stdout.isTTY ? "\r" : ""}  ${what} ${paint("dim", `(${seconds} s)`)}  `);
+    const took = paint("dim", `${((performance.now() - began) / 1000).toFixed(1)} s`);
+    process.stdout.write(unended ? ` ${took}\n` : `  ${what}: ${took}\n`);
+    unended = false;
     return result;
   } catch (error) {
-    if (process.stdout.isTTY) process.stdout.write("\n");
+    if (unended) process.stdout.write("\n");
+    unended = false;
     throw error;
   }
 }

@@ -94,14 +94,14 @@ export class KafkaConsumer implements RunningSource {
       try {
         await this.#consume();
       } catch (error) {
-        this.#lament(error as Error & { type?: string });
+        this.#report(error as Error & { type?: string });
       }
       await delay(RESTART_MILLISECONDS, undefined, { signal: this.#stop.signal }).catch(() => undefined);
     }
   }
 
   /** Tells of what ended a consumer, once while it goes on; of a group's first seconds on new brokers, not at all. */
-  #lament({ message, type }: Error & { type?: string }): void {
+  #report({ message, type }: Error & { type?: string }): void {
     if (GROUP_COMES_UP.includes(type ?? "") || message === this.#lastLament) return;
     this.#lastLament = message;
     this.#tell({ kind: "trouble", message: `${message}; it is tried again and again` });
