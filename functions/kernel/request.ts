@@ -4,7 +4,6 @@ import type { IncomingMessage } from "node:http";
 import { parse as parseJson } from "lossless-json";
 import * as v from "valibot";
 import type { Repetition } from "./database.ts";
-import type { Success } from "./endpoint.ts";
 import { type FieldError, fieldErrors, invalid, Problem } from "./problem.ts";
 import {
   CURSOR_LENGTH_MAX,
@@ -28,6 +27,13 @@ export interface Idempotency {
   readonly repetition: Repetition;
 }
 
+/** 200 with a page's rows, and a link to the next page when there is one. */
+interface PageAnswer<Body> {
+  readonly status: 200;
+  readonly body: Body[];
+  readonly headers: Readonly<Record<string, string>>;
+}
+
 /** The page that a client asks for. */
 export interface Page<Position> {
   readonly limit: number;
@@ -38,7 +44,7 @@ export interface Page<Position> {
     rows: readonly Row[],
     positionOf: (row: Row) => Position,
     present: (row: Row) => Body,
-  ): Success<200, Body[]>;
+  ): PageAnswer<Body>;
 }
 
 /** A target in the form that names a path alone, also when it came with a host, as to a proxy (RFC 9112 §3.2). */
@@ -161,7 +167,7 @@ export function readPage<Position>(schema: Schema, path: string, query: Record<s
     limit,
     after,
     answer(rows, positionOf, present) {
-      const page = <Body>(body: Body[], headers = {}): Success<200, Body[]> => ({ status: 200, body, headers });
+      const page = <Body>(body: Body[], headers = {}): PageAnswer<Body> => ({ status: 200, body, headers });
       const shown = rows.slice(0, limit);
       const last = shown.at(-1);
       if (rows.length <= limit || last === undefined) return page(shown.map(present));
