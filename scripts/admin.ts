@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Client } from "pg";
-import { UsageError } from "./command.ts";
+import { UsageError, wordsOf } from "./command.ts";
 import { ROOT } from "./functions.ts";
 
 /** Where a run on this machine keeps its secrets. */
@@ -45,8 +45,9 @@ export async function withAdmin<T>(given: string | undefined, work: (client: Cli
     await client.connect();
   } catch (error) {
     const { hostname, port } = new URL(url);
-    const reason = (error as Error).message || (error as { code?: string }).code;
-    throw new Error(`The database at ${hostname}:${port} cannot be reached (${reason}). Is Lotus running? npm start.`);
+    throw new Error(
+      `The database at ${hostname}:${port} cannot be reached (${wordsOf(error)}). Is Lotus running? npm start.`,
+    );
   }
   try {
     return await work(client);

@@ -10,7 +10,7 @@ import { runner } from "node-pg-migrate";
 import { Client } from "pg";
 import { STATEMENT_MILLISECONDS_MAX } from "#kernel/settings";
 import { adminUrl, SECRETS } from "./admin.ts";
-import { runCommand } from "./command.ts";
+import { runCommand, wordsOf } from "./command.ts";
 import { findFunctions, ROOT } from "./functions.ts";
 
 /** The kernel's own schema first: the others stand on it. Billing before order, which charges through it. */
@@ -25,6 +25,8 @@ const SCHEMAS = [
 /** The roles that functions connect with, one a service. */
 export const ROLES = SCHEMAS.map(({ service }) => service);
 export type Role = (typeof ROLES)[number];
+
+const CONNECT_MILLISECONDS_MAX = 15_000;
 
 /** Two deployments at the same time wait for each other here; the number means nothing but this. */
 const LOCK = 7_505_131;
@@ -95,7 +97,10 @@ function withoutPooler(url: string): string {
  * @throws {Error} a sentence, when a migration that this database has was edited since; nothing was changed then
  */
 export async function migrate(url: string, passwords: Record<Role, string>): Promise<string[]> {
-  const client = new Client({ connectionString: withoutPooler(url) });
+  const client = new Client({
+    connectionString: withoutPooler(url),
+    connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX,
+  });
   await client.connect();
   try {
     await client.query("select pg_advisory_lock($1)", [LOCK]);
@@ -153,5 +158,5 @@ async function main(): Promise<void> {
 }
 
 if (process.argv[1] === import.meta.filename) {
-  runCommand(main, ({ message }) => `The database was not migrated: ${message}`);
+  runCommand(main, (error) => `The database was not migrated: ${wordsOf(error)}`);
 }

@@ -35,7 +35,10 @@ function referring(schema: JsonSchema, components: Components): JsonSchema {
   const text = JSON.stringify(schema, (_, value: JsonSchema | null) => {
     if (typeof value?.title !== "string") return value;
     const { title, ...rest } = value;
-    components[title] = referring(rest, components);
+    const component = referring(rest, components);
+    if (title in components && JSON.stringify(components[title]) !== JSON.stringify(component))
+      throw new Error(`Two different schemas have the title ${title}.`);
+    components[title] = component;
     return { $ref: `#/components/schemas/${title}` };
   });
   return JSON.parse(text) as JsonSchema;

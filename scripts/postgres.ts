@@ -172,7 +172,10 @@ async function launch(
       server.kill("SIGQUIT");
       reject(new Error(`Postgres did not start in time. It said:\n${said}`));
     }, START_MILLISECONDS_MAX);
-    server.once("error", reject);
+    server.once("error", (error) => {
+      clearTimeout(late);
+      reject(error);
+    });
     server.once("exit", () => {
       clearTimeout(late);
       reject(new Error(`Postgres ended while starting. It said:\n${said}`));
@@ -241,6 +244,7 @@ export async function startPostgres(
   const where = await place(folder);
   const passwordFile = join(folder, "passwords.json");
   if (!existsSync(join(where.data, "PG_VERSION"))) {
+    if (wanted !== undefined) throw new Error(`The data in ${where.data} is gone.`);
     const made = { superuser: randomBytes(24).toString("base64url"), owner: randomBytes(24).toString("base64url") };
     // First: a database whose passwords nobody knows is of no use.
     await rm(passwordFile, { force: true });

@@ -1,7 +1,8 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
-import { chmod, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { once } from "node:events";
+import { chmod, mkdtemp, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { createServer, type Server } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, createServer as createTcpServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -148,6 +149,38 @@ describe("npm start", () => {
     expect(await processesWith(folder)).toEqual([]);
   });
 
+  it("told so three times, ends at once, whatever it waits for", async () => {
+    const silent = createTcpServer().listen(0, "127.0.0.1");
+    await once(silent, "listening");
+    const { port } = silent.address() as AddressInfo;
+    const database = `postgres://a:b@127.0.0.1:${port}/c`;
+    const child = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder, "--database", database], {
+      cwd: ROOT,
+    });
+    children.push(child);
+    let text = "";
+    child.stdout?.on("data", (chunk: Buffer) => (text += chunk));
+    const ended = once(child, "exit");
+    await eventually("it waits for the database", () => text.includes("Migrating"));
+    for (const sign of ["finishing", "Once more", ""]) {
+      child.kill("SIGINT");
+      await eventually(`it says ${sign}`, () => text.includes(sign));
+    }
+    expect(await ended).toEqual([130, null]);
+    silent.close();
+  });
+
+  it("ends everything else when the folder has gone from under it", async () => {
+    const gone = await mkdtemp(join(folder, "gone-"));
+    await chmod(gone, 0o711);
+    const lotus = await start("--quiet", "--folder", gone);
+    await rename(gone, `${gone}-away`);
+    lotus.child.kill("SIGTERM");
+    expect(await lotus.ended).toBe(1);
+    expect(lotus.output()).toMatch(/Lotus did not stop in order: ENOENT/);
+    expect(await processesWith(gone)).toEqual([]);
+  });
+
   it("finishes requests that are in progress when it is told to stop", async () => {
     const lotus = await start("--quiet");
     const users = await Promise.all(Array.from({ length: POOL_CONNECTIONS_MAX }, () => newUser(lotus, 1000)));
@@ -187,7 +220,7 @@ describe("npm start", () => {
     const tooEarly = await refused("--port", "0", "--folder", folder);
     expect([tooEarly.code, tooEarly.text]).toEqual([
       1,
-      expect.stringContaining(`Lotus runs here already (process ${early.pid})`),
+      expect.stringMatching(new RegExp(`Lotus runs here already(, at \\S+)? \\(process ${early.pid}\\)`)),
     ]);
     const url = await eventually("the first one is there", () =>
       readFile(join(folder, "run.json"), "utf8").then((text) => JSON.parse(text).url as string | undefined),

@@ -2,7 +2,7 @@
 import { join, relative } from "node:path";
 import { parseArgs } from "node:util";
 import { readDatabaseUrl } from "./admin.ts";
-import { runCommand, UsageError } from "./command.ts";
+import { runCommand, UsageError, wordsOf } from "./command.ts";
 import { ROOT } from "./functions.ts";
 import { pretty, say, step, table } from "./local/console.ts";
 import { type Lotus, overview, startLotus } from "./local/lotus.ts";
@@ -46,6 +46,9 @@ function readOptions() {
 /** What tells Lotus to stop. SIGHUP: its terminal was closed. */
 const ENDS = { SIGINT: "Ctrl-C", SIGTERM: "SIGTERM", SIGHUP: "SIGHUP" };
 
+/** Ended at once: what it leaves behind, the next start stops. As a shell has it of a program that Ctrl-C has ended. */
+const FORCED_EXIT_CODE = 130;
+
 /** System errors as sentences. */
 function sentence(error: NodeJS.ErrnoException): string {
   const where = error.path === undefined ? "" : ` ${error.path}`;
@@ -54,10 +57,10 @@ function sentence(error: NodeJS.ErrnoException): string {
   if (error.code === "ENOTDIR" || error.code === "EEXIST")
     return `There is a file where a folder is needed:${where}. Choose another --folder.`;
   if (["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "ETIMEDOUT"].includes(error.code ?? ""))
-    return `Nothing answers where it was looked for: ${error.message || error.code}.`;
+    return `Nothing answers where it was looked for: ${wordsOf(error)}.`;
   if (error.code === "EROFS") return `The disk is read-only:${where}.`;
   if (error.code === "ENOSPC") return "The disk is full.";
-  return error.message;
+  return wordsOf(error);
 }
 
 const EXAMPLES = (url: string) => `
@@ -84,8 +87,11 @@ async function main(): Promise<void> {
     }
   };
   let told = false;
+  let again = false;
   const end = (why: string) => {
-    if (told) return say("Still finishing what is in progress …");
+    if (again) process.exit(FORCED_EXIT_CODE);
+    again = told;
+    if (told) return say("Still finishing what is in progress … Once more, and it ends at once.");
     told = true;
     say(`\n${why}: finishing what is in progress …`);
     if (lotus !== undefined) void finish(lotus);

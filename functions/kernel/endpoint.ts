@@ -140,13 +140,22 @@ const BROKEN: Readonly<Record<string, Problem>> = {
   ERR_HTTP_REQUEST_TIMEOUT: new Problem("request-timeout", "The request did not come to its end in time."),
 };
 
+/** What Node's own default looks at: the answer that a socket is in the middle of; and how to close it behind what is written. */
+interface AnsweredSocket {
+  readonly _httpMessage?: { readonly headersSent: boolean } | null;
+  destroySoon(): void;
+}
+
 /** Answers what Node could not read as a request, and hangs up. For a server's `clientError`, whose default has no body. */
-export function refuseBroken(error: NodeJS.ErrnoException, socket: Duplex): void {
-  if (!socket.writable || error.code === "ECONNRESET") return void socket.destroy();
+export function refuseBroken(error: NodeJS.ErrnoException, socket: Duplex & AnsweredSocket): void {
+  const begun = socket._httpMessage?.headersSent ?? false;
+  if (!socket.writable || begun || error.code === "ECONNRESET") return void socket.destroy(error);
   const problem = BROKEN[error.code ?? ""] ?? new Problem("malformed-request", "This is not an HTTP/1.1 request.");
   const [headers, text] = encode(problem);
   const lines = Object.entries({ ...headers, connection: "close" }).map(([name, value]) => `${name}: ${value}`);
-  socket.end(`HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${lines.join("\r\n")}\r\n\r\n${text}`);
+  socket.write(`HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${lines.join("\r\n")}\r\n\r\n${text}`);
+  // Not only our half: the other side may never end its own, and its request would be in progress for ever.
+  socket.destroySoon();
 }
 
 function writeSuccess(response: ServerResponse, { status, body, headers }: Success<number, unknown>): void {

@@ -87,7 +87,7 @@ describe("an Idempotency-Key", () => {
     expect((await user.call("POST /order/create", keyed("a", { price: 10 }))).body.balance).toBe(890);
   });
 
-  it("may be 255 characters of any visible ASCII", async () => {
+  it("may be 255 characters of any visible ASCII, and nothing else", async () => {
     const user = await newUser(lotus, 900);
     const visible = Array.from({ length: 94 }, (_, n) => String.fromCharCode(0x21 + n)).join("");
     for (const key of [visible, "x".repeat(255)]) {
@@ -96,6 +96,10 @@ describe("an Idempotency-Key", () => {
         200,
         (await user.call("POST /billing/add-money?money=1", keyed(key))).body,
       ]);
+    }
+    for (const key of ["x".repeat(256), "a b", "\u00e9"]) {
+      const { status, body } = await user.call("POST /billing/add-money?money=1", keyed(key));
+      expect([key, status, body.errors?.[0]?.field]).toEqual([key, 400, "Idempotency-Key"]);
     }
     expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 902 });
   });

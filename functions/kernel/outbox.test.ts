@@ -1,6 +1,6 @@
 import { createServer, type IncomingMessage, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import { afterAll, beforeAll, expect, it, vi } from "vitest";
+import { afterAll, beforeAll, beforeEach, expect, it, vi } from "vitest";
 import { type Envelope, flushQueue, publish, publishLater } from "./outbox.ts";
 import { PUBLISH_QUEUE_EVENTS_MAX } from "./settings.ts";
 
@@ -18,6 +18,10 @@ beforeAll(async () => {
   });
   await new Promise<void>((resolve) => sink.listen(0, "127.0.0.1", resolve));
   process.env.K_SINK = `http://127.0.0.1:${(sink.address() as AddressInfo).port}`;
+});
+beforeEach(() => {
+  came.length = 0;
+  gate = Promise.resolve();
 });
 afterAll(() => {
   sink.closeAllConnections();
@@ -49,7 +53,6 @@ it("holds as many events as its limit while the sink does not answer, says how m
 });
 
 it("sends what a header cannot hold in its place, and the topic beside it", async () => {
-  came.length = 0;
   await publish([envelope("1", { source: '/ключ "1%"' })]);
   expect(came).toMatchObject([
     {
@@ -61,7 +64,6 @@ it("sends what a header cannot hold in its place, and the topic beside it", asyn
 });
 
 it("tells those apart that the sink will never take, and sends all others", async () => {
-  came.length = 0;
   const batch = [...many(9), envelope("bad", { type: "no-event" })];
   const refused = await publish(batch);
   expect(refused.map(({ envelope: { event }, reason }) => [event.id, reason])).toEqual([

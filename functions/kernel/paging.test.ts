@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../../scripts/testing/lotus.ts";
+import { CURSOR_LENGTH_MAX } from "./settings.ts";
 
 const ROWS = 12;
 
@@ -131,6 +132,8 @@ describe.each([
         ["2026-02-31 10:00:00+00", uuid],
       ].map(forged),
       forged(["x".repeat(300)]),
+      Buffer.from(`${" ".repeat(CURSOR_LENGTH_MAX)}[1]`).toString("base64url"),
+      Buffer.from(`${" ".repeat(CURSOR_LENGTH_MAX)}["${uuid}"]`).toString("base64url"),
       Buffer.from("[".repeat(140)).toString("base64url"),
     ];
     for (const cursor of cursors) {

@@ -49,7 +49,7 @@ export interface Page<Position> {
 
 /** A target in the form that names a path alone, also when it came with a host, as to a proxy (RFC 9112 §3.2). */
 export function originForm(target = "/"): string {
-  return target.replace(/^https?:\/\/[^/?#]*(?=[/?#]|$)/i, "") || "/";
+  return target.replace(/^https?:\/\/[^/?#]*\/?/i, "/");
 }
 
 /** The path and the query of a request, as they were sent. The framework keeps them in `originalUrl`. */

@@ -2,6 +2,7 @@ import { type ChildProcess, fork, spawn } from "node:child_process";
 import { once } from "node:events";
 import { Agent, createServer, type IncomingMessage, type RequestOptions, request } from "node:http";
 import { type AddressInfo, connect, type Socket } from "node:net";
+import * as v from "valibot";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { bundleOf } from "../../scripts/build.ts";
 import { ROOT } from "../../scripts/functions.ts";
@@ -14,6 +15,8 @@ import {
   startTestLotus,
   type TestLotus,
 } from "../../scripts/testing/lotus.ts";
+import { endpoint, ok } from "./endpoint.ts";
+import { createFunctionServer } from "./server.ts";
 import { REQUEST_BODY_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX } from "./settings.ts";
 
 let lotus: TestLotus;
@@ -61,6 +64,41 @@ async function send(url: string, options: RequestOptions): Promise<{ answer: Inc
   for await (const chunk of answer) body += chunk;
   return { answer, body };
 }
+
+describe("a request that does not come to its end", () => {
+  it("is answered 408, and its connection closed, also when the client keeps its half open", async () => {
+    const description = endpoint({
+      method: "POST",
+      caller: "anyone",
+      body: v.object({}),
+      answers: { 200: v.object({}) },
+      handle: async () => ok({}),
+    });
+    const { server } = createFunctionServer("slow-body", description);
+    const patience = { requestTimeout: 300, headersTimeout: 300, connectionsCheckingInterval: 50 };
+    Object.assign(server, patience).listen(0, "127.0.0.1");
+    endings.push(async () => server.closeAllConnections());
+    endings.push(async () => server.close());
+    await once(server, "listening");
+    const socket = connect({ port: (server.address() as AddressInfo).port, host: "127.0.0.1", allowHalfOpen: true });
+    socket.write(
+      "POST /slow/body HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
+    );
+    let text = "";
+    socket.setEncoding("utf8").on("data", (chunk) => {
+      text += chunk;
+    });
+    // Not to be read in a loop: that would end this side as well.
+    await once(socket, "end");
+    expect(text).toMatch(/^HTTP\/1\.1 408 Request Timeout\r\n/);
+    expect(JSON.parse(text.split("\r\n\r\n")[1] ?? "")).toMatchObject({ status: 408, code: "request-timeout" });
+    await eventually(
+      "its connection is gone",
+      () => new Promise<boolean>((resolve) => server.getConnections((_, count) => resolve(count === 0))),
+    );
+    socket.destroy();
+  });
+});
 
 describe("a function's process that is told to stop", () => {
   it("finishes what is in progress, says that the connection closes, and publishes the events", async () => {

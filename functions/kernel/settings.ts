@@ -52,7 +52,7 @@ export const RELAY_BATCH_BYTES_MAX = EVENT_BODY_BYTES_MAX;
 export const RELAY_RUN_MILLISECONDS_MAX = 45_000;
 /** Of the reason with which an event is buried. */
 export const REASON_LENGTH_MAX = 1_000;
-/** Publications of one event before the dead-letter sink buries it instead of leaving it to the relay: about an hour. */
+/** Publications of one event before the dead-letter sink buries it instead of leaving it to the relay: some seventy minutes. */
 export const PUBLISH_ATTEMPTS_MAX = 12;
 export const IDEMPOTENCY_KEY_DAYS = 7;
 /** Old keys that one statement deletes, and how long in one run of the relay. */

@@ -6,15 +6,13 @@ import { query } from "./database.ts";
 import { failure, log, type Trace, traceFrom } from "./log.ts";
 import type { CloudEvent } from "./outbox.ts";
 import { fieldErrors, Problem } from "./problem.ts";
+import type { Schema } from "./request.ts";
 import {
   DATABASE_AWAY_MILLISECONDS_MAX,
   DATABASE_AWAY_STEP_MILLISECONDS,
   EVENT_BODY_BYTES_MAX,
   REASON_LENGTH_MAX,
 } from "./settings.ts";
-
-// biome-ignore lint/suspicious/noExplicitAny: a schema of any input and output; `unknown` would refuse those that transform
-type Schema = v.GenericSchema<any, any>;
 
 /** An event as a handler sees it. */
 export interface Delivery<Data> {

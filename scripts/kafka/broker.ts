@@ -14,6 +14,8 @@ export interface KafkaOptions {
   readonly brokers: 1 | 3;
   /** Where the brokers keep their data, logs and process numbers. A cluster keeps its data in it from run to run. */
   readonly folder: string;
+  /** Begin without what earlier runs have left there. */
+  readonly fresh?: boolean;
   /** The first broker's port, the others' follow; without it, any that are free. */
   readonly port?: number;
   /** A second listener, for clients that must prove who they are. */
@@ -183,6 +185,7 @@ export async function startKafka(options: KafkaOptions): Promise<Kafka> {
       ? await DockerWay.of(plan, ports, await freePorts(plan.brokers, ports))
       : await JavaWay.of(plan, ports);
   const cluster = new Cluster(way, plan);
+  if (options.fresh) await Promise.all(way.nodes.map((_, index) => way.erase(index)));
   await cluster.start();
   return cluster;
 }

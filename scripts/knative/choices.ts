@@ -28,7 +28,7 @@ export interface Former {
 
 export const POSTGRES = `postgres.${NAMESPACE}.svc.cluster.local:5432`;
 const KAFKA = `kafka.${NAMESPACE}.svc.cluster.local:9092`;
-const RELAY_URL = `ws://database-wsproxy.${NAMESPACE}.svc.cluster.local:8081`;
+const WSPROXY_URL = `ws://database-wsproxy.${NAMESPACE}.svc.cluster.local:8081`;
 
 function databaseAt(adminUrl: string): Database {
   const { host, hostname } = new URL(adminUrl);
@@ -109,7 +109,7 @@ export function configuration(choices: Choices): KubernetesObject {
       kafka: kafka.kind === "cluster" ? `cluster-${kafka.brokers}` : "outside",
       "kafka-brokers": brokersOf(choices).join(","),
       ...(kafka.kind === "outside" && kafka.security && { "kafka-security": writtenSecurity(kafka.security) }),
-      ...(database.kind !== "neon" && { "database-wsproxy-url": RELAY_URL }),
+      ...(database.kind !== "neon" && { "database-wsproxy-url": WSPROXY_URL }),
     },
   };
 }

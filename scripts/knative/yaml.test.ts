@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import { KAFKA_VERSION } from "../kafka/java.ts";
 import { ROLES } from "../migrate.ts";
-import { CONNECTIONS_MAX as RELAY_CONNECTIONS_MAX } from "../wsproxy.ts";
+import { CONNECTIONS_MAX as WSPROXY_CONNECTIONS_MAX } from "../wsproxy.ts";
 import { configuration } from "./choices.ts";
 import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubernetes.ts";
 
@@ -152,7 +152,7 @@ describe("functions", () => {
     // Some are the superuser's, some the jobs'.
     expect(connections + 20).toBeLessThanOrEqual(Number(most));
     expect(connections).toBeGreaterThan(0);
-    expect(Number(most)).toBeLessThanOrEqual(RELAY_CONNECTIONS_MAX);
+    expect(Number(most)).toBeLessThanOrEqual(WSPROXY_CONNECTIONS_MAX);
   });
 
   it("only login is given the private key", () => {

@@ -11,6 +11,8 @@ export function printable(text: string): string {
   return text.replace(/\p{Cc}/gu, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
+const printableLines = (text: string) => text.split("\n").map(printable).join("\n");
+
 /** A table: the first row is its head. */
 export function table(given: readonly (readonly string[])[]): string {
   const rows = given.map((row) => row.map(printable));
@@ -56,7 +58,7 @@ const HIDDEN = new Set([
 export function pretty(name: string, text: string): string {
   const who = paint("cyan", name.padEnd(22));
   const line = parse(text);
-  if (line === undefined) return `${new Date().toISOString().slice(11, 23)} ${who} ${text}`;
+  if (line === undefined) return `${new Date().toISOString().slice(11, 23)} ${who} ${printableLines(text)}`;
   const { time = "", level, message, method, path, status, milliseconds, trace, stack } = line;
   const style: Style = level === "error" ? "red" : level === "warning" ? "yellow" : "reset";
   const what = printable(method === undefined ? String(message) : `${status} ${method} ${path}`);
@@ -66,7 +68,7 @@ export function pretty(name: string, text: string): string {
   const tail = [took, facts, trace === undefined ? "" : `trace=${String(trace).slice(0, 8)}`]
     .filter(Boolean)
     .join("  ");
-  const behind = typeof stack === "string" ? `\n${stack}` : "";
+  const behind = typeof stack === "string" ? `\n${printableLines(stack)}` : "";
   return `${time.slice(11, 23)} ${who} ${paint(style, what)}  ${paint("dim", tail)}${paint("dim", behind)}`;
 }
 

@@ -70,7 +70,7 @@ export class KafkaConsumer implements RunningSource {
   /** By topic and partition, of the present assignment only: the others are not ours to commit. */
   #progress = new Map<string, Progress>();
   #commitTimer: NodeJS.Timeout | undefined;
-  #lastLament: string | undefined;
+  #lastReport: string | undefined;
 
   constructor(source: KafkaSource, { brokers, resolve, onEvent }: SourceOptions) {
     this.#source = source;
@@ -102,8 +102,8 @@ export class KafkaConsumer implements RunningSource {
 
   /** Tells of what ended a consumer, once while it goes on; of a group's first seconds on new brokers, not at all. */
   #report({ message, type }: Error & { type?: string }): void {
-    if (GROUP_COMES_UP.includes(type ?? "") || message === this.#lastLament) return;
-    this.#lastLament = message;
+    if (GROUP_COMES_UP.includes(type ?? "") || message === this.#lastReport) return;
+    this.#lastReport = message;
     this.#tell({ kind: "trouble", message: `${message}; it is tried again and again` });
   }
 
@@ -128,7 +128,7 @@ export class KafkaConsumer implements RunningSource {
     let joined = false;
     consumer.on(consumer.events.GROUP_JOIN, ({ payload }) => {
       joined = true;
-      this.#lastLament = undefined;
+      this.#lastReport = undefined;
       const partitions = this.#keep(payload.memberAssignment);
       this.#tell({ kind: "joined", partitions });
       this.#hasJoined();

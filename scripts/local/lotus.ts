@@ -1,6 +1,5 @@
 /** The whole system on one machine: database, wsproxy, gateway, event bus, functions. What `npm start` and the tests run. */
 import { randomUUID } from "node:crypto";
-import { existsSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -64,9 +63,10 @@ export interface Lotus {
   stop(): Promise<void>;
 }
 
-/** One after the other, a second apart. */
+/** How often, in how long, and how far apart. */
 const POSTGRES_STARTS_MAX = 10;
-const POSTGRES_START_AGAIN_MILLISECONDS = 1_000;
+const POSTGRES_STARTS_WINDOW_MILLISECONDS = 60_000;
+const POSTGRES_START_AGAIN_MILLISECONDS = 500;
 
 /** A Postgres of our own, which is started again where it was when it ends by itself. */
 async function runPostgres(
@@ -76,25 +76,33 @@ async function runPostgres(
   let postgres = await startPostgres(folder);
   let stopping = false;
   let starting: Promise<void> = Promise.resolve();
+  let started: number[] = [];
   const startAgain = async () => {
-    for (let start = 1; start <= POSTGRES_STARTS_MAX && !stopping; start++) {
+    while (!stopping) {
+      const now = performance.now();
+      started = started.filter((at) => now - at < POSTGRES_STARTS_WINDOW_MILLISECONDS);
+      if (started.push(now) > POSTGRES_STARTS_MAX)
+        return onNews("postgres", "stays away. Stop Lotus with Ctrl-C, and start it again.");
+      await delay(POSTGRES_START_AGAIN_MILLISECONDS);
       try {
         postgres = await startPostgres(folder, [], postgres.port);
-        watch();
-        return onNews("postgres", "is there again");
+        onNews("postgres", "is there again");
+        return watch();
       } catch (error) {
         onNews("postgres", `does not start: ${(error as Error).message}`);
-        await delay(POSTGRES_START_AGAIN_MILLISECONDS);
       }
     }
-    if (!stopping) onNews("postgres", "stays away. Stop Lotus with Ctrl-C, and start it again.");
   };
-  const watch = () =>
-    postgres.process.once("exit", (code, signal) => {
+  const watch = () => {
+    const ended = (code: number | null, signal: NodeJS.Signals | null) => {
       if (stopping) return;
       onNews("postgres", `ended, ${signal ?? `with exit code ${code}`}; it is started again`);
       starting = startAgain();
-    });
+    };
+    const { exitCode, signalCode } = postgres.process;
+    if (exitCode === null && signalCode === null) postgres.process.once("exit", ended);
+    else ended(exitCode, signalCode);
+  };
   watch();
   return {
     adminUrl: postgres.adminUrl,
@@ -143,7 +151,9 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
   const step = options.step ?? (<T>(_: string, work: () => Promise<T>) => work());
   const endings: (() => Promise<unknown>)[] = [];
   const stop = async () => {
-    for (const end of endings.splice(0).reverse()) await end();
+    const failures: unknown[] = [];
+    for (const end of endings.splice(0).reverse()) await end().catch((error: unknown) => failures.push(error));
+    if (failures.length > 0) throw failures[0];
   };
   try {
     const runFile = await takeFolder(folder);
@@ -177,16 +187,14 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const kafka =
       options.kafka === true
         ? await step("Starting Kafka", async () => {
-            const kafkaFolder = join(folder, "kafka");
-            const hasOldData = options.fresh && existsSync(kafkaFolder);
             const started = await startKafka({
               brokers: 1,
-              folder: kafkaFolder,
+              folder: join(folder, "kafka"),
+              // What waits there is about users that are no more.
+              fresh: options.fresh ?? false,
               onProgress: (line) => onNews("kafka", line),
             });
             endings.push(() => started.stop());
-            // What waits there is about users that are no more.
-            if (hasOldData) await started.erase();
             return started;
           })
         : options.kafka || undefined;
@@ -207,7 +215,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const house = await readHouse(
       join(ROOT, "knative"),
       secrets,
-      { "database-wsproxy-url": wsproxy.url },
+      // Neon has its own, and takes no connection without TLS.
+      at.hostname.endsWith(".neon.tech") ? {} : { "database-wsproxy-url": wsproxy.url },
       { ...passedOn(kafka !== undefined), K_SINK: inside, ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(",") }) },
     );
     if (kafka === undefined) bus.add(house.kafkaSources);
@@ -277,7 +286,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     endings.push(async () => crons.map((cron) => cron.stop()));
     return { url, insideUrl: inside, adminUrl: database, kafka, house, functions, wsproxy, tick, stop };
   } catch (error) {
-    await stop();
+    await stop().catch(() => undefined);
     throw error;
   }
 }
@@ -303,7 +312,7 @@ export async function overview(): Promise<string[][]> {
           "topic" in fn.description
             ? fn.description.topic
             : "schedule" in fn.description
-              ? "every minute"
+              ? `cron ${fn.description.schedule}`
               : "dead letters",
           "",
           fn.file,

@@ -1,12 +1,18 @@
 /** One run a folder: a file in it says who runs there, and where, for as long as that is so. */
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
+import { constants } from "node:fs";
+import { copyFile, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 
-const ATTEMPTS_MAX = 3;
+const ATTEMPTS_MAX = 10;
+/** Whoever takes a folder makes the file and writes it, in two steps. */
+const WRITING_MILLISECONDS_MAX = 1_000;
+const WRITING_LOOK_MILLISECONDS = 50;
 
 export interface RunFile {
-  /** Writes down where the gateway is; undefined while it is not, or not any more. */
+  /** Writes down where the gateway is; undefined when it is no more. */
   tell(url: string | undefined): Promise<void>;
   /** The folder is free again. */
   remove(): Promise<void>;
@@ -19,11 +25,13 @@ interface Run {
 
 const fileOf = (folder: string) => join(folder, "run.json");
 
-async function read(folder: string): Promise<Run | undefined> {
+/** The folders that this very process runs in: the number of its process may be that of one that is gone. */
+const ours = new Set<string>();
+
+function parse(text: string): Run | undefined {
   try {
-    return JSON.parse(await readFile(fileOf(folder), "utf8")) as Run;
+    return JSON.parse(text) as Run;
   } catch {
-    // Not there, or cut off by whatever ended the run that wrote it.
     return undefined;
   }
 }
@@ -45,41 +53,76 @@ function answers(url: string): Promise<boolean> {
 }
 
 /** A process of that number may be another by now, after a restart of the machine: one that serves nothing where it should. */
-async function runs({ pid, url }: Run): Promise<boolean> {
+async function runs({ pid, url }: Run, folder: string): Promise<boolean> {
+  if (pid === process.pid) return ours.has(folder);
   return isAlive(pid) && (url === undefined || answers(url));
 }
 
 /** Where Lotus is that runs in a folder; undefined when none does. */
 export async function urlOfRun(folder: string): Promise<string | undefined> {
-  return (await read(folder))?.url;
+  return parse(await readFile(fileOf(folder), "utf8").catch(() => ""))?.url;
+}
+
+/** What the file says, once it is whole; or after a while, what is left of it. */
+async function readWhole(file: string): Promise<string> {
+  for (let waited = 0; ; waited += WRITING_LOOK_MILLISECONDS) {
+    const text = await readFile(file, "utf8").catch(() => "");
+    if (parse(text) !== undefined || waited >= WRITING_MILLISECONDS_MAX) return text;
+    await delay(WRITING_LOOK_MILLISECONDS);
+  }
+}
+
+/** Removes the file that says just that. Another one, which somebody has put in its place meanwhile, stays. */
+async function removeStale(file: string, text: string): Promise<void> {
+  const aside = `${file}.${randomUUID()}`;
+  try {
+    await rename(file, aside);
+  } catch {
+    // Somebody else has removed it.
+    return;
+  }
+  if ((await readFile(aside, "utf8")) !== text)
+    await copyFile(aside, file, constants.COPYFILE_EXCL).catch(() => undefined);
+  await rm(aside, { force: true });
 }
 
 /**
  * Takes a folder for this run: two in one folder would stop each other's database.
  * @throws {Error} a sentence, when somebody else runs there
  */
-export async function takeFolder(folder: string): Promise<RunFile> {
+export async function takeFolder(given: string): Promise<RunFile> {
+  const folder = resolve(given);
   await mkdir(folder, { recursive: true });
   const file = fileOf(folder);
-  const text = (url?: string) => JSON.stringify({ pid: process.pid, url });
+  const textOf = (url?: string) => JSON.stringify({ pid: process.pid, url });
   for (let attempt = 1; ; attempt++) {
     try {
-      await writeFile(file, text(), { flag: "wx" });
+      await writeFile(file, textOf(), { flag: "wx" });
       break;
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-      const run = await read(folder);
-      if (attempt === ATTEMPTS_MAX || (run !== undefined && (await runs(run)))) {
-        const where = run?.url === undefined ? "" : `, at ${run.url}`;
-        throw new Error(
-          `Lotus runs here already${where} (process ${run?.pid}). Stop that one first, with Ctrl-C in its terminal. If there is no such Lotus, remove ${file}.`,
-        );
-      }
-      await rm(file, { force: true });
     }
+    const text = await readWhole(file);
+    const run = parse(text);
+    if (attempt === ATTEMPTS_MAX || (run !== undefined && (await runs(run, folder)))) {
+      const where = run?.url === undefined ? "" : `, at ${run.url}`;
+      throw new Error(
+        `Lotus runs here already${where} (process ${run?.pid}). Stop that one first, with Ctrl-C in its terminal. If there is no such Lotus, remove ${file}.`,
+      );
+    }
+    await removeStale(file, text);
   }
+  ours.add(folder);
   return {
-    tell: (url) => writeFile(file, text(url)),
-    remove: () => rm(file, { force: true }),
+    async tell(url) {
+      // At once: whoever reads it meanwhile reads the one or the other.
+      const written = `${file}.${process.pid}`;
+      await writeFile(written, textOf(url));
+      await rename(written, file);
+    },
+    async remove() {
+      ours.delete(folder);
+      await rm(file, { force: true });
+    },
   };
 }

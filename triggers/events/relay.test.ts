@@ -159,17 +159,20 @@ describe("the relay", () => {
        values (gen_random_uuid(), 'two', 't', 's', 's', now(), '{}', '{one,other}') returning id`,
     );
     const [one, other] = [new Client(lotus.adminUrl), new Client(lotus.adminUrl)];
-    await Promise.all([one.connect(), other.connect()]);
-    await one.query("begin");
-    await one.query("select events.settle($1, 'one')", [rows[0].id]);
-    const settling = other.query("select events.settle($1, 'other')", [rows[0].id]);
-    await eventually("the other one waits", async () => {
-      const { rows: locks } = await lotus.database.query("select from pg_locks where not granted");
-      return locks.length > 0;
-    });
-    await one.query("commit");
-    await settling;
-    await Promise.all([one.end(), other.end()]);
+    try {
+      await Promise.all([one.connect(), other.connect()]);
+      await one.query("begin");
+      await one.query("select events.settle($1, 'one')", [rows[0].id]);
+      const settling = other.query("select events.settle($1, 'other')", [rows[0].id]);
+      await eventually("the other one waits", async () => {
+        const { rows: locks } = await lotus.database.query("select from pg_locks where not granted");
+        return locks.length > 0;
+      });
+      await one.query("commit");
+      await settling;
+    } finally {
+      await Promise.all([one.end(), other.end()]);
+    }
     expect(await outbox(lotus)).toMatchObject({ waiting: 0 });
   });
 
