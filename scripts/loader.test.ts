@@ -27,8 +27,8 @@ afterEach(async () => {
 });
 
 /** Starts the function, calls it, and ends it in order. Resolves to the answer's status and the exit code. */
-async function run(): Promise<[status: number, exitCode: number]> {
-  const child = fork(join(folder, basename(programOf(NAME))), [], { env: environment, execArgv: [], silent: true });
+async function run(execArgv: string[] = []): Promise<[status: number, exitCode: number]> {
+  const child = fork(join(folder, basename(programOf(NAME))), [], { env: environment, execArgv, silent: true });
   processes.push(child);
   const ended = once(child, "exit");
   const [{ port }] = await once(child, "message");
@@ -51,6 +51,22 @@ describe("the file that starts a function", () => {
     const { mtimeMs, ino } = await stat(join(folder, file));
     expect(await run()).toEqual([200, 0]);
     expect(await stat(join(folder, file))).toMatchObject({ mtimeMs, ino });
+  });
+
+  it("keeps what a start needs, also when the process has lived so long that V8 would have forgotten it", async () => {
+    const size = async () => (await stat(join(folder, (await kept())[0] ?? ""))).size;
+    const old = join(folder, "old.cjs");
+    const flags = ["--max-old-space-size=48", "--require", old];
+    await writeFile(old, "");
+    expect(await run(flags)).toEqual([200, 0]);
+    const young = await size();
+    for (const file of await kept()) await rm(join(folder, file));
+    // V8 counts a function's age in collections of its old space.
+    const litter = "let kept; for (let n = 0; n < 250; n++) kept = Array.from({ length: 100_000 }, (_, i) => ({ i }));";
+    await writeFile(old, `process.on("SIGTERM", () => { ${litter} });`);
+    expect(await run(flags)).toEqual([200, 0]);
+    expect((await size()) / young).toBeGreaterThan(0.98);
+    expect((await size()) / young).toBeLessThan(1.02);
   });
 
   it.each([

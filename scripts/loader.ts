@@ -51,6 +51,13 @@ const script = new Script(wrap(readFileSync(bundle, "latin1")), {
 });
 // Only of a function's own process: the framework's command line compiles other parts.
 if (script.cachedDataRejected !== false && require.main === module) {
-  process.once("exit", (code) => code === 0 && keepCompiled(script));
+  const { setFlagsFromString } = require("node:v8") as typeof import("node:v8");
+  // V8 forgets what it has not run for a while, such as all of the start: just what the next start wants.
+  setFlagsFromString("--no-flush-bytecode");
+  process.once("exit", (code) => {
+    // V8 takes nothing that was made under other flags.
+    setFlagsFromString("--flush-bytecode");
+    if (code === 0) keepCompiled(script);
+  });
 }
 script.runInThisContext()(exports, require, module, __filename, __dirname);
