@@ -1,6 +1,6 @@
 /**
  * Events that could not be handled, and why.
- *   npm run dead-letters                    lists them
+ *   npm run dead-letters                    lists them   [-- --url postgres://owner:password@host:port/name]
  *   npm run dead-letters -- show 3          one, whole
  *   npm run dead-letters -- replay 3        hands it to its subscriber again; `replay all` does so with every one
  */

@@ -10,9 +10,9 @@ import { type Lotus, overview, startLotus } from "./local/lotus.ts";
 const HELP = `npm start -- [options]
   --port NUMBER      where to listen (default 8080)
   --folder FOLDER    where data, passwords and keys are kept (default .lotus)
-  --fresh            forget the data of earlier runs
+  --fresh            forget the data of earlier runs: our own Postgres and Kafka, never a given one
   --database URL     use this Postgres, as its owner, instead of one of our own
-  --kafka            a real Kafka between the functions: KAFKA_BROKERS, docker, or Java 17 and Maven
+  --kafka            a real Kafka between the functions: KAFKA_BROKERS (which implies this), docker, or Java 17 and Maven
   --json             the functions' log lines as they are
   --quiet            no log lines
   --watch            build what changes; the next request runs it (npm run dev)

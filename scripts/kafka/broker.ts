@@ -12,7 +12,7 @@ const PROGRESS_MILLISECONDS = 2_000;
 
 export interface KafkaOptions {
   readonly brokers: 1 | 3;
-  /** Where the brokers keep their data, logs and process numbers. A cluster keeps its data in it from run to run. */
+  /** Where the brokers keep logs and process numbers and, in Java, their data from run to run; in docker they begin empty. */
   readonly folder: string;
   /** Begin without what earlier runs have left there. */
   readonly fresh?: boolean;

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { runCommand, UsageError } from "../command.ts";
 import { ROOT } from "../functions.ts";
+import { createTopics } from "../topics.ts";
 import { startKafka } from "./broker.ts";
 
 const PORT = 9092;
@@ -38,6 +39,8 @@ async function main(): Promise<void> {
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
   console.log(`Kafka serves at ${kafka.bootstrap.join(",")} (after ${seconds} s). Ctrl-C ends it.`);
   console.log(`For programs: KAFKA_BROKERS=${kafka.bootstrap.join(",")}`);
+  const made = await createTopics(kafka.bootstrap);
+  if (made.length > 0) console.log(`Made the topics ${made.join(" and ")}.`);
   let stopping = false;
   const stop = () => {
     if (stopping) return;

@@ -41,9 +41,9 @@ functions, such as order-pay, only these.
   --builder NAME        docker, minikube or buildah (the first that works)
   --base IMAGE          what the images stand on (${BASE_DEFAULT})
   --metrics             measure requests, for Prometheus; --no-metrics ends that
-  --dry-run             print what would be applied, and change nothing
+  --dry-run             print what a first deployment with these options would apply, and change nothing
 
-Where the database and Kafka are is kept in the cluster: say it once.`;
+Where the database and Kafka are is kept in the cluster: say it once. What is about images: each time.`;
 
 function parseUrl(text: string): string {
   if (!URL.canParse(text) || !/^postgres(ql)?:$/.test(new URL(text).protocol)) {

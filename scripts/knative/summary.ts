@@ -19,13 +19,15 @@ function wayIn(address: string | undefined, profile: string | undefined): string
   if (address !== undefined) return [hosts(address), NEWMAN];
   if (profile !== undefined) {
     return [
-      `minikube tunnel --profile ${profile}      # in another terminal, and leave it running`,
+      `minikube tunnel --profile ${profile}`,
+      "(in another terminal; leave it running)",
       hosts(`$(${GATEWAY})`),
       NEWMAN,
     ];
   }
   return [
-    `${FORWARD}      # in another terminal`,
+    FORWARD,
+    "(in another terminal; leave it running)",
     hosts("127.0.0.1"),
     `${NEWMAN} --env-var baseUrl=http://${HOST}:8080`,
   ];
