@@ -1,13 +1,13 @@
 /** One run a folder: a file in it says who runs there, and where, for as long as that is so. */
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
-import { copyFile, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { copyFile, link, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
 const ATTEMPTS_MAX = 10;
-/** Whoever takes a folder makes the file and writes it, in two steps. */
+/** Where there are no hard links, the file is made and written in two steps. */
 const WRITING_MILLISECONDS_MAX = 1_000;
 const WRITING_LOOK_MILLISECONDS = 50;
 
@@ -86,6 +86,20 @@ async function removeStale(file: string, text: string): Promise<void> {
   await rm(aside, { force: true });
 }
 
+/** Makes a file that is there whole or not at all. Rejects with EEXIST when there is one already. */
+async function create(file: string, text: string): Promise<void> {
+  const written = `${file}.${randomUUID()}`;
+  await writeFile(written, text);
+  try {
+    await link(written, file);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "EEXIST") throw error;
+    await writeFile(file, text, { flag: "wx" });
+  } finally {
+    await rm(written, { force: true });
+  }
+}
+
 /**
  * Takes a folder for this run: two in one folder would stop each other's database.
  * @throws {Error} a sentence, when somebody else runs there
@@ -97,7 +111,7 @@ export async function takeFolder(given: string): Promise<RunFile> {
   const textOf = (url?: string) => JSON.stringify({ pid: process.pid, url });
   for (let attempt = 1; ; attempt++) {
     try {
-      await writeFile(file, textOf(), { flag: "wx" });
+      await create(file, textOf());
       break;
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
