@@ -86,19 +86,17 @@ async function main(): Promise<void> {
       process.exitCode = 1;
     }
   };
-  let told = false;
-  let again = false;
+  let told = 0;
   const end = (why: string) => {
-    if (again) process.exit(FORCED_EXIT_CODE);
-    again = told;
-    if (told) return say("Still finishing what is in progress … Once more, and it ends at once.");
-    told = true;
+    told++;
+    if (told === 2) return say("Still finishing what is in progress … Once more, and it ends at once.");
+    if (told > 2) process.exit(FORCED_EXIT_CODE);
     say(`\n${why}: finishing what is in progress …`);
     if (lotus !== undefined) void finish(lotus);
   };
   for (const [signal, why] of Object.entries(ENDS)) process.on(signal, () => end(why));
   // Whoever read this has gone, as `| head` does. To say so would fail as well.
-  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => told || end("Nobody reads this"));
+  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => told > 0 || end("Nobody reads this"));
   say("Lotus is starting.");
   try {
     lotus = await startLotus({
@@ -114,16 +112,16 @@ async function main(): Promise<void> {
       onNews: (name, news) => say(pretty(name, news)),
       // Told to stop, it begins nothing more, and stops what it has begun.
       step: async (what, work) => {
-        if (told) throw new Error("told to stop");
+        if (told > 0) throw new Error("told to stop");
         return step(what, work);
       },
     });
   } catch (error) {
     // Ctrl-C reaches what a step runs as well, which then fails.
-    if (!told) throw error;
+    if (told === 0) throw error;
     return say("Lotus has stopped before it was there.");
   }
-  if (told) return finish(lotus);
+  if (told > 0) return finish(lotus);
   say(`\nLotus is at ${lotus.url} (${((performance.now() - began) / 1000).toFixed(1)} s).\n`);
   say(table([["call", "where", "", "file"], ...(await overview())]));
   say(EXAMPLES(lotus.url));

@@ -1,7 +1,8 @@
 /** `npm run topics`: makes the topics that the triggers name, where they are missing. Safe to run again. */
 import { parseArgs } from "node:util";
+import * as v from "valibot";
 import { kafkaClient } from "#kernel/kafka";
-import { RECORD_BYTES_MAX, settings } from "#kernel/settings";
+import { Brokers, RECORD_BYTES_MAX, settings } from "#kernel/settings";
 import { runCommand, UsageError } from "./command.ts";
 import { findFunctions } from "./functions.ts";
 
@@ -83,10 +84,9 @@ async function main(): Promise<void> {
   if (replication !== undefined && replication !== "1" && replication !== "3") {
     throw new UsageError(`--replication must be 1 or 3; ${replication} is not. ${USAGE}`);
   }
-  if (brokers !== undefined && !/^[^\s:,]+:\d{1,5}(,[^\s:,]+:\d{1,5})*$/.test(brokers)) {
-    throw new UsageError(`--brokers must be host:port, several separated by commas; ${brokers} is not. ${USAGE}`);
-  }
-  const bootstrap = brokers?.split(",") ?? settings().KAFKA_BROKERS;
+  const given = v.safeParse(v.optional(Brokers), brokers);
+  if (!given.success) throw new UsageError(`--brokers must be ${given.issues[0].message}; ${brokers} is not. ${USAGE}`);
+  const bootstrap = given.output ?? settings().KAFKA_BROKERS;
   if (bootstrap === undefined) throw new UsageError(`Which Kafka? Set KAFKA_BROKERS, or give --brokers. ${USAGE}`);
   const made = await createTopics(
     bootstrap,

@@ -1,5 +1,6 @@
 /** An HTTP endpoint: what it takes, what it answers, and the handler between. */
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from "node:http";
+import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import type * as v from "valibot";
 import { failure, log, type Trace, traceFrom, traceparent } from "./log.ts";
@@ -135,22 +136,21 @@ export function writeProblem(response: ServerResponse, problem: Problem): void {
 }
 
 /** Node's codes of what is no HTTP request, or none that comes to its end. */
-const BROKEN: Readonly<Record<string, Problem>> = {
-  HPE_HEADER_OVERFLOW: new Problem("headers-too-large", "The request line and the headers are too long."),
-  ERR_HTTP_REQUEST_TIMEOUT: new Problem("request-timeout", "The request did not come to its end in time."),
+const BROKEN: Readonly<Record<string, readonly [ProblemCode, string]>> = {
+  HPE_HEADER_OVERFLOW: ["headers-too-large", "The request line and the headers are too long."],
+  ERR_HTTP_REQUEST_TIMEOUT: ["request-timeout", "The request did not come to its end in time."],
 };
 
-/** What Node's own default looks at: the answer that a socket is in the middle of; and how to close it behind what is written. */
-interface AnsweredSocket {
-  readonly _httpMessage?: { readonly headersSent: boolean } | null;
-  destroySoon(): void;
-}
+/** What Node's own default looks at: the answer that a socket is in the middle of. */
+type HttpSocket = Socket & { readonly _httpMessage?: { readonly headersSent: boolean } | null };
 
 /** Answers what Node could not read as a request, and hangs up. For a server's `clientError`, whose default has no body. */
-export function refuseBroken(error: NodeJS.ErrnoException, socket: Duplex & AnsweredSocket): void {
+export function refuseBroken(error: NodeJS.ErrnoException, stream: Duplex): void {
+  const socket = stream as HttpSocket;
   const begun = socket._httpMessage?.headersSent ?? false;
   if (!socket.writable || begun || error.code === "ECONNRESET") return void socket.destroy(error);
-  const problem = BROKEN[error.code ?? ""] ?? new Problem("malformed-request", "This is not an HTTP/1.1 request.");
+  const [code, detail] = BROKEN[error.code ?? ""] ?? ["malformed-request", "This is not an HTTP/1.1 request."];
+  const problem = new Problem(code, detail);
   const [headers, text] = encode(problem);
   const lines = Object.entries({ ...headers, connection: "close" }).map(([name, value]) => `${name}: ${value}`);
   socket.write(`HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${lines.join("\r\n")}\r\n\r\n${text}`);

@@ -3,7 +3,7 @@
  * closes kept-alive connections after five seconds; everything else, the framework does.
  */
 import { createServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse } from "node:http";
-import type { AddressInfo, Socket } from "node:net";
+import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { cloudEvent, http } from "@google-cloud/functions-framework";
 // The framework gives its request handler away only here: its own server cannot be told how to listen (decision 0003).
@@ -132,7 +132,7 @@ export function createFunctionServer(
       });
     },
   );
-  server.on("clientError", (error, socket) => refuseBroken(error, socket as Socket));
+  server.on("clientError", refuseBroken);
   // Requests in flight may take as long as Knative lets them; the database's limits end them long before.
   server.timeout = 0;
 

@@ -89,7 +89,8 @@ const url = (...protocols: string[]) =>
       `a URL that begins with ${protocols.map((protocol) => `${protocol}//`).join(" or ")}`,
     ),
   );
-const list = v.pipe(
+/** Kafka's brokers, as a variable or a flag names them. */
+export const Brokers = v.pipe(
   v.string(),
   v.transform((text) => text.split(",").map((entry) => entry.trim())),
   v.array(v.pipe(v.string(), v.regex(/^[^\s:]+:\d{1,5}$/, "host:port, several separated by commas"))),
@@ -105,7 +106,7 @@ const Variables = v.object({
   /** The WebSocket in front of a Postgres that is not Neon (scripts/wsproxy.ts): ws://host:port. */
   DATABASE_WSPROXY_URL: v.optional(url("ws:", "wss:")),
   /** Kafka's brokers. Without them events go to K_SINK. */
-  KAFKA_BROKERS: v.optional(list),
+  KAFKA_BROKERS: v.optional(Brokers),
   /** "true": Kafka over TLS. The files are PEM: an authority of one's own, and what proves a client to the broker. */
   KAFKA_TLS: v.optional(
     v.pipe(

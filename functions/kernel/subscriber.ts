@@ -59,8 +59,6 @@ export function subscriber(description: OfTopic<Schema> | OfSchedule | OfDeadLet
   return { kind: "subscriber", ...description };
 }
 
-const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
-
 /**
  * An event is what its source and id say (CloudEvents 1.0 §3.1), so a foreign event's key is made of both. A UUID is unique by
  * itself. The id that KafkaSource makes up for a plain record is its offset, which begins anew with a topic: hence the time. What has
@@ -68,11 +66,11 @@ const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
  */
 function keyOf(attributes: Record<string, string>, body: Buffer | undefined): string {
   const { id, source, type, time } = attributes;
-  if (id !== undefined && UUID.test(id)) return id.toLowerCase();
+  if (id !== undefined && v.UUID_REGEX.test(id)) return id.toLowerCase();
   const isEvent = id !== undefined && source !== undefined;
-  const parts = type === "dev.knative.kafka.event" ? [source, id, time] : isEvent ? [source, id] : [attributes];
-  const hashed = createHash("sha256").update(JSON.stringify(parts));
-  const hash = (isEvent || body === undefined ? hashed : hashed.update(body)).digest("hex");
+  const parts = isEvent ? [source, id] : [attributes, body?.toString("base64")];
+  if (type === "dev.knative.kafka.event") parts.push(time);
+  const hash = createHash("sha256").update(JSON.stringify(parts)).digest("hex");
   return `${hash.slice(0, 8)}-${hash.slice(8, 12)}-8${hash.slice(13, 16)}-8${hash.slice(17, 20)}-${hash.slice(20, 32)}`;
 }
 

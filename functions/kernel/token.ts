@@ -1,5 +1,6 @@
 /** Who is calling: an EdDSA token (RFC 7519, RFC 8037), checked against the public keys of a JWK Set (RFC 7517). */
 import type { JSONWebKeySet, JWTVerifyGetKey } from "jose";
+import * as v from "valibot";
 import { CHALLENGE, Problem } from "./problem.ts";
 import {
   KEY_RELOAD_MILLISECONDS_MIN,
@@ -9,8 +10,6 @@ import {
   TOKEN_ISSUER,
   TOKEN_LENGTH_MAX,
 } from "./settings.ts";
-
-const UUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 
 /** The user that a token speaks for. */
 export interface User {
@@ -59,7 +58,7 @@ async function verify(token: string): Promise<Known> {
     return check(await readKeys());
   });
   const { sub, email, exp } = checked.payload;
-  if (typeof sub !== "string" || !UUID.test(sub) || typeof email !== "string" || exp === undefined)
+  if (typeof sub !== "string" || !v.UUID_REGEX.test(sub) || typeof email !== "string" || exp === undefined)
     throw new errors.JWTInvalid("claims");
   return { user: { id: sub, email }, expiresAtMilliseconds: exp * 1000 };
 }

@@ -6,7 +6,7 @@ import {
   type Server,
   type ServerResponse,
 } from "node:http";
-import type { AddressInfo, Socket } from "node:net";
+import type { AddressInfo } from "node:net";
 import { refuseBroken, writeProblem } from "#kernel/endpoint";
 import { Problem } from "#kernel/problem";
 import { originForm } from "#kernel/request";
@@ -144,7 +144,7 @@ export function createGateway(routes: House["routes"], functions: ReadonlyMap<st
       if (closing) closeUnused();
     });
   });
-  server.on("clientError", (error, socket) => refuseBroken(error, socket as Socket));
+  server.on("clientError", refuseBroken);
   /** Node takes a connection on which nothing has been asked yet, such as browsers open in advance, for a busy one. */
   const closeUnused = () => (inFlight === 0 ? server.closeAllConnections() : server.closeIdleConnections());
   const close = server.close.bind(server);
