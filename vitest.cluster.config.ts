@@ -4,7 +4,7 @@ import { defineConfig } from "vitest/config";
 export default defineConfig({
   test: {
     include: ["scripts/**/*.cluster.test.ts"],
-    globalSetup: "scripts/knative/testing/setup.ts",
+    globalSetup: "scripts/testing/cluster/setup.ts",
     // One cluster, whose pods the tests delete.
     fileParallelism: false,
     pool: "forks",

@@ -7,7 +7,7 @@ import { createServer } from "node:http";
 import { type AddressInfo, connect } from "node:net";
 import { parseArgs } from "node:util";
 import { type WebSocket, WebSocketServer } from "ws";
-import { runCommand, UsageError } from "./command.ts";
+import { runCommand, UsageError } from "./cli/command.ts";
 
 export const CONNECTIONS_MAX = 500;
 const MESSAGE_BYTES_MAX = 64 * 1024 * 1024;

@@ -3,7 +3,7 @@ import { Agent, type IncomingHttpHeaders, request } from "node:http";
 import { connect } from "node:net";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { findFunctions } from "../../scripts/functions.ts";
+import { findFunctions } from "../../scripts/project/functions.ts";
 import { call, newUser, startTestLotus, type TestLotus, type TestUser } from "../../scripts/testing/lotus.ts";
 import { REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX } from "./settings.ts";
 

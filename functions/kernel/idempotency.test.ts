@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { findFunctions } from "../../scripts/functions.ts";
+import { findFunctions } from "../../scripts/project/functions.ts";
 import { newUser, settled, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 
 let lotus: TestLotus;

@@ -10,9 +10,9 @@ import addFormats from "ajv-formats";
 import { CloudEvent, Kafka as KafkaBinding, type KafkaMessage as WireMessage } from "cloudevents";
 import type { KafkaMessage } from "kafkajs";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
-import type { Kafka } from "../../scripts/kafka/broker.ts";
-import { run } from "../../scripts/kafka/program.ts";
-import { canStartKafka, kafkaSource, makeTopic, startTestKafka } from "../../scripts/kafka/testing.ts";
+import type { Kafka } from "../../scripts/kafka/cluster.ts";
+import { run } from "../../scripts/process/run.ts";
+import { canStartKafka, kafkaSource, makeTopic, startTestKafka } from "../../scripts/testing/kafka.ts";
 import { eventually } from "../../scripts/testing/lotus.ts";
 
 /** The kernel as a process with these variables would have it: settings are read once. */

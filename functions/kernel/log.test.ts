@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { runScenario } from "../../scripts/scenario.ts";
+import { runScenario } from "../../scripts/scenario/run.ts";
 import { call, eventually, newUser, settled, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 import { traceFrom } from "./log.ts";
 

@@ -4,8 +4,8 @@ import { Agent, createServer, type IncomingMessage, type RequestOptions, request
 import { type AddressInfo, connect, type Socket } from "node:net";
 import * as v from "valibot";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { bundleOf } from "../../scripts/build.ts";
-import { ROOT } from "../../scripts/functions.ts";
+import { bundleOf } from "../../scripts/build/bundles.ts";
+import { ROOT } from "../../scripts/project/functions.ts";
 import {
   call,
   eventually,

@@ -1,7 +1,7 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
-import { bundleOf } from "../../scripts/build.ts";
+import { bundleOf } from "../../scripts/build/bundles.ts";
 import { readSettings, SettingsError } from "./settings.ts";
 
 const run = promisify(execFile);

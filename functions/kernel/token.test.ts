@@ -2,7 +2,7 @@ import { createPublicKey } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { exportJWK, generateKeyPair, importJWK, type JWK, SignJWT, UnsecuredJWT } from "jose";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { findFunctions } from "../../scripts/functions.ts";
+import { findFunctions } from "../../scripts/project/functions.ts";
 import {
   call,
   eventually,

@@ -1,6 +1,6 @@
 /** npm run bench backlog -- [--events 50000] */
 import { setTimeout as delay } from "node:timers/promises";
-import { table } from "../local/console.ts";
+import { table } from "../cli/output.ts";
 import { makeOverdue, newUser } from "../testing/lotus.ts";
 import { memoryPeakMebibytes } from "../testing/process.ts";
 import { readFlags } from "./flags.ts";

@@ -1,7 +1,7 @@
 /** From the start of a function's process to its first answer, against a bare node:http script, one after the other. */
 import { readFile } from "node:fs/promises";
 import { request } from "node:http";
-import { programOf } from "../build.ts";
+import { programOf } from "../build/bundles.ts";
 import { readFlags } from "./flags.ts";
 import { type Comparison, report } from "./report.ts";
 import { program, start, withWorld } from "./world.ts";

@@ -1,7 +1,7 @@
 /** What every bench hears from its command line: its flags, and Ctrl-C. */
 import { accessSync, constants } from "node:fs";
 import { parseArgs } from "node:util";
-import { UsageError } from "../command.ts";
+import { UsageError } from "../cli/command.ts";
 
 /**
  * Whole numbers above 0 that a bench is told by flags, such as --rounds 9, and by --node the Node that runs what it measures.

@@ -3,7 +3,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Client } from "pg";
-import type { Kafka } from "../kafka/broker.ts";
+import type { Kafka } from "../kafka/cluster.ts";
 import { type Lotus, startLotus } from "../local/lotus.ts";
 import { ending } from "./flags.ts";
 

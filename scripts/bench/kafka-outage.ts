@@ -1,5 +1,5 @@
 /** npm run bench kafka-outage -- [--rounds 5] [--payments 200] */
-import { table } from "../local/console.ts";
+import { table } from "../cli/output.ts";
 import { newUser, relayNow, settled } from "../testing/lotus.ts";
 import { readFlags } from "./flags.ts";
 import { withKafkaLotus } from "./kafka-lotus.ts";

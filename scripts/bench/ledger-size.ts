@@ -1,5 +1,5 @@
 /** Payments on a ledger of a million entries, against the same on an empty one; and how long the whole of it takes to verify. */
-import { verifyLedger } from "../verify-ledger.ts";
+import { verifyLedger } from "../database/verify-ledger.ts";
 import { report } from "./report.ts";
 import { type Database, inTurns, readLoadFlags, startPay, withWorld } from "./world.ts";
 

@@ -1,5 +1,5 @@
 /** The table that a bench prints. */
-import { table } from "../local/console.ts";
+import { table } from "../cli/output.ts";
 import { median, ratios, spread } from "./statistics.ts";
 
 export interface Comparison {

@@ -6,8 +6,8 @@
  */
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { runCommand, UsageError } from "../command.ts";
-import { table } from "../local/console.ts";
+import { runCommand, UsageError } from "../cli/command.ts";
+import { table } from "../cli/output.ts";
 
 /** A file of this folder that can be run. */
 interface Bench {

@@ -8,10 +8,10 @@ import { join } from "node:path";
 import { importJWK, SignJWT } from "jose";
 import { Client } from "pg";
 import { TOKEN_AUDIENCE, TOKEN_ISSUER } from "#kernel/settings";
-import { buildFunctions, programOf } from "../build.ts";
-import { ensureSecrets } from "../local/secrets.ts";
-import { migrate, readPasswords } from "../migrate.ts";
-import { startPostgres } from "../postgres.ts";
+import { buildFunctions, programOf } from "../build/bundles.ts";
+import { migrate, readPasswords } from "../database/migrate.ts";
+import { startPostgres } from "../local/postgres.ts";
+import { ensureSecrets } from "../secrets/local.ts";
 import { ending, readFlags } from "./flags.ts";
 import type { LoadOptions, LoadResult } from "./programs/load.ts";
 

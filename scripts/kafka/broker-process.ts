@@ -4,7 +4,7 @@ import { createWriteStream, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
-import { runText } from "./program.ts";
+import { runText } from "../process/run.ts";
 
 const START_MILLISECONDS_MAX = 90_000;
 /** The first stop also writes the class archive, which takes seconds on a busy machine. */

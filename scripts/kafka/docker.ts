@@ -1,9 +1,9 @@
 /** Apache Kafka in containers of the official image. */
 import { createHash } from "node:crypto";
+import { run } from "../process/run.ts";
 import { KAFKA_VERSION } from "./java.ts";
-import { run } from "./program.ts";
 import { clusterIdOf, type Node, nodeId, type SecuredListener, serverProperties, toEnvironment } from "./properties.ts";
-import type { Plan, Way } from "./way.ts";
+import type { Plan, Way } from "./runtime.ts";
 
 const IMAGE = `apache/kafka:${KAFKA_VERSION}`;
 const DATA = "/var/lib/kafka/data";

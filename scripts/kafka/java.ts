@@ -4,10 +4,10 @@ import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { pathToFileURL } from "node:url";
-import { ROOT } from "../functions.ts";
+import { freePorts } from "../process/ports.ts";
+import { run } from "../process/run.ts";
+import { ROOT } from "../project/functions.ts";
 import { endLeftover } from "./broker-process.ts";
-import { freePorts } from "./ports.ts";
-import { run } from "./program.ts";
 import {
   clusterIdOf,
   type Node,
@@ -16,7 +16,7 @@ import {
   serverProperties,
   toPropertiesFile,
 } from "./properties.ts";
-import type { Plan, Way } from "./way.ts";
+import type { Plan, Way } from "./runtime.ts";
 
 export const KAFKA_VERSION = "4.4.0";
 const SCALA_VERSION = "2.13";

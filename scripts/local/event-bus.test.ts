@@ -2,8 +2,8 @@ import { once } from "node:events";
 import { createServer, type IncomingHttpHeaders, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterEach, describe, expect, it } from "vitest";
+import { type KafkaSource, parseSource } from "../sources/delivery.ts";
 import { call, eventually } from "../testing/lotus.ts";
-import { type KafkaSource, parseSource } from "./delivery.ts";
 import { createEventBus } from "./event-bus.ts";
 import { listen } from "./gateway.ts";
 

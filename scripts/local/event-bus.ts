@@ -2,7 +2,7 @@
 import { setMaxListeners } from "node:events";
 import { createServer, type IncomingMessage, type Server } from "node:http";
 import { EVENT_BODY_BYTES_MAX } from "#kernel/settings";
-import { deliver, type KafkaSource, type Message, type Resolve } from "./delivery.ts";
+import { deliver, type KafkaSource, type Message, type Resolve } from "../sources/delivery.ts";
 import type { FunctionProcess } from "./function-process.ts";
 import { forward } from "./gateway.ts";
 

@@ -11,7 +11,7 @@ import { refuseBroken, writeProblem } from "#kernel/endpoint";
 import { Problem } from "#kernel/problem";
 import { originForm } from "#kernel/request";
 import type { FunctionProcess, Running } from "./function-process.ts";
-import type { House } from "./house.ts";
+import type { House } from "./manifests.ts";
 
 /** Requests on their way through; one more is answered 503. Knative's activator has such a limit as well. */
 const REQUESTS_IN_FLIGHT_MAX = 2_000;

@@ -4,20 +4,20 @@ import { createServer, type Server } from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Cron } from "croner";
-import { buildFunctions, programOf, watchFunctions } from "../build.ts";
-import { findFunctions, ROOT } from "../functions.ts";
-import { type Kafka, startKafka } from "../kafka/broker.ts";
-import { migrate, readPasswords } from "../migrate.ts";
-import { erasePostgres, type Postgres, startPostgres } from "../postgres.ts";
-import { createTopics } from "../topics.ts";
+import { buildFunctions, programOf, watchFunctions } from "../build/bundles.ts";
+import { migrate, readPasswords } from "../database/migrate.ts";
+import { type Kafka, startKafka } from "../kafka/cluster.ts";
+import { createTopics } from "../kafka/topics.ts";
+import { findFunctions, ROOT } from "../project/functions.ts";
+import { ensureSecrets } from "../secrets/local.ts";
+import { runKafkaSource } from "../sources/kafka-source.ts";
 import { startWsproxy, type Wsproxy } from "../wsproxy.ts";
 import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
-import { type House, readHouse } from "./house.ts";
-import { runKafkaSource } from "./kafka-source.ts";
+import { type House, readHouse } from "./manifests.ts";
+import { erasePostgres, type Postgres, startPostgres } from "./postgres.ts";
 import { takeFolder } from "./run-file.ts";
-import { ensureSecrets } from "./secrets.ts";
 
 export interface LotusOptions {
   /** 0: any free port. */
@@ -30,7 +30,7 @@ export interface LotusOptions {
   readonly watch?: boolean;
   /** An existing Postgres, as its owner, instead of one of our own. */
   readonly databaseUrl?: string;
-  /** A real Kafka in the middle instead of the event bus: one that runs, or (true) one got as scripts/kafka/broker.ts says. */
+  /** A real Kafka in the middle instead of the event bus: one that runs, or (true) one got as scripts/kafka/cluster.ts says. */
   readonly kafka?: boolean | Kafka;
   /** Whether Kafka's events are delivered by this process. False: somebody runs scripts/local/kafka-source.ts. */
   readonly deliver?: boolean;

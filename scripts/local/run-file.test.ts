@@ -4,7 +4,7 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
-import { ROOT } from "../functions.ts";
+import { ROOT } from "../project/functions.ts";
 import { takeFolder, urlOfRun } from "./run-file.ts";
 
 const FOLDERS = 100;

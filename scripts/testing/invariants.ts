@@ -2,7 +2,7 @@
 import { expect } from "vitest";
 import { toText } from "#kernel/money";
 import { message } from "../../functions/notification/message.ts";
-import { verifyLedger } from "../verify-ledger.ts";
+import { verifyLedger } from "../database/verify-ledger.ts";
 import { settled, type TestLotus } from "./lotus.ts";
 
 interface Happened {

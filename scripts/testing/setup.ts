@@ -3,10 +3,10 @@ import { chmod, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
-import { buildFunctions } from "../build.ts";
-import { ensureSecrets } from "../local/secrets.ts";
-import { migrate, readPasswords } from "../migrate.ts";
-import { startPostgres } from "../postgres.ts";
+import { buildFunctions } from "../build/bundles.ts";
+import { migrate, readPasswords } from "../database/migrate.ts";
+import { startPostgres } from "../local/postgres.ts";
+import { ensureSecrets } from "../secrets/local.ts";
 
 declare module "vitest" {
   interface ProvidedContext {

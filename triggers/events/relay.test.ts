@@ -1,7 +1,7 @@
 import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { Kafka } from "../../scripts/kafka/broker.ts";
-import { canStartKafka, endOf, leaveInOutbox, makeTopic, startTestKafka } from "../../scripts/kafka/testing.ts";
+import type { Kafka } from "../../scripts/kafka/cluster.ts";
+import { canStartKafka, endOf, leaveInOutbox, makeTopic, startTestKafka } from "../../scripts/testing/kafka.ts";
 import {
   eventually,
   makeOverdue,

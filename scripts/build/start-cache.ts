@@ -1,0 +1,63 @@
+/**
+ * dist/<name>.cjs, the file of a function that is started: runs the bundle beside it. It hands V8 what V8 compiled in an
+ * earlier process, functions that the first answer needs included, which is half of a start. Where there is nothing of that
+ * kind, it is kept when the process has ended well; where nothing can be written, the start only takes longer.
+ */
+import { createHash } from "node:crypto";
+import { readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { wrap } from "node:module";
+import { join } from "node:path";
+import { Script } from "node:vm";
+
+/** Both by scripts/build/bundles.ts: the bundle's file, and what is compiled from it, named by a hash of the bundle's text. */
+declare const BUNDLE: string;
+declare const COMPILED: string;
+
+const bundle = join(__dirname, BUNDLE);
+/** V8 refuses what another V8 made; a name of its own keeps two from replacing each other's. */
+const compiled = join(__dirname, `${COMPILED}.${process.version}-${process.arch}.cache`);
+
+/** In front of the data: V8 does not notice a damaged byte, and ends the process. */
+const checksum = (data: Uint8Array) => createHash("sha256").update(data).digest();
+const CHECKSUM_BYTES = 32;
+
+function readCompiled(): Buffer | undefined {
+  try {
+    const file = readFileSync(compiled);
+    const data = file.subarray(CHECKSUM_BYTES);
+    return checksum(data).equals(file.subarray(0, CHECKSUM_BYTES)) ? data : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function keepCompiled(script: Script): void {
+  const data = script.createCachedData();
+  // A process that starts meanwhile never sees half a file.
+  const written = `${compiled}.${process.pid}`;
+  try {
+    writeFileSync(written, Buffer.concat([checksum(data), data]));
+    renameSync(written, compiled);
+  } catch {
+    rmSync(written, { force: true });
+  }
+}
+
+const cachedData = readCompiled();
+// The bundle is ASCII, so one byte is one character, whatever it is read as; this is the quickest.
+const script = new Script(wrap(readFileSync(bundle, "latin1")), {
+  filename: bundle,
+  ...(cachedData && { cachedData }),
+});
+// Only of a function's own process: the framework's command line compiles other parts.
+if (script.cachedDataRejected !== false && require.main === module) {
+  const { setFlagsFromString } = require("node:v8") as typeof import("node:v8");
+  // V8 forgets what it has not run for a while, such as all of the start: just what the next start wants.
+  setFlagsFromString("--no-flush-bytecode");
+  process.once("exit", (code) => {
+    // V8 takes nothing that was made under other flags.
+    setFlagsFromString("--flush-bytecode");
+    if (code === 0) keepCompiled(script);
+  });
+}
+script.runInThisContext()(exports, require, module, __filename, __dirname);

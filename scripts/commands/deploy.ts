@@ -1,0 +1,201 @@
+/** scripts/deploy: puts Lotus on the cluster that kubectl reaches. Checks first, and safe to repeat. */
+
+import { PROGRAM_NAMES, prepareImages } from "../build/image-files.ts";
+import { staleManifests } from "../generate/knative.ts";
+import { type Choices, choose, type Former } from "../kubernetes/backends.ts";
+import { buildImages, type Image, loadImages, referenceOf } from "../kubernetes/images.ts";
+import {
+  apply,
+  changesIn,
+  get,
+  list,
+  NAMESPACE,
+  runJob,
+  secretValue,
+  toYaml,
+  waitForRollout,
+} from "../kubernetes/kubectl.ts";
+import { type DeployOptions, HELP, parseOptions } from "../kubernetes/options.ts";
+import { makePlan, type Plan } from "../kubernetes/plan.ts";
+import { check, checkReachable, type Surroundings } from "../kubernetes/preflight.ts";
+import { applyFunctions } from "../kubernetes/services.ts";
+import { main, Refusal, run, step } from "../kubernetes/shell.ts";
+import { summary } from "../kubernetes/summary.ts";
+import { findFunctions } from "../project/functions.ts";
+import { ensureSecrets } from "../secrets/cluster.ts";
+
+async function namesToDeploy(wanted: readonly string[]): Promise<string[]> {
+  const all = (await findFunctions()).map(({ name }) => name);
+  const unknown = wanted.find((name) => !all.includes(name));
+  if (unknown !== undefined) throw new Refusal(`There is no function ${unknown}. There are: ${all.join(", ")}.`);
+  const stale = await staleManifests();
+  if (stale.length > 0)
+    throw new Refusal(`Generated files are stale (${stale.join(", ")}). Write them: npm run manifests`);
+  return wanted.length === 0 ? all : [...new Set(wanted)];
+}
+
+async function formerDeployment(): Promise<Former> {
+  const configuration = await get("configmap", "lotus");
+  return {
+    configuration: configuration?.data as Record<string, string> | undefined,
+    adminUrl: secretValue(await get("secret", "database-admin"), "url"),
+  };
+}
+
+/** The images that must be built or loaded: not those that every node has, or that a registry was given before. */
+async function missingImages(images: readonly Image[], { present, loading }: Surroundings): Promise<Image[]> {
+  const known = new Set(present);
+  if (loading.kind === "registry") {
+    for (const service of await list("services.serving.knative.dev")) {
+      known.add(service.spec.template.spec.containers[0].image);
+    }
+  }
+  return images.filter(({ reference }) => !known.has(reference));
+}
+
+async function applyPlatform(plan: Plan, { database, kafka }: Choices, options: DeployOptions): Promise<void> {
+  await apply(plan.namespace);
+  await step("Secrets", async (tell) => {
+    const made = await ensureSecrets(database, options.kafkaCredentials);
+    tell(made.length === 0 ? "all there" : `made ${made.join(", ")}`);
+  });
+  await step("Platform: policies, configuration, Kafka, Postgres, wsproxy", async (tell) => {
+    tell(changesIn(await apply(plan.platform)));
+    if (kafka.kind === "cluster") await waitForRollout("statefulset", "kafka");
+    if (database.kind === "cluster") await waitForRollout("statefulset", "postgres");
+    if (database.kind !== "neon") await waitForRollout("deployment", "database-wsproxy");
+  });
+  await step("Migrations", async (tell) => tell(await runJob(plan.migrate)));
+  await step("Topics", async (tell) => tell(await runJob(plan.topics)));
+}
+
+/** Subscribers first: nobody may send what nobody understands yet. */
+async function applyAllFunctions({ functions }: Plan): Promise<void> {
+  const triggers = functions.filter(({ source, name }) => source !== undefined || name === "events-dead-letter");
+  const endpoints = functions.filter((entry) => !triggers.includes(entry));
+  if (triggers.length > 0) await step("Triggers", (tell) => applyFunctions(triggers, tell));
+  if (endpoints.length > 0) await step("Endpoints", (tell) => applyFunctions(endpoints, tell));
+  const sources = functions.flatMap(({ source }) => source ?? []);
+  if (sources.length > 0) {
+    await step("Sources", async (tell) => {
+      tell(changesIn(await apply(sources)));
+      await waitForSources(sources.map(({ kind, metadata }) => `${kind.toLowerCase()}/${metadata.name}`));
+    });
+  }
+}
+
+/** Where no KafkaSource controller runs, something else delivers: there is no status to wait for. */
+async function waitForSources(sources: readonly string[]): Promise<void> {
+  const controller = await get("deployment", "kafka-controller", "knative-eventing");
+  for (const source of sources) {
+    if (source.startsWith("kafkasource/") && controller === undefined) continue;
+    await run("kubectl", ["wait", source, "-n", NAMESPACE, "--for=condition=Ready", "--timeout=180s"]);
+  }
+  // A source is said to be ready before its dispatcher is.
+  if (controller !== undefined) await waitForRollout("statefulset", "kafka-source-dispatcher", "knative-eventing");
+}
+
+async function applyRoutes(plan: Plan): Promise<void> {
+  await step("Routes", async (tell) => {
+    tell(changesIn(await apply(plan.routes)));
+    const name = plan.routes.find(({ kind }) => kind === "Ingress")?.metadata.name ?? "";
+    const ingress = `ingresses.networking.internal.knative.dev/${name}`;
+    await run("kubectl", ["wait", ingress, "-n", NAMESPACE, "--for=condition=Ready", "--timeout=120s"]);
+  });
+}
+
+async function switchMetrics(plan: Plan, on: boolean): Promise<void> {
+  await step(`Metrics ${on ? "on" : "off"}`, async () => {
+    const data = { "request-metrics-protocol": on ? "prometheus" : "none" };
+    const patch = ["patch", "configmap", "config-observability", "-n", "knative-serving", "--type", "merge"];
+    await run("kubectl", [...patch, "-p", JSON.stringify({ data })]);
+    if (on) await apply(plan.metrics);
+    else {
+      for (const { kind, metadata } of plan.metrics) {
+        if (kind === "PodMonitor" && (await get("crd", "podmonitors.monitoring.coreos.com", "")) === undefined)
+          continue;
+        await run("kubectl", ["delete", kind, metadata.name, "-n", NAMESPACE, "--ignore-not-found"]);
+      }
+    }
+  });
+}
+
+/** Functions on the cluster that the checkout does not have any more. Whether anybody still calls them, we cannot know. */
+async function leftovers(): Promise<string[]> {
+  const known = (await findFunctions()).map(({ name }) => name);
+  const services = await list("services.serving.knative.dev");
+  return services
+    .filter(({ spec }) => spec.template.metadata?.labels?.["app.kubernetes.io/part-of"] === "lotus")
+    .map(({ metadata }) => metadata.name)
+    .filter((name) => !known.includes(name));
+}
+
+async function checkAll(options: DeployOptions, names: readonly string[]) {
+  await checkReachable({ withKn: true });
+  const former = await formerDeployment();
+  if (options.functions.length > 0 && former.configuration === undefined) {
+    throw new Refusal("Lotus is not deployed here yet. Deploy all of it once: scripts/deploy");
+  }
+  const choices = choose(options, former);
+  return { choices, surroundings: await check(options, names.length, choices) };
+}
+
+async function planWithImages(
+  options: DeployOptions,
+  names: readonly string[],
+  programs: typeof PROGRAM_NAMES,
+  choices: Choices,
+): Promise<{ plan: Plan; images: Image[] }> {
+  const tags = await prepareImages(names, programs, options.base);
+  const images = [...tags].map(([name, tag]): Image => ({ name, reference: referenceOf(name, tag, options.registry) }));
+  const references = new Map(images.map(({ name, reference }) => [name, reference]));
+  // For a part of the functions there is no platform to apply, and no image of its programs.
+  for (const name of PROGRAM_NAMES) {
+    if (!references.has(name)) references.set(name, referenceOf(name, "unbuilt", undefined));
+  }
+  return { plan: await makePlan(names, references, choices), images };
+}
+
+async function deploy(options: DeployOptions): Promise<void> {
+  const names = await namesToDeploy(options.functions);
+  const everything = options.functions.length === 0;
+  if (options.dryRun) {
+    const choices = choose(options, { configuration: undefined, adminUrl: undefined });
+    const { plan } = await planWithImages(options, names, PROGRAM_NAMES, choices);
+    return print(plan, options);
+  }
+  const { choices, surroundings } = await step("Checks", () => checkAll(options, names));
+  const programs = everything ? PROGRAM_NAMES : [];
+  const { plan, images } = await step("Bundles", () => planWithImages(options, names, programs, choices));
+  const missing = await missingImages(images, surroundings);
+  const { builder, loading, profile } = surroundings;
+  if (missing.length > 0) {
+    await step(`Images with ${builder}`, (tell) => buildImages(missing, builder, options.base, profile, tell));
+    await step(`Loading (${loading.kind})`, (tell) => loadImages(missing, builder, loading, tell));
+  } else console.log(`Images\n  all ${images.length} are there`);
+  if (everything) await applyPlatform(plan, choices, options);
+  await applyAllFunctions(plan);
+  await applyRoutes(plan);
+  if (options.metrics !== undefined) await switchMetrics(plan, options.metrics);
+  console.log(await summary(plan, loading.kind === "minikube" ? profile : undefined, await leftovers()));
+}
+
+/** --dry-run: what would be applied, as YAML. Secrets are made in the cluster only. */
+function print(plan: Plan, options: DeployOptions): void {
+  const functions = plan.functions.flatMap(({ service, source }) =>
+    source === undefined ? [service] : [service, source],
+  );
+  const platform =
+    options.functions.length === 0 ? [...plan.namespace, ...plan.platform, plan.migrate, plan.topics] : [];
+  const metrics = options.metrics === true ? plan.metrics : [];
+  console.log(
+    "# Secrets are made in the cluster where they are missing: database-admin, database-<service>, public-keys, signing-key.",
+  );
+  process.stdout.write(toYaml([...platform, ...functions, ...plan.routes, ...metrics]));
+}
+
+main(async () => {
+  const options = parseOptions(process.argv.slice(2));
+  if (options === undefined) console.log(HELP);
+  else await deploy(options);
+});

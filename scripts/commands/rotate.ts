@@ -1,0 +1,98 @@
+/** scripts/rotate: new keys and passwords, while everything runs. Functions read them from files that Kubernetes renews. */
+import { parseArgs } from "node:util";
+import { TOKEN_SECONDS } from "#kernel/settings";
+import { ROLES } from "../database/migrate.ts";
+import { get, NAMESPACE, readDocuments, runJob, secretValue } from "../kubernetes/kubectl.ts";
+import { checkReachable } from "../kubernetes/preflight.ts";
+import { attempt, main, Refusal, step } from "../kubernetes/shell.ts";
+import { newKeys, newPassword, writeSecrets } from "../secrets/cluster.ts";
+
+const HELP = `Usage: scripts/rotate keys
+       scripts/rotate passwords [SERVICE…]
+
+keys        signs tokens with a new key; the old one's tokens are accepted until they expire. No pod restarts.
+passwords   gives the database roles of these services, or of all, new passwords. Connections that are open stay open.
+            Until a pod has the new file, a second or two, a new connection may be refused: such a request is answered
+            503 with Retry-After, and changed nothing.`;
+
+/** A kubelet renews mounted secrets once a minute, up to half a minute late; and looks again when a pod has changed. */
+const MOUNT_SECONDS_MAX = 100;
+
+/** Makes the kubelets look at the secrets of the running functions now. */
+async function nudge(): Promise<void> {
+  const selector = ["-l", "app.kubernetes.io/component=function"];
+  const annotation = `lotus/secrets-renewed=${Date.now()}`;
+  const { code, stderr } = await attempt("kubectl", [
+    "annotate",
+    "pods",
+    "-n",
+    NAMESPACE,
+    ...selector,
+    "--overwrite",
+    annotation,
+  ]);
+  // A pod that has ended since kubectl listed it needs no secrets any more.
+  const failures = stderr.split("\n").filter((line) => line !== "" && !line.includes("(NotFound)"));
+  if (code !== 0 && failures.length > 0)
+    throw new Refusal(`The pods were not told of their new secrets: ${failures.join(" ")}`);
+}
+
+async function wait(seconds: number, tell: (progress: string) => void): Promise<void> {
+  for (let left = seconds; left > 0; left--) {
+    tell(`${left} s left`);
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+  tell("every pod has them");
+}
+
+async function rotateKeys(): Promise<void> {
+  if ((await get("secret", "public-keys")) === undefined)
+    throw new Refusal("Lotus is not deployed here yet: scripts/deploy makes the first keys.");
+  const keys = await newKeys();
+  await writeSecrets(new Map([["public-keys", { "jwks.json": keys.publicKeys }]]));
+  await nudge();
+  // Not before everybody can know the public half may anything be signed with the private one.
+  await step("The new public key reaches the pods", (tell) => wait(MOUNT_SECONDS_MAX, tell));
+  await writeSecrets(new Map([["signing-key", { "key.json": keys.signingKey }]]));
+  await nudge();
+  const { kid } = JSON.parse(keys.signingKey) as { kid: string };
+  console.log(`\nTokens are signed with ${kid} now; older ones are accepted for ${TOKEN_SECONDS / 60} minutes more.`);
+}
+
+async function rotatePasswords(services: readonly string[]): Promise<void> {
+  const unknown = services.find((service) => !(ROLES as readonly string[]).includes(service));
+  if (unknown !== undefined) throw new Refusal(`There is no service ${unknown}. There are: ${ROLES.join(", ")}.`);
+  const former = await get("job", "migrate");
+  const [job] = await readDocuments("knative/platform/jobs/migrate.yaml");
+  if (former === undefined || job === undefined) throw new Refusal("Lotus is not deployed here yet: scripts/deploy");
+  job.spec.template.spec.containers[0].image = former.spec.template.spec.containers[0].image;
+  const renewed = new Map<string, { url: string; password: string }>();
+  for (const role of services.length === 0 ? ROLES : services) {
+    const url = secretValue(await get("secret", `database-${role}`), "url");
+    if (url === undefined) throw new Refusal(`The secret database-${role} is missing; scripts/deploy makes it.`);
+    renewed.set(`database-${role}`, { url, password: newPassword() });
+  }
+  await writeSecrets(renewed);
+  await step("The database takes the new passwords", async () => {
+    await runJob(job);
+    await nudge();
+  });
+  console.log(`\n${renewed.size} passwords are new.`);
+}
+
+main(async () => {
+  let parsed: { values: { help?: boolean }; positionals: string[] };
+  try {
+    parsed = parseArgs({ allowPositionals: true, options: { help: { type: "boolean", short: "h" } } });
+  } catch (error) {
+    throw new Refusal(`${(error as Error).message}\n\n${HELP}`);
+  }
+  const [what, ...services] = parsed.positionals;
+  if (parsed.values.help) {
+    console.log(HELP);
+    return;
+  }
+  if ((what !== "keys" && what !== "passwords") || (what === "keys" && services.length > 0)) throw new Refusal(HELP);
+  await checkReachable({ withKn: false });
+  await (what === "keys" ? rotateKeys() : rotatePasswords(services));
+});

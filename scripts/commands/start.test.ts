@@ -1,0 +1,303 @@
+import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { chmod, mkdtemp, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { createServer, type Server } from "node:http";
+import { type AddressInfo, createServer as createTcpServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { Client } from "pg";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
+import { ROOT } from "../project/functions.ts";
+import { call, eventually, newUser } from "../testing/lotus.ts";
+
+const run = promisify(execFile);
+const TSX = ["--import", "tsx", "scripts/commands/start.ts"];
+let folder: string;
+const children: ChildProcess[] = [];
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "lotus-start-"));
+  // So that Postgres, which root runs as somebody else, has its data in it, and is found by it.
+  await chmod(folder, 0o711);
+});
+// A test that failed has not stopped what it started.
+afterEach(() => {
+  for (const child of children.splice(0)) child.kill("SIGKILL");
+});
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
+interface Started {
+  readonly child: ChildProcess;
+  readonly url: string;
+  /** What it has printed so far. */
+  output(): string;
+  ended: Promise<number | null>;
+}
+
+/** `npm start` without npm, on a port of its own choice. */
+async function start(...flags: string[]): Promise<Started> {
+  const child = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder, ...flags], {
+    cwd: ROOT,
+  });
+  children.push(child);
+  let text = "";
+  for (const stream of [child.stdout, child.stderr]) stream?.on("data", (chunk: Buffer) => (text += chunk));
+  const ended = new Promise<number | null>((resolve) => child.once("exit", resolve));
+  const url = await eventually("Lotus says where it is", () => {
+    if (child.exitCode !== null) throw new Error(`Lotus ended:\n${text}`);
+    return /Lotus is at (\S+) /.exec(text)?.[1];
+  });
+  return { child, url, output: () => text, ended };
+}
+
+/** Processes of this machine whose command line names a text. */
+async function processesWith(text: string): Promise<string[]> {
+  const found: string[] = [];
+  for (const pid of (await readdir("/proc")).filter((entry) => /^\d+$/.test(entry))) {
+    const line = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
+    const environment = await readFile(`/proc/${pid}/environ`, "utf8").catch(() => "");
+    if (line.includes(text) || environment.includes(text)) found.push(line.replaceAll("\0", " "));
+  }
+  return found;
+}
+
+/** Runs it where it cannot start, and gives what it said. */
+async function refused(...flags: string[]): Promise<{ code: number; text: string }> {
+  return run(process.execPath, [...TSX, ...flags], { cwd: ROOT }).then(
+    () => ({ code: 0, text: "" }),
+    (error: { code: number; stdout: string; stderr: string }) => ({
+      code: error.code,
+      text: error.stdout + error.stderr,
+    }),
+  );
+}
+
+describe("npm start", () => {
+  it.runIf(process.platform === "linux")(
+    "serves until Ctrl-C, keeps the data, and leaves no process behind",
+    async () => {
+      const first = await start();
+      const user = await newUser(first, 42);
+      expect(first.output()).toMatch(/POST {3}\/order\/pay .*functions\/order\/pay\.ts/);
+      first.child.kill("SIGINT");
+      expect(await first.ended).toBe(0);
+      expect(first.output()).toContain("Lotus has stopped.");
+      expect(await processesWith(folder)).toEqual([]);
+
+      const second = await start();
+      expect((await call(second, "GET /billing/balance", { token: user.token })).body).toEqual({ balance: 42 });
+      second.child.kill("SIGKILL");
+      await second.ended;
+      // Nobody stopped Postgres this time: the next start does, and goes on with the same data.
+      const third = await start();
+      expect((await call(third, "GET /billing/balance", { token: user.token })).body).toEqual({ balance: 42 });
+      third.child.kill("SIGINT");
+      expect(await third.ended).toBe(0);
+      expect(await processesWith(folder)).toEqual([]);
+    },
+  );
+
+  it.runIf(process.platform === "linux").each([
+    ["SIGINT", /Starting Postgres/],
+    ["SIGTERM", /Migrating/],
+    ["SIGHUP", /Lotus is at/],
+  ] as const)("told to stop by %s, as early as %s, leaves no process behind", async (signal, when) => {
+    const child = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder], { cwd: ROOT });
+    children.push(child);
+    let text = "";
+    for (const stream of [child.stdout, child.stderr]) stream?.on("data", (chunk: Buffer) => (text += chunk));
+    const ended = new Promise<number | null>((resolve) => child.once("exit", resolve));
+    await eventually(`it says ${when}`, () => when.test(text));
+    child.kill(signal);
+    expect([await ended, text]).toEqual([0, expect.stringContaining("Lotus has stopped")]);
+    expect(await processesWith(folder)).toEqual([]);
+    expect(await readdir(folder)).not.toContain("run.json");
+  });
+
+  it.runIf(process.platform === "linux")("stops when nobody reads what it says any more", async () => {
+    const lotus = await start();
+    lotus.child.stdout?.destroy();
+    lotus.child.stderr?.destroy();
+    await call(lotus, "GET /order/subscriptions");
+    expect(await lotus.ended).toBe(0);
+    expect(await processesWith(folder)).toEqual([]);
+  });
+
+  it.runIf(process.platform === "linux")("starts its Postgres again when that is killed", async () => {
+    const lotus = await start("--quiet");
+    const user = await newUser(lotus, 42);
+    const database = new Client({
+      connectionString: await readFile(join(folder, "secrets/database-admin/url"), "utf8"),
+    });
+    database.on("error", () => undefined);
+    await database.connect();
+    const { rows } = await database.query("select pg_backend_pid() as pid");
+    const postmaster = /\) \S (\d+)/.exec(await readFile(`/proc/${rows[0].pid}/stat`, "utf8"))?.[1];
+    process.kill(Number(postmaster), "SIGKILL");
+    await eventually("somebody has said so", () =>
+      /postgres +ended, SIGKILL; it is started again.+postgres +is there again/s.test(lotus.output()),
+    );
+    const { body } = await eventually("the balance is answered", async () => {
+      const answer = await user.call("GET /billing/balance");
+      return answer.status === 200 && answer;
+    });
+    expect(body).toEqual({ balance: 42 });
+    lotus.child.kill("SIGTERM");
+    expect(await lotus.ended).toBe(0);
+    expect(await processesWith(folder)).toEqual([]);
+  });
+
+  it("told so three times, ends at once, whatever it waits for", async () => {
+    const silent = createTcpServer().listen(0, "127.0.0.1");
+    await once(silent, "listening");
+    const { port } = silent.address() as AddressInfo;
+    const database = `postgres://a:b@127.0.0.1:${port}/c`;
+    const child = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder, "--database", database], {
+      cwd: ROOT,
+    });
+    children.push(child);
+    let text = "";
+    child.stdout?.on("data", (chunk: Buffer) => (text += chunk));
+    const ended = once(child, "exit");
+    await eventually("it waits for the database", () => text.includes("Migrating"));
+    for (const sign of ["finishing", "Once more", ""]) {
+      child.kill("SIGINT");
+      await eventually(`it says ${sign}`, () => text.includes(sign));
+    }
+    expect(await ended).toEqual([130, null]);
+    silent.close();
+  });
+
+  it("ends everything else when the folder has gone from under it", async () => {
+    const gone = await mkdtemp(join(folder, "gone-"));
+    await chmod(gone, 0o711);
+    const lotus = await start("--quiet", "--folder", gone);
+    await rename(gone, `${gone}-away`);
+    lotus.child.kill("SIGTERM");
+    expect(await lotus.ended).toBe(1);
+    expect(lotus.output()).toMatch(/Lotus did not stop in order: ENOENT/);
+    expect(await processesWith(gone)).toEqual([]);
+  });
+
+  it("finishes requests that are in progress when it is told to stop", async () => {
+    const lotus = await start("--quiet");
+    const users = await Promise.all(Array.from({ length: POOL_CONNECTIONS_MAX }, () => newUser(lotus, 1000)));
+    const database = new Client({
+      connectionString: await readFile(join(folder, "secrets/database-admin/url"), "utf8"),
+    });
+    await database.connect();
+    // Whoever holds the accounts' rows holds the requests.
+    await database.query("begin; select from billing.accounts where balance = 100000 for update");
+    const answers = Promise.all(users.map((user) => user.call("POST /billing/withdraw-money?money=1")));
+    await eventually("all requests wait for their rows", async () => {
+      const { rows } = await database.query("select from pg_locks where not granted");
+      return rows.length === users.length;
+    });
+    lotus.child.kill("SIGTERM");
+    await eventually("no more connections are taken", () =>
+      fetch(lotus.url).then(
+        () => false,
+        () => true,
+      ),
+    );
+    await database.query("rollback");
+    await database.end();
+    expect((await answers).map(({ status }) => status)).toEqual(users.map(() => 200));
+    expect(await lotus.ended).toBe(0);
+  });
+
+  it("refuses a second run in the same folder, and says where the first one is", async () => {
+    const early = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder], { cwd: ROOT });
+    children.push(early);
+    await eventually("the first one is starting", () =>
+      readFile(join(folder, "run.json"), "utf8").then(
+        (text) => text.includes("pid"),
+        () => false,
+      ),
+    );
+    const tooEarly = await refused("--port", "0", "--folder", folder);
+    expect([tooEarly.code, tooEarly.text]).toEqual([
+      1,
+      expect.stringMatching(new RegExp(`Lotus runs here already(, at \\S+)? \\(process ${early.pid}\\)`)),
+    ]);
+    const url = await eventually("the first one is there", () =>
+      readFile(join(folder, "run.json"), "utf8").then((text) => JSON.parse(text).url as string | undefined),
+    );
+    const { code, text } = await refused("--port", "0", "--folder", folder);
+    expect([code, text]).toEqual([1, expect.stringContaining(`Lotus runs here already, at ${url}`)]);
+    const ended = new Promise((resolve) => early.once("exit", resolve));
+    early.kill("SIGTERM");
+    await ended;
+  });
+
+  it("is not kept from starting by what a run that was killed has written down, or half written", async () => {
+    for (const text of [
+      "",
+      "{",
+      '{"pid":999999999}',
+      JSON.stringify({ pid: process.pid, url: "http://localhost:1" }),
+    ]) {
+      await writeFile(join(folder, "run.json"), text);
+      const lotus = await start("--quiet");
+      lotus.child.kill("SIGTERM");
+      expect([text, await lotus.ended]).toEqual([text, 0]);
+    }
+  });
+
+  it("names a busy port, and leaves nothing behind", async () => {
+    const busy: Server = createServer();
+    await new Promise<void>((resolve) => busy.listen(0, resolve));
+    const { port } = busy.address() as AddressInfo;
+    const { code, text } = await refused("--port", String(port), "--folder", folder);
+    busy.close();
+    expect(code).toBe(1);
+    expect(text).toContain(`Port ${port} is taken by another program. Choose another: npm start -- --port ${port + 1}`);
+    if (process.platform === "linux") expect(await processesWith(folder)).toEqual([]);
+  });
+
+  it("names a folder that cannot be used", async () => {
+    const file = join(folder, "a-file");
+    await writeFile(file, "");
+    const { code, text } = await refused("--folder", join(file, "data"));
+    expect([code, text]).toEqual([1, expect.stringMatching(/There is a file where a folder is needed: \S+a-file/)]);
+  });
+
+  it("says that no database answers, where it was told of one", async () => {
+    const { code, text } = await refused(
+      "--port",
+      "0",
+      "--folder",
+      folder,
+      "--database",
+      "postgres://a:b@127.0.0.1:1/c",
+    );
+    expect([code, text]).toEqual([
+      1,
+      expect.stringMatching(/^Lotus did not start\. Nothing answers .+127\.0\.0\.1:1/m),
+    ]);
+  });
+
+  it.each([
+    [["--prot", "1"], /Unknown option '--prot'.*\n.*--port NUMBER/s],
+    [["--port", "70000"], /--port must be 0 to 65535; 70000 is not/],
+    [["--folder="], /--folder must name a folder/],
+    [["--database", "mysql://x/y"], /--database must be a URL such as postgres:/],
+    [["--port", "x"], /--port must be 0 to 65535; x is not/],
+  ])("refuses %j with a sentence and the list of options", async (flags, sentence) => {
+    const { code, text } = await refused(...flags);
+    expect([code, text]).toEqual([2, expect.stringMatching(sentence)]);
+  });
+
+  it("tells an old Node what it needs", async () => {
+    const old = `data:text/javascript,Object.defineProperty(process,"versions",{value:{...process.versions,node:"18.20.4"}})`;
+    const failed = await run(process.execPath, ["--import", old, "scripts/install.mjs"], { cwd: ROOT }).catch(
+      (error) => error,
+    );
+    expect([failed.code, failed.stderr]).toEqual([
+      1,
+      expect.stringContaining("Lotus needs Node 20.19 or newer; this is 18.20.4."),
+    ]);
+  });
+});

@@ -1,0 +1,268 @@
+/**
+ * Writes what follows from the functions' descriptions: knative/functions, knative/sources, knative/routes.yaml,
+ * docs/openapi.json and docs/events. With --check it writes nothing and exits 1 when a file is stale.
+ */
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { stringify } from "yaml";
+import { usesOf } from "#kernel/server";
+import { findFunctions, type LotusFunction, ROOT } from "../project/functions.ts";
+import { eventSchemas, openApi } from "./openapi.ts";
+
+const NAMESPACE = "lotus";
+const HOST = "arch.homework";
+/** Every route leads to Kourier's own entrance for calls inside the cluster; only the host differs (decision 0011). */
+const GATEWAY = "kn-local-gateway";
+/** An image is named by what it holds: scripts/deploy puts the hash where this stands. */
+const UNBUILT = "unbuilt";
+
+const HEADER = "# Written by `npm run manifests` from the functions' descriptions. Change those, not this file.\n";
+const UNBUILT_NOTE = `# scripts/deploy puts an image's tag where \`${UNBUILT}\` stands, and applies it; why things are as they are: scripts/manifests.ts.\n`;
+
+/** Kubernetes names of what a function is given, and where it finds it. */
+function environmentOf(fn: LotusFunction) {
+  const uses = usesOf(fn.description);
+  const env: object[] = [];
+  const mounts: { name: string; secret: string; path: string }[] = [];
+  if (uses.includes("database")) {
+    env.push(
+      { name: "DATABASE_URL", valueFrom: { secretKeyRef: { name: `database-${fn.service}`, key: "url" } } },
+      { name: "DATABASE_PASSWORD_FILE", value: "/etc/lotus/database/password" },
+      {
+        name: "DATABASE_WSPROXY_URL",
+        valueFrom: { configMapKeyRef: { name: "lotus", key: "database-wsproxy-url", optional: true } },
+      },
+    );
+    mounts.push({ name: "database", secret: `database-${fn.service}`, path: "/etc/lotus/database" });
+  }
+  if (uses.includes("public-keys")) {
+    env.push({ name: "JWKS_FILE", value: "/etc/lotus/public-keys/jwks.json" });
+    mounts.push({ name: "public-keys", secret: "public-keys", path: "/etc/lotus/public-keys" });
+  }
+  if (uses.includes("signing-key")) {
+    env.push({ name: "SIGNING_KEY_FILE", value: "/etc/lotus/signing-key/key.json" });
+    mounts.push({ name: "signing-key", secret: "signing-key", path: "/etc/lotus/signing-key" });
+  }
+  if (uses.includes("database")) {
+    env.push({
+      name: "KAFKA_BROKERS",
+      valueFrom: { configMapKeyRef: { name: "lotus", key: "kafka-brokers", optional: true } },
+    });
+  }
+  return { env, mounts };
+}
+
+function knativeService(fn: LotusFunction): object {
+  const { env, mounts } = environmentOf(fn);
+  return {
+    apiVersion: "serving.knative.dev/v1",
+    kind: "Service",
+    metadata: {
+      name: fn.name,
+      namespace: NAMESPACE,
+      // Endpoints as well: the one way in from outside is routes.yaml.
+      labels: { "networking.knative.dev/visibility": "cluster-local" },
+    },
+    spec: {
+      template: {
+        metadata: {
+          // The network policies go by these.
+          labels: {
+            "app.kubernetes.io/part-of": "lotus",
+            "app.kubernetes.io/component": "function",
+            "lotus/service": fn.service,
+            ...(usesOf(fn.description).includes("database") && { "lotus/database": "true" }),
+          },
+          annotations: {
+            // No function earns a 1: waking costs a second, and what is in use stays awake. Where even the first caller
+            // must not wait, it is profile-login and order-pay that people wait for.
+            "autoscaling.knative.dev/min-scale": "0",
+            "autoscaling.knative.dev/max-scale": "5",
+            "autoscaling.knative.dev/target": "50",
+            "autoscaling.knative.dev/target-burst-capacity": "0",
+            // The default window is a minute: a function that wakes every minute would be half gone each time it is called.
+            ...("schedule" in fn.description && { "autoscaling.knative.dev/window": "10s" }),
+          },
+        },
+        spec: {
+          timeoutSeconds: 60,
+          enableServiceLinks: false,
+          containers: [
+            {
+              image: `dev.local/lotus-${fn.name}:${UNBUILT}`,
+              imagePullPolicy: "IfNotPresent",
+              ports: [{ containerPort: 8080 }],
+              env,
+              // A process rests at some 60 MiB. Half a core more or less is the cold start, so the limit is a whole one.
+              resources: { requests: { cpu: "25m", memory: "64Mi" }, limits: { cpu: "1", memory: "192Mi" } },
+              securityContext: {
+                runAsNonRoot: true,
+                runAsUser: 1000,
+                allowPrivilegeEscalation: false,
+                readOnlyRootFilesystem: true,
+                capabilities: { drop: ["ALL"] },
+                seccompProfile: { type: "RuntimeDefault" },
+              },
+              ...(mounts.length > 0 && {
+                volumeMounts: mounts.map(({ name, path }) => ({ name, mountPath: path, readOnly: true })),
+              }),
+            },
+          ],
+          ...(mounts.length > 0 && {
+            volumes: mounts.map(({ name, secret }) => ({ name, secret: { secretName: secret } })),
+          }),
+        },
+      },
+    },
+  };
+}
+
+const knativeSink = (name: string) => ({ ref: { apiVersion: "serving.knative.dev/v1", kind: "Service", name } });
+
+function source(fn: LotusFunction, deadLetterSink: string): object | undefined {
+  if (fn.kind !== "subscriber") return undefined;
+  const metadata = { name: fn.name, namespace: NAMESPACE };
+  if ("topic" in fn.description) {
+    return {
+      apiVersion: "sources.knative.dev/v1",
+      kind: "KafkaSource",
+      metadata,
+      spec: {
+        bootstrapServers: [`kafka.${NAMESPACE}.svc.cluster.local:9092`],
+        topics: [fn.description.topic],
+        // Named, because it can never be changed, and a source that is made anew must go on where the old one stopped.
+        consumerGroup: fn.name,
+        consumers: 1,
+        initialOffset: "earliest",
+        ordering: "unordered",
+        // Written out in full: a part of it would switch the rest off. The first wait is twice the delay: 0.4 to 6.4 s.
+        delivery: {
+          retry: 5,
+          backoffPolicy: "exponential",
+          backoffDelay: "PT0.2S",
+          timeout: "PT30S",
+          deadLetterSink: knativeSink(deadLetterSink),
+        },
+        sink: knativeSink(fn.name),
+      },
+    };
+  }
+  if ("schedule" in fn.description) {
+    return {
+      apiVersion: "sources.knative.dev/v1",
+      kind: "PingSource",
+      metadata,
+      spec: {
+        schedule: fn.description.schedule,
+        contentType: "application/json",
+        data: "{}",
+        sink: knativeSink(fn.name),
+      },
+    };
+  }
+  return undefined;
+}
+
+function routes(functions: readonly LotusFunction[]): object[] {
+  const endpoints = functions.filter((fn) => fn.kind === "endpoint");
+  const route = (path: string, name: string) => ({
+    path,
+    rewriteHost: `${name}.${NAMESPACE}.svc.cluster.local`,
+    appendHeaders: { "K-Original-Host": HOST },
+    splits: [{ serviceName: GATEWAY, serviceNamespace: NAMESPACE, servicePort: 80, percent: 100 }],
+  });
+  const paths = endpoints.map(({ path, name }) => route(path, name));
+  // Only so that Kourier's readiness probe finds something: queue-proxy answers it, and wakes nobody.
+  const probed = endpoints.find(({ name }) => name === "order-subscriptions") ?? endpoints[0];
+  if (probed !== undefined) paths.push(route("/healthz", probed.name));
+  paths.sort((a, b) => b.path.length - a.path.length || a.path.localeCompare(b.path));
+  return [
+    {
+      apiVersion: "v1",
+      kind: "Service",
+      metadata: { name: GATEWAY, namespace: NAMESPACE },
+      spec: {
+        type: "ExternalName",
+        externalName: "kourier-internal.kourier-system.svc.cluster.local",
+        ports: [{ name: "http", port: 80, targetPort: 80 }],
+      },
+    },
+    {
+      apiVersion: "networking.internal.knative.dev/v1alpha1",
+      kind: "Ingress",
+      metadata: {
+        name: HOST.replace(".", "-"),
+        namespace: NAMESPACE,
+        annotations: { "networking.knative.dev/ingress.class": "kourier.ingress.networking.knative.dev" },
+      },
+      spec: { httpOption: "Enabled", rules: [{ hosts: [HOST], visibility: "ExternalIP", http: { paths } }] },
+    },
+  ];
+}
+
+const yaml = (documents: readonly object[], header = HEADER) =>
+  header +
+  documents.map((document) => stringify(document, { lineWidth: 0, aliasDuplicateObjects: false })).join("---\n");
+const json = (document: object) => `${JSON.stringify(document, null, 2)}\n`;
+
+/** Every generated file: its path in the checkout, and its text. */
+export async function manifests(): Promise<Map<string, string>> {
+  const functions = await findFunctions();
+  const sink = functions.find(({ description }) => "deadLetters" in description);
+  if (sink === undefined) throw new Error("No trigger takes dead letters: one subscriber must say deadLetters: true.");
+  const files = new Map<string, string>();
+  for (const fn of functions) {
+    files.set(`knative/functions/${fn.name}.yaml`, yaml([knativeService(fn)], HEADER + UNBUILT_NOTE));
+    const itsSource = source(fn, sink.name);
+    if (itsSource !== undefined) files.set(`knative/sources/${fn.name}.yaml`, yaml([itsSource]));
+  }
+  files.set("knative/routes.yaml", yaml(routes(functions)));
+  files.set("docs/openapi.json", json(await openApi(functions, [`http://${HOST}`, "http://localhost:8080"])));
+  for (const [name, schema] of eventSchemas(functions)) files.set(`docs/events/${name}.schema.json`, json(schema));
+  return files;
+}
+
+/** Generated files that lie in the checkout, of functions that may not exist any more as well. */
+async function present(): Promise<string[]> {
+  const list = async (folder: string, ending: string) =>
+    (await readdir(join(ROOT, folder)).catch(() => []))
+      .filter((file) => file.endsWith(ending))
+      .map((file) => `${folder}/${file}`);
+  return [
+    ...(await list("knative/functions", ".yaml")),
+    ...(await list("knative/sources", ".yaml")),
+    ...(await list("docs/events", ".schema.json")),
+  ];
+}
+
+/** The files that are missing, different, or left over. */
+export async function staleManifests(): Promise<string[]> {
+  const wanted = await manifests();
+  const stale = (await present()).filter((file) => !wanted.has(file));
+  for (const [file, text] of wanted) {
+    if ((await readFile(join(ROOT, file), "utf8").catch(() => undefined)) !== text) stale.push(file);
+  }
+  return stale;
+}
+
+if (process.argv[1] === import.meta.filename) {
+  const stale = await staleManifests();
+  if (process.argv.includes("--check")) {
+    if (stale.length > 0) {
+      console.error(`Stale, run \`npm run manifests\` and commit:\n${stale.map((file) => `  ${file}`).join("\n")}`);
+      process.exit(1);
+    }
+    console.log("The generated files are up to date.");
+  } else {
+    const wanted = await manifests();
+    for (const file of stale) {
+      const text = wanted.get(file);
+      await mkdir(dirname(join(ROOT, file)), { recursive: true });
+      if (text === undefined) await rm(join(ROOT, file));
+      else await writeFile(join(ROOT, file), text);
+    }
+    console.log(
+      stale.length === 0 ? "The generated files are up to date." : `Wrote ${stale.length} of ${wanted.size} files.`,
+    );
+  }
+}

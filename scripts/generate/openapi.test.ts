@@ -1,0 +1,150 @@
+import { randomUUID } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { Ajv2020 } from "ajv/dist/2020.js";
+import addFormats from "ajv-formats";
+import { importJWK, SignJWT } from "jose";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type ProblemCode, statusOf, titleOf } from "#kernel/problem";
+import { REQUEST_BODY_BYTES_MAX } from "#kernel/settings";
+import { findFunctions, ROOT } from "../project/functions.ts";
+import { type Answer, type CallOptions, call, newUser, startTestLotus, type TestLotus } from "../testing/lotus.ts";
+
+interface Response {
+  description: string;
+  headers?: Record<string, { required?: boolean }>;
+  content: Record<string, { schema: object }>;
+}
+interface Document {
+  paths: Record<string, Record<string, { responses: Record<string, Response> }>>;
+}
+
+const endpoints = (await findFunctions()).flatMap((fn) => (fn.kind === "endpoint" ? [fn] : []));
+const document = JSON.parse(await readFile(join(ROOT, "docs/openapi.json"), "utf8")) as Document & object;
+const ajv = addFormats.default(new Ajv2020({ strict: false, allErrors: true }));
+ajv.addSchema(document, "open");
+// Of a success, without room for anything that is not documented.
+ajv.addSchema(
+  JSON.parse(JSON.stringify(document).replaceAll('"type":"object"', '"type":"object","additionalProperties":false')),
+  "closed",
+);
+
+let lotus: TestLotus;
+beforeAll(async () => {
+  lotus = await startTestLotus();
+});
+afterAll(() => lotus.stop());
+
+/** What only these say: a fault of ours, and what the tests of faults bring about. */
+const NOT_HERE = ["500", "503"];
+
+/** Fails unless this is an answer that the document has for the operation. */
+function expectDocumented(path: string, method: string, { status, headers, body }: Answer): void {
+  const label = `${method} ${path} ${status} ${JSON.stringify(body).slice(0, 300)}`;
+  const response = document.paths[path]?.[method.toLowerCase()]?.responses[status];
+  if (response === undefined) throw new Error(`not documented: ${label}`);
+  const mediaType = headers.get("content-type") ?? "";
+  expect(Object.keys(response.content), label).toEqual([mediaType]);
+  const missing = Object.entries(response.headers ?? {}).filter(
+    ([name, { required }]) => required && !headers.has(name),
+  );
+  expect(missing, label).toEqual([]);
+  const pointer = ["paths", path, method.toLowerCase(), "responses", String(status), "content", mediaType, "schema"];
+  const fragment = pointer.map((step) => encodeURIComponent(step.replaceAll("/", "~1"))).join("/");
+  const validate = ajv.compile({ $ref: `${status < 400 ? "closed" : "open"}#/${fragment}` });
+  expect(validate(body) ? [] : validate.errors, label).toEqual([]);
+  if (status < 400) return;
+  const code = body.code as ProblemCode;
+  expect(response.description, label).toContain(`\`${code}\``);
+  expect(body, label).toMatchObject({
+    type: `urn:lotus:problem:${code}`,
+    status: statusOf(code),
+    title: titleOf(code),
+  });
+}
+
+type Call = [request: string, options: CallOptions];
+
+/** Requests that bring about everything an endpoint may answer, besides what all of a kind answer. */
+async function requests(): Promise<Call[]> {
+  const { email, password, token } = await newUser(lotus, 1000);
+  const key = JSON.parse(await readFile(lotus.house.functions.get("profile-login")?.SIGNING_KEY_FILE ?? "", "utf8"));
+  const ghost = await new SignJWT({ email })
+    .setProtectedHeader({ alg: "EdDSA", kid: key.kid })
+    .setIssuer("lotus")
+    .setAudience("lotus")
+    .setSubject(randomUUID())
+    .setExpirationTime("1h")
+    .sign(await importJWK(key, "EdDSA"));
+  const keyed = { token, headers: { "idempotency-key": "a" } };
+  const moves = [
+    "POST /billing/add-money?money=",
+    "POST /billing/withdraw-money?money=",
+    "POST /order/pay?idSubscription=",
+  ];
+  const bodies = ["register", "login"].map((name) => `POST /profile/${name}`).concat("POST /order/create");
+  return [
+    ["POST /profile/register", { body: { email: `${randomUUID()}@example.com`, password, username: "Ada" } }],
+    ["POST /profile/register", { body: { email, password } }],
+    ["POST /profile/login", { body: { email, password } }],
+    ...Array.from({ length: 11 }, (): Call => ["POST /profile/login", { body: { email, password: "wrong" } }]),
+    ["GET /profile/me", { token }],
+    ["GET /profile/jwks", {}],
+    ["GET /order/subscriptions", {}],
+    ["GET /billing/balance", { token }],
+    ["GET /billing/balance", { token: ghost }],
+    ...moves.flatMap((move): Call[] => [
+      [`${move}1`, { token }],
+      [`${move}x`, { token }],
+      [`${move}1`, { token: ghost }],
+    ]),
+    ["POST /billing/withdraw-money?money=1000000", { token }],
+    ["POST /order/pay?idSubscription=3", { token }],
+    ["POST /order/pay?idSubscription=4", { token }],
+    ["POST /order/create", { token, body: { price: 1 } }],
+    ["POST /order/create", { token, body: { price: 100000 } }],
+    ["POST /order/create", { token: ghost, body: { price: 1 } }],
+    ["POST /billing/add-money?money=1", keyed],
+    ["POST /billing/add-money?money=2", keyed],
+    ["POST /billing/withdraw-money?money=1", keyed],
+    ["POST /order/pay?idSubscription=1", keyed],
+    ["POST /order/create", { ...keyed, body: { price: 1 } }],
+    ...bodies.flatMap((request): Call[] => [
+      [request, { token, body: "{" }],
+      [request, { token, body: {} }],
+      [request, { token, body: "{}", headers: { "content-type": "text/plain" } }],
+    ]),
+    ...["/billing/history", "/order/list", "/notification"].flatMap((path): Call[] => [
+      [`GET ${path}`, { token }],
+      [`GET ${path}?limit=0`, { token }],
+    ]),
+  ];
+}
+
+describe("the API", () => {
+  it("answers what docs/openapi.json says, and docs/openapi.json says nothing that is not answered", async () => {
+    const seen = new Map<string, Set<string>>();
+    const ask = async (path: string, operation: string, request: string, options: CallOptions) => {
+      const answer = await call(lotus, request, options);
+      expectDocumented(path, operation, answer);
+      seen.set(path, (seen.get(path) ?? new Set()).add(String(answer.status)));
+    };
+    for (const [request, options] of await requests()) {
+      const [method = "", target = ""] = request.split(" ");
+      await ask(target.split("?")[0] ?? "", method, request, options);
+    }
+    const { token } = await newUser(lotus);
+    for (const { path, description } of endpoints) {
+      const { method, caller } = description;
+      await ask(path, method, `DELETE ${path}`, {});
+      await ask(path, method, `${method} ${path}?twice=1&twice=1`, { ...(caller === "user" && { token }) });
+      if (caller === "user") await ask(path, method, `${method} ${path}`, {});
+      if (method === "POST") await ask(path, method, `POST ${path}`, { body: " ".repeat(REQUEST_BODY_BYTES_MAX + 1) });
+    }
+    for (const { path, description } of endpoints) {
+      const { responses = {} } = document.paths[path]?.[description.method.toLowerCase()] ?? {};
+      const documented = Object.keys(responses).filter((status) => !NOT_HERE.includes(status));
+      expect([path, ...(seen.get(path) ?? [])].sort()).toEqual([path, ...documented].sort());
+    }
+  });
+});

@@ -1,0 +1,51 @@
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { asAdmin, kafkaSource, startTestKafka } from "../testing/kafka.ts";
+import { eventually } from "../testing/lotus.ts";
+import type { Kafka } from "./cluster.ts";
+import { createTopics, findTopics } from "./topics.ts";
+
+it("the topics are those that the triggers name", async () => {
+  expect(await findTopics()).toEqual(["notification-requested", "user-registered"]);
+});
+
+it("brokers that cannot be reached are named in a sentence", async () => {
+  await expect(createTopics(["127.0.0.1:1"])).rejects.toThrow(
+    /^The topics could not be made at 127\.0\.0\.1:1: .*ECONNREFUSED.*\. Does Kafka run there\?$/,
+  );
+});
+
+describe.skipIf(kafkaSource === undefined)("npm run topics", () => {
+  let kafka: Kafka;
+  beforeAll(async () => {
+    kafka = await startTestKafka();
+  });
+  afterAll(() => kafka?.stop());
+
+  it("makes what is missing, and nothing the second time", async () => {
+    await createTopics(kafka.bootstrap);
+    expect(await createTopics(kafka.bootstrap)).toEqual([]);
+    await asAdmin(kafka.bootstrap, async (admin) => {
+      const { topics } = await admin.fetchTopicMetadata({ topics: await findTopics() });
+      expect(topics.map(({ partitions }) => partitions.length)).toEqual([6, 6]);
+      const { resources } = await admin.describeConfigs({
+        includeSynonyms: false,
+        resources: [{ type: 2, name: "user-registered", configNames: ["max.message.bytes", "retention.ms"] }],
+      });
+      const values = resources[0]?.configEntries.map(({ configName, configValue }) => [configName, configValue]);
+      expect(Object.fromEntries(values ?? [])).toEqual({
+        "max.message.bytes": "1250000",
+        "retention.ms": "604800000",
+      });
+    });
+  });
+
+  it("says why when there are too few brokers for three copies", async () => {
+    await asAdmin(kafka.bootstrap, async (admin) => {
+      await admin.deleteTopics({ topics: await findTopics() });
+      await eventually("they are gone", async () => (await admin.listTopics()).length === 0);
+    });
+    await expect(createTopics(kafka.bootstrap, { replication: 3 })).rejects.toThrow(
+      /could not be made at .*eplication/,
+    );
+  });
+});

@@ -1,0 +1,115 @@
+/** Where this deployment's database and Kafka are: as the command line says, else as it was, else in the cluster. */
+import { type KafkaSecurity, MECHANISMS, securityOf } from "./kafka-security.ts";
+import { HOST, type KubernetesObject, NAMESPACE } from "./kubectl.ts";
+import type { DeployOptions } from "./options.ts";
+import { Refusal } from "./shell.ts";
+
+export type Database =
+  | { readonly kind: "cluster" }
+  /** Speaks WebSocket itself. */
+  | { readonly kind: "neon"; readonly adminUrl: string }
+  /** Any other Postgres: the wsproxy stands before it. */
+  | { readonly kind: "outside"; readonly adminUrl: string };
+
+export type Kafka =
+  | { readonly kind: "cluster"; readonly brokers: 1 | 3 }
+  | { readonly kind: "outside"; readonly hosts: readonly string[]; readonly security: KafkaSecurity | undefined };
+
+export interface Choices {
+  readonly database: Database;
+  readonly kafka: Kafka;
+}
+
+/** What the ConfigMap `lotus` and the Secret `database-admin` of an earlier deployment hold. */
+export interface Former {
+  readonly configuration: Readonly<Record<string, string>> | undefined;
+  readonly adminUrl: string | undefined;
+}
+
+export const POSTGRES = `postgres.${NAMESPACE}.svc.cluster.local:5432`;
+const KAFKA = `kafka.${NAMESPACE}.svc.cluster.local:9092`;
+const WSPROXY_URL = `ws://database-wsproxy.${NAMESPACE}.svc.cluster.local:8081`;
+
+function databaseAt(adminUrl: string): Database {
+  const { host, hostname } = new URL(adminUrl);
+  if (host === POSTGRES) return { kind: "cluster" };
+  if (hostname.endsWith(".neon.tech")) return { kind: "neon", adminUrl };
+  if (hostname === "localhost" || hostname.startsWith("127.")) {
+    throw new Refusal(
+      `The database at ${host} cannot be reached from the cluster: give the address that pods know it by.`,
+    );
+  }
+  return { kind: "outside", adminUrl };
+}
+
+/** "tls authority scram-sha-512", in any part, as an earlier deployment wrote it. */
+function formerSecurity(written: string | undefined): KafkaSecurity | undefined {
+  if (written === undefined) return undefined;
+  const words = written.split(" ");
+  const mechanism = MECHANISMS.find((name) => words.includes(name));
+  return { tls: words.includes("tls"), authority: words.includes("authority"), mechanism };
+}
+
+function writtenSecurity({ tls, authority, mechanism }: KafkaSecurity): string {
+  return [...(tls ? ["tls"] : []), ...(authority ? ["authority"] : []), ...(mechanism ? [mechanism] : [])].join(" ");
+}
+
+function kafkaOf(options: DeployOptions, former: Readonly<Record<string, string>> | undefined): Kafka {
+  if (options.kafka !== undefined) {
+    return { kind: "outside", hosts: options.kafka, security: securityOf(options.kafkaCredentials) };
+  }
+  const before = former?.kafka;
+  if (options.brokers === undefined && before === "outside") {
+    return {
+      kind: "outside",
+      hosts: (former?.["kafka-brokers"] ?? "").split(","),
+      security: formerSecurity(former?.["kafka-security"]),
+    };
+  }
+  const brokersBefore = before === "cluster-3" ? 3 : before === "cluster-1" ? 1 : undefined;
+  const brokers = options.brokers ?? brokersBefore ?? 1;
+  if (brokersBefore !== undefined && brokers !== brokersBefore) {
+    throw new Refusal(
+      `Kafka runs with ${brokersBefore} brokers here, and its voters cannot be changed while it runs. Begin with an empty one:\n` +
+        `  kubectl -n ${NAMESPACE} delete kafkasource --all && kubectl -n ${NAMESPACE} delete statefulset kafka\n` +
+        `  kubectl -n ${NAMESPACE} delete pvc -l app.kubernetes.io/name=kafka && kubectl -n ${NAMESPACE} delete configmap lotus\n` +
+        "and deploy again. Events that are not settled are in the outbox, and will be published again.",
+    );
+  }
+  return { kind: "cluster", brokers };
+}
+
+/**
+ * Decides.
+ * @throws {Refusal} when what is asked for cannot follow what is there
+ */
+export function choose(options: DeployOptions, former: Former): Choices {
+  const adminUrl = options.database ?? former.adminUrl;
+  return {
+    database: adminUrl === undefined ? { kind: "cluster" } : databaseAt(adminUrl),
+    kafka: kafkaOf(options, former.configuration),
+  };
+}
+
+/** Kafka's addresses, as a client is told them. */
+export function brokersOf({ kafka }: Choices): readonly string[] {
+  return kafka.kind === "cluster" ? [KAFKA] : kafka.hosts;
+}
+
+/** The ConfigMap that the functions read, and the next deployment. */
+export function configuration(choices: Choices): KubernetesObject {
+  const { database, kafka } = choices;
+  return {
+    apiVersion: "v1",
+    kind: "ConfigMap",
+    metadata: { name: "lotus", namespace: NAMESPACE, labels: { "app.kubernetes.io/part-of": "lotus" } },
+    data: {
+      host: HOST,
+      database: database.kind,
+      kafka: kafka.kind === "cluster" ? `cluster-${kafka.brokers}` : "outside",
+      "kafka-brokers": brokersOf(choices).join(","),
+      ...(kafka.kind === "outside" && kafka.security && { "kafka-security": writtenSecurity(kafka.security) }),
+      ...(database.kind !== "neon" && { "database-wsproxy-url": WSPROXY_URL }),
+    },
+  };
+}

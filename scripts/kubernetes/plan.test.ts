@@ -1,0 +1,154 @@
+/** What a deployment decides before it changes anything: options, choices, and what is completed in the YAML. */
+import { describe, expect, it } from "vitest";
+import { PROGRAM_NAMES } from "../build/image-files.ts";
+import { type Choices, choose } from "./backends.ts";
+import { toYaml } from "./kubectl.ts";
+import { BASE_DEFAULT, type DeployOptions, parseOptions } from "./options.ts";
+import { makePlan, type Plan } from "./plan.ts";
+
+const OWNER = "postgres://owner:secret@db.example:5433/lotus";
+const NEON = "postgresql://owner:secret@ep-quiet-1.eu-central-1.aws.neon.tech/lotus?sslmode=require";
+const nothing = { configuration: undefined, adminUrl: undefined };
+
+function options(...args: string[]): DeployOptions {
+  const parsed = parseOptions(args, { KAFKA_PASSWORD: "hush" });
+  if (parsed === undefined) throw new Error("help was asked for");
+  return parsed;
+}
+
+async function planOf(choices: Choices, names = ["order-pay", "notification-store"]): Promise<Plan> {
+  const images = new Map(
+    [...names, ...PROGRAM_NAMES].map((name) => [name, `dev.local/lotus-${name}:0123456789abcdef`]),
+  );
+  return makePlan(names, images, choices);
+}
+
+const all = (plan: Plan) =>
+  toYaml([
+    ...plan.platform,
+    plan.migrate,
+    plan.topics,
+    ...plan.functions.flatMap(({ service, source }) => [service, source ?? []].flat()),
+  ]);
+const find = (plan: Plan, kind: string, name: string) =>
+  plan.platform.find((document) => document.kind === kind && document.metadata.name === name);
+
+describe("options", () => {
+  it("are everything in the cluster, unless one says otherwise", () => {
+    expect(options()).toMatchObject({ functions: [], database: undefined, base: BASE_DEFAULT, dryRun: false });
+    expect(options("order-pay", "--kafka", "a:1, b:2").kafka).toEqual(["a:1", "b:2"]);
+    expect(options("--registry", "ghcr.io/me/").registry).toBe("ghcr.io/me");
+    expect(parseOptions(["--help"])).toBeUndefined();
+  });
+
+  it.each([
+    [["--colour"], "Unknown option '--colour'"],
+    [["--database", "mysql://a:b@c/d"], "--database must be a URL such as"],
+    [["--database", "postgres://a@c/d"], "--database needs the owner's password"],
+    [["--kafka", "kafka"], '"kafka" is not'],
+    [["--kafka", "a:1", "--brokers", "3"], "Give one of them"],
+    [["--registry", "a/b", "--load-command", "x {image}"], "Give one of them"],
+    [["--load-command", "x"], "{image}"],
+    [["--kafka-tls"], "name it with --kafka"],
+    [["--kafka", "a:1", "--kafka-authority", "/nowhere"], "give --kafka-tls too"],
+    [["--kafka", "a:1", "--kafka-tls", "--kafka-authority", "package.json"], "holds no certificate"],
+    [["--brokers", "2"], "--brokers must be 1 or 3"],
+    [["--builder", "make"], "--builder must be docker or minikube or buildah"],
+    [["--registry", "https://x"], "--registry must be a host and a path"],
+  ])("%j is refused with a sentence", (args, sentence) => {
+    expect(() => parseOptions(args)).toThrow(sentence);
+  });
+});
+
+describe("choices", () => {
+  it("take what the command line says", () => {
+    expect(choose(options("--database", NEON), nothing).database.kind).toBe("neon");
+    expect(choose(options("--database", OWNER), nothing).database.kind).toBe("outside");
+    expect(choose(options("--brokers", "3"), nothing).kafka).toEqual({ kind: "cluster", brokers: 3 });
+    expect(() => choose(options("--database", "postgres://a:b@localhost/d"), nothing)).toThrow(
+      "cannot be reached from the cluster",
+    );
+  });
+
+  it("stay as they were when the command line says nothing", () => {
+    const configuration = { kafka: "outside", "kafka-brokers": "a:1,b:2" };
+    const { database, kafka } = choose(options(), { configuration, adminUrl: OWNER });
+    expect(database).toEqual({ kind: "outside", adminUrl: OWNER });
+    expect(kafka).toEqual({ kind: "outside", hosts: ["a:1", "b:2"], security: undefined });
+    const own = "postgres://lotus:secret@postgres.lotus.svc.cluster.local:5432/lotus";
+    const again = choose(options(), { configuration: { kafka: "cluster-3" }, adminUrl: own });
+    expect(again).toEqual({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 3 } });
+  });
+
+  it("do not change a running Kafka's voters", () => {
+    const former = { configuration: { kafka: "cluster-1" }, adminUrl: undefined };
+    expect(() => choose(options("--brokers", "3"), former)).toThrow("Kafka runs with 1 brokers here");
+  });
+});
+
+describe("the plan", () => {
+  it("leaves no image unbuilt", async () => {
+    const plan = await planOf({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } });
+    expect(all(plan)).not.toContain("unbuilt");
+    expect(find(plan, "StatefulSet", "postgres")).toBeDefined();
+    expect(find(plan, "StatefulSet", "kafka")?.spec.replicas).toBe(1);
+  });
+
+  it("has three brokers, and as many copies, where that is wanted", async () => {
+    const plan = await planOf({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 3 } });
+    expect(find(plan, "StatefulSet", "kafka")?.spec.replicas).toBe(3);
+    expect(plan.topics.spec.template.spec.containers[0].args.slice(-2)).toEqual(["--replication", "3"]);
+  });
+
+  it("puts the wsproxy before a Postgres outside, and lets it out; nobody sees the owner's password", async () => {
+    const plan = await planOf({
+      database: { kind: "outside", adminUrl: OWNER },
+      kafka: { kind: "outside", hosts: ["k:9093"], security: undefined },
+    });
+    expect(find(plan, "StatefulSet", "postgres")).toBeUndefined();
+    expect(find(plan, "StatefulSet", "kafka")).toBeUndefined();
+    expect(find(plan, "Deployment", "database-wsproxy")?.spec.template.spec.containers[0].args).toContain(
+      "db.example:5433",
+    );
+    expect(find(plan, "NetworkPolicy", "wsproxy-outside")?.spec.egress[0].ports).toEqual([
+      { protocol: "TCP", port: 5433 },
+    ]);
+    expect(plan.functions[1]?.source?.spec.bootstrapServers).toEqual(["k:9093"]);
+    expect(all(plan)).not.toContain("secret@");
+  });
+
+  it("has no wsproxy before Neon", async () => {
+    const plan = await planOf({ database: { kind: "neon", adminUrl: NEON }, kafka: { kind: "cluster", brokers: 1 } });
+    expect(find(plan, "Deployment", "database-wsproxy")).toBeUndefined();
+    expect(find(plan, "ConfigMap", "lotus")?.data).not.toHaveProperty("database-wsproxy-url");
+    expect(find(plan, "NetworkPolicy", "functions-outside")?.spec.egress[0].ports).toEqual([
+      { protocol: "TCP", port: 443 },
+    ]);
+  });
+
+  it("tells everyone how to speak to a secured Kafka, and the next deployment too", async () => {
+    const args = ["--kafka", "k:9093", "--kafka-tls", "--kafka-user", "lotus", "--kafka-mechanism", "plain"];
+    const choices = choose(options(...args, "--database", NEON), nothing);
+    const plan = await planOf(choices, ["order-pay", "profile-jwks", "notification-store"]);
+    const [pay, jwks, store] = plan.functions;
+    const variables = (fn: typeof pay) =>
+      fn?.service.spec.template.spec.containers[0].env.map(({ name }: { name: string }) => name);
+    expect(variables(pay)).toEqual(expect.arrayContaining(["KAFKA_TLS", "KAFKA_USERNAME", "KAFKA_PASSWORD_FILE"]));
+    expect(variables(jwks)).not.toContain("KAFKA_USERNAME");
+    expect(plan.topics.spec.template.spec.volumes).toEqual([{ name: "kafka", secret: { secretName: "kafka" } }]);
+    expect(store?.source?.spec.net).toMatchObject({ tls: { enable: true }, sasl: { enable: true } });
+    expect(all(plan)).not.toContain("hush");
+    const configuration = find(plan, "ConfigMap", "lotus")?.data;
+    expect(choose(options(), { configuration, adminUrl: NEON })).toEqual(choices);
+  });
+
+  it("makes a new revision when the configuration changes, and none when it does not", async () => {
+    const annotation = async (choices: Choices) =>
+      (await planOf(choices)).functions[0]?.service.spec.template.metadata.annotations["lotus/configuration"];
+    const here: Choices = { database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } };
+    expect(await annotation(here)).toBe(await annotation(structuredClone(here)));
+    expect(await annotation(here)).not.toBe(
+      await annotation({ ...here, kafka: { kind: "outside", hosts: ["k:1"], security: undefined } }),
+    );
+  });
+});

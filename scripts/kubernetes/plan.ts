@@ -1,0 +1,163 @@
+/** Everything that a deployment applies, as data: the files of knative/, completed with what only now is known. */
+import { createHash } from "node:crypto";
+import { brokersOf, type Choices, configuration } from "./backends.ts";
+import { secureClient, secureSource } from "./kafka-security.ts";
+import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubectl.ts";
+
+export interface FunctionPlan {
+  readonly name: string;
+  readonly service: KubernetesObject;
+  /** What brings events to it. A function with one is a trigger. */
+  readonly source: KubernetesObject | undefined;
+}
+
+export interface Plan {
+  readonly namespace: readonly KubernetesObject[];
+  /** Policies, configuration, Kafka, Postgres, wsproxy. */
+  readonly platform: readonly KubernetesObject[];
+  readonly migrate: KubernetesObject;
+  readonly topics: KubernetesObject;
+  readonly functions: readonly FunctionPlan[];
+  readonly routes: readonly KubernetesObject[];
+  readonly metrics: readonly KubernetesObject[];
+}
+
+/** Puts the built image where `unbuilt` stands: in the pod of any kind of object. */
+function withImage(object: KubernetesObject, reference: string): KubernetesObject {
+  const copy = structuredClone(object);
+  for (const container of copy.spec.template.spec.containers) {
+    if (String(container.image).endsWith(":unbuilt")) container.image = reference;
+  }
+  return copy;
+}
+
+function imageOf(images: ReadonlyMap<string, string>, name: string): string {
+  const reference = images.get(name);
+  if (reference === undefined) throw new Error(`there is no image for ${name}`);
+  return reference;
+}
+
+function portOf(address: string): number {
+  return Number(address.slice(address.lastIndexOf(":") + 1));
+}
+
+/** Where the database is, without its owner's password. */
+function withoutPassword(url: string): string {
+  const shown = new URL(url);
+  shown.password = "";
+  return shown.href;
+}
+
+function policy(name: string, labels: Record<string, string>, ports: readonly number[]): KubernetesObject {
+  return {
+    apiVersion: "networking.k8s.io/v1",
+    kind: "NetworkPolicy",
+    metadata: { name, namespace: NAMESPACE },
+    spec: {
+      podSelector: { matchLabels: labels },
+      policyTypes: ["Egress"],
+      egress: [{ ports: ports.map((port) => ({ protocol: "TCP", port })) }],
+    },
+  };
+}
+
+/** Leave to reach a database or a Kafka that is not in the cluster: its ports, wherever its names lead. */
+function policiesForOutside({ database, kafka }: Choices): KubernetesObject[] {
+  const kafkaPorts = kafka.kind === "outside" ? [...new Set(kafka.hosts.map(portOf))] : [];
+  const databasePort = database.kind === "cluster" ? undefined : Number(new URL(database.adminUrl).port || 5432);
+  const functionPorts = [...kafkaPorts, ...(database.kind === "neon" ? [443] : [])];
+  const jobPorts = [...kafkaPorts, ...(databasePort === undefined ? [] : [databasePort])];
+  return [
+    ...(functionPorts.length > 0 ? [policy("functions-outside", { "lotus/database": "true" }, functionPorts)] : []),
+    ...(jobPorts.length > 0 ? [policy("jobs-outside", { "app.kubernetes.io/component": "job" }, jobPorts)] : []),
+    ...(database.kind === "outside" && databasePort !== undefined
+      ? [policy("wsproxy-outside", { "app.kubernetes.io/name": "database-wsproxy" }, [databasePort])]
+      : []),
+  ];
+}
+
+async function wsproxy({ database }: Choices, image: string): Promise<KubernetesObject[]> {
+  if (database.kind === "neon") return [];
+  return (await readDocuments("knative/platform/wsproxy.yaml")).map((document) => {
+    if (document.kind !== "Deployment") return document;
+    const copy = withImage(document, image);
+    if (database.kind === "outside") {
+      const { hostname, port } = new URL(database.adminUrl);
+      const args: string[] = copy.spec.template.spec.containers[0].args;
+      args[args.indexOf("--postgres") + 1] = `${hostname}:${port || 5432}`;
+    }
+    return copy;
+  });
+}
+
+async function oneDocument(file: string): Promise<KubernetesObject> {
+  const [document, ...rest] = await readDocuments(file);
+  if (document === undefined || rest.length > 0) throw new Error(`${file} must hold one document`);
+  return document;
+}
+
+async function functionPlans(
+  names: readonly string[],
+  images: ReadonlyMap<string, string>,
+  choices: Choices,
+): Promise<FunctionPlan[]> {
+  const { database, kafka } = choices;
+  const security = kafka.kind === "outside" ? kafka.security : undefined;
+  const told = [configuration(choices).data, database.kind === "cluster" ? "" : withoutPassword(database.adminUrl)];
+  const hash = createHash("sha256").update(JSON.stringify(told)).digest("hex").slice(0, 16);
+  const sources = new Set(await yamlFiles("knative/sources"));
+  return Promise.all(
+    names.map(async (name): Promise<FunctionPlan> => {
+      const service = withImage(await oneDocument(`knative/functions/${name}.yaml`), imageOf(images, name));
+      // A process reads its environment once: another configuration must be another revision.
+      service.spec.template.metadata.annotations["lotus/configuration"] = hash;
+      const publishes = service.spec.template.metadata.labels["lotus/database"] === "true";
+      if (security !== undefined && publishes) secureClient(service, security);
+      const sourceFile = `knative/sources/${name}.yaml`;
+      if (!sources.has(sourceFile)) return { name, service, source: undefined };
+      const source = await oneDocument(sourceFile);
+      if (source.kind === "KafkaSource") {
+        source.spec.bootstrapServers = brokersOf(choices);
+        if (security !== undefined) secureSource(source, security);
+      }
+      return { name, service, source };
+    }),
+  );
+}
+
+/**
+ * Makes the plan.
+ * @param names of the functions to deploy
+ * @param images by name: the full reference of each function's and each program's image
+ */
+export async function makePlan(
+  names: readonly string[],
+  images: ReadonlyMap<string, string>,
+  choices: Choices,
+): Promise<Plan> {
+  const { database, kafka } = choices;
+  const topics = withImage(await oneDocument("knative/platform/jobs/topics.yaml"), imageOf(images, "topics"));
+  // A Kafka that is there already has at least as many brokers as were named.
+  topics.spec.template.spec.containers[0].args.push(
+    "--replication",
+    String(kafka.kind === "cluster" ? kafka.brokers : kafka.hosts.length >= 3 ? 3 : 1),
+  );
+  if (kafka.kind === "outside" && kafka.security !== undefined) secureClient(topics, kafka.security);
+  const kafkaFile = kafka.kind === "cluster" && kafka.brokers === 3 ? "kafka-3/kafka.yaml" : "kafka/kafka.yaml";
+  return {
+    namespace: await readDocuments("knative/platform/namespace.yaml"),
+    platform: [
+      configuration(choices),
+      ...(await readDocuments("knative/platform/network-policies.yaml")),
+      ...policiesForOutside(choices),
+      ...(kafka.kind === "cluster" ? await readDocuments(`knative/platform/${kafkaFile}`) : []),
+      ...(database.kind === "cluster" ? await readDocuments("knative/platform/postgres.yaml") : []),
+      ...(await wsproxy(choices, imageOf(images, "wsproxy"))),
+    ],
+    migrate: withImage(await oneDocument("knative/platform/jobs/migrate.yaml"), imageOf(images, "migrate")),
+    topics,
+    functions: await functionPlans(names, images, choices),
+    routes: await readDocuments("knative/routes.yaml"),
+    metrics: await readDocuments("knative/platform/metrics.yaml"),
+  };
+}

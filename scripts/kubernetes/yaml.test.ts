@@ -1,0 +1,247 @@
+/** Every YAML of knative/: well formed, made for restricted namespaces, and every name in it leads somewhere. */
+import { describe, expect, it } from "vitest";
+import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
+import { ROLES } from "../database/migrate.ts";
+import { KAFKA_VERSION } from "../kafka/java.ts";
+import { CONNECTIONS_MAX as WSPROXY_CONNECTIONS_MAX } from "../wsproxy.ts";
+import { configuration } from "./backends.ts";
+import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubectl.ts";
+
+const FOLDERS = ["knative", "knative/functions", "knative/sources", "knative/platform"];
+const PLATFORM_FOLDERS = ["kafka", "kafka-3", "jobs"].map((name) => `knative/platform/${name}`);
+
+/** What an object may have at its top, and what Knative takes in a Service: the rest is a misspelling. */
+const TOP_FIELDS = ["apiVersion", "kind", "metadata", "spec"];
+const REVISION_FIELDS = ["containers", "enableServiceLinks", "timeoutSeconds", "volumes"];
+const CONTAINER_FIELDS = ["env", "image", "imagePullPolicy", "ports", "resources", "securityContext", "volumeMounts"];
+
+/** What scripts/secrets/cluster.ts makes. */
+const SECRETS = new Map([
+  ["database-admin", ["url", "password"]],
+  ...ROLES.map((role): [string, string[]] => [`database-${role}`, ["url", "password"]]),
+  ["public-keys", ["jwks.json"]],
+  ["signing-key", ["key.json"]],
+]);
+
+const files = (await Promise.all([...FOLDERS, ...PLATFORM_FOLDERS].map(yamlFiles))).flat();
+const documents = (
+  await Promise.all(files.map(async (file) => (await readDocuments(file)).map((document) => ({ file, document }))))
+).flat();
+const ofKind = (...kinds: string[]) => documents.filter(({ document }) => kinds.includes(document.kind));
+const functions = ofKind("Service").filter(({ document }) => document.apiVersion === "serving.knative.dev/v1");
+const functionNames = functions.map(({ document }) => document.metadata.name);
+const withPods = [...functions, ...ofKind("Deployment", "StatefulSet", "Job")];
+
+/** Every object below a value that has this field. */
+// biome-ignore lint/suspicious/noExplicitAny: any YAML
+function below(value: any, field: string): any[] {
+  if (typeof value !== "object" || value === null) return [];
+  const own = field in value ? [value[field]] : [];
+  return [...own, ...Object.values(value).flatMap((inner) => below(inner, field))];
+}
+
+const podLabels = (document: KubernetesObject): Record<string, string> => document.spec.template.metadata.labels;
+const matches = (labels: Record<string, string>, selector: Record<string, string>) =>
+  Object.entries(selector).every(([name, value]) => labels[name] === value);
+
+describe("all of it", () => {
+  it.each(documents)(
+    "$file, $document.kind $document.metadata.name: its fields, namespace and name",
+    ({ document }) => {
+      expect(TOP_FIELDS).toEqual(expect.arrayContaining(Object.keys(document)));
+      expect(document.metadata.name).toMatch(/^[a-z][a-z0-9-]*$/);
+      expect(document.metadata.namespace).toBe(document.kind === "Namespace" ? undefined : NAMESPACE);
+    },
+  );
+
+  it("has no two objects of one kind and name, but for the two ways to run Kafka", () => {
+    const identities = documents
+      .filter(({ file }) => !file.includes("kafka-3/"))
+      .map(({ document }) => `${document.apiVersion} ${document.kind} ${document.metadata.name}`);
+    expect(identities.filter((identity, index) => identities.indexOf(identity) !== index)).toEqual([]);
+  });
+
+  it("names only secrets, and keys in them, that the deployment makes", () => {
+    for (const { document } of withPods) {
+      for (const { name, key } of below(document, "secretKeyRef")) expect(SECRETS.get(name)).toContain(key);
+      for (const name of below(document, "secretName")) expect([...SECRETS.keys()]).toContain(name);
+    }
+  });
+
+  it("runs the Kafka that the tests run", () => {
+    const images = ofKind("StatefulSet").map(({ document }) => document.spec.template.spec.containers[0].image);
+    expect(images.filter((image) => image.includes("kafka"))).toEqual(
+      Array(2).fill(`docker.io/apache/kafka:${KAFKA_VERSION}`),
+    );
+  });
+
+  it("names only what the configuration holds", () => {
+    const { data } = configuration({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } });
+    for (const { document } of withPods) {
+      for (const { name, key } of below(document, "configMapKeyRef")) {
+        expect(name).toBe("lotus");
+        expect(Object.keys(data)).toContain(key);
+      }
+    }
+  });
+});
+
+describe("pods", () => {
+  it.each(withPods)("$file: restricted, with requests, no service links, and an image that stays", ({ document }) => {
+    const { spec } = document.spec.template;
+    expect(spec.enableServiceLinks).toBe(false);
+    for (const container of spec.containers) {
+      const { securityContext: own = {}, image, resources } = container;
+      const context = { ...spec.securityContext, ...own };
+      expect(context).toMatchObject({ runAsNonRoot: true, allowPrivilegeEscalation: false });
+      expect(context).toMatchObject({ capabilities: { drop: ["ALL"] }, seccompProfile: { type: "RuntimeDefault" } });
+      expect(image).toMatch(/^[a-z0-9./-]+:[\w.-]+$/);
+      expect(image).not.toMatch(/:latest$/);
+      expect(container.imagePullPolicy).toBe("IfNotPresent");
+      expect(Object.keys(resources.requests).sort()).toEqual(["cpu", "memory"]);
+      expect(resources.limits.memory).toBeDefined();
+    }
+  });
+
+  it.each(withPods)("$file: mounts the volumes that it has", ({ document }) => {
+    const { containers, volumes = [] } = document.spec.template.spec;
+    const claims = document.spec.volumeClaimTemplates ?? [];
+    const there = [...volumes, ...claims.map(({ metadata }: KubernetesObject) => metadata)].map(({ name }) => name);
+    expect(
+      below(containers, "volumeMounts")
+        .flat()
+        .map(({ name }) => name)
+        .sort(),
+    ).toEqual(there.sort());
+  });
+});
+
+describe("functions", () => {
+  it.each(functions)(
+    "$document.metadata.name has the fields that Knative takes, and scales to zero",
+    ({ document }) => {
+      const { metadata, spec } = document.spec.template;
+      expect(REVISION_FIELDS).toEqual(expect.arrayContaining(Object.keys(spec)));
+      expect(spec.containers).toHaveLength(1);
+      expect(CONTAINER_FIELDS).toEqual(expect.arrayContaining(Object.keys(spec.containers[0])));
+      // Below 30 s queue-proxy would be killed before it has drained.
+      expect(spec.timeoutSeconds).toBeGreaterThan(30);
+      expect(metadata.annotations["autoscaling.knative.dev/min-scale"]).toBe("0");
+      expect(document.metadata.labels).toEqual({ "networking.knative.dev/visibility": "cluster-local" });
+    },
+  );
+
+  it.each(functions)("$document.metadata.name is given its own service's database, and no other", ({ document }) => {
+    const service = podLabels(document)["lotus/service"];
+    const secrets = [...below(document, "secretName"), ...below(document, "secretKeyRef").map(({ name }) => name)];
+    const databases = new Set(secrets.filter((name: string) => name.startsWith("database-")));
+    expect([...databases]).toEqual(podLabels(document)["lotus/database"] === "true" ? [`database-${service}`] : []);
+  });
+
+  it("all scaled out, with all their connections, are fewer than the database and the wsproxy take", () => {
+    const pods = functions
+      .filter(({ document }) =>
+        below(document, "env")
+          .flat()
+          .some(({ name }) => name === "DATABASE_URL"),
+      )
+      .map(({ document }) => Number(document.spec.template.metadata.annotations["autoscaling.knative.dev/max-scale"]));
+    const connections = pods.reduce((sum, most) => sum + most, 0) * POOL_CONNECTIONS_MAX;
+    const [postgres] = ofKind("StatefulSet").filter(({ document }) => document.metadata.name === "postgres");
+    const [, most] = /max_connections=(\d+)/.exec(JSON.stringify(postgres?.document)) ?? [];
+    // Some are the superuser's, some the jobs'.
+    expect(connections + 20).toBeLessThanOrEqual(Number(most));
+    expect(connections).toBeGreaterThan(0);
+    expect(Number(most)).toBeLessThanOrEqual(WSPROXY_CONNECTIONS_MAX);
+  });
+
+  it("only login is given the private key", () => {
+    const given = functions.filter(({ document }) => below(document, "secretName").includes("signing-key"));
+    expect(given.map(({ document }) => document.metadata.name)).toEqual(["profile-login"]);
+  });
+});
+
+describe("sources", () => {
+  it.each(ofKind("KafkaSource"))("$file keeps its offsets, retries, and buries", ({ document: { spec } }) => {
+    expect(Object.keys(spec).sort()).toEqual(
+      [
+        "bootstrapServers",
+        "consumerGroup",
+        "consumers",
+        "delivery",
+        "initialOffset",
+        "ordering",
+        "sink",
+        "topics",
+      ].sort(),
+    );
+    expect(spec).toMatchObject({ initialOffset: "earliest", ordering: "unordered", consumers: 1 });
+    // A part of the block switches the rest off.
+    expect(Object.keys(spec.delivery).sort()).toEqual([
+      "backoffDelay",
+      "backoffPolicy",
+      "deadLetterSink",
+      "retry",
+      "timeout",
+    ]);
+    expect(functionNames).toContain(spec.delivery.deadLetterSink.ref.name);
+  });
+
+  it.each(ofKind("KafkaSource", "PingSource"))("$file leads to a function", ({ document: { spec } }) => {
+    expect(spec.sink.ref).toMatchObject({ apiVersion: "serving.knative.dev/v1", kind: "Service" });
+    expect(functionNames).toContain(spec.sink.ref.name);
+  });
+});
+
+describe("routes", () => {
+  const [ingress] = ofKind("Ingress").map(({ document }) => document);
+  const paths: { path: string; rewriteHost: string; splits: { serviceName: string; percent: number }[] }[] =
+    ingress?.spec.rules[0].http.paths;
+
+  it("are of Kourier's class, for one host", () => {
+    const annotation = ingress?.metadata.annotations?.["networking.knative.dev/ingress.class"];
+    expect(annotation).toBe("kourier.ingress.networking.knative.dev");
+    expect(ingress?.spec.rules.map(({ hosts }: { hosts: string[] }) => hosts)).toEqual([["arch.homework"]]);
+  });
+
+  it("stand longest first, with a path for Kourier's probe", () => {
+    const lengths = paths.map(({ path }) => path.length);
+    expect(lengths).toEqual([...lengths].sort((a, b) => b - a));
+    expect(paths.map(({ path }) => path)).toContain("/healthz");
+  });
+
+  it("lead through the local gateway to functions", () => {
+    const services = ofKind("Service").map(({ document }) => document.metadata.name);
+    for (const { rewriteHost, splits } of paths) {
+      expect(functionNames.map((name) => `${name}.${NAMESPACE}.svc.cluster.local`)).toContain(rewriteHost);
+      expect(splits).toHaveLength(1);
+      for (const { serviceName } of splits) expect(services).toContain(serviceName);
+    }
+  });
+});
+
+describe("selectors", () => {
+  const pods = withPods.map(({ document }) => document);
+
+  it.each(ofKind("Service").filter(({ document }) => document.spec.selector))(
+    "$file: the Service $document.metadata.name finds pods and ports",
+    ({ document }) => {
+      const found = pods.filter((pod) => matches(podLabels(pod), document.spec.selector));
+      expect(found.length).toBeGreaterThan(0);
+      const ports = below(found, "ports")
+        .flat()
+        .map(({ name }) => name);
+      for (const { targetPort } of document.spec.ports) expect(ports).toContain(targetPort);
+    },
+  );
+
+  it.each(ofKind("NetworkPolicy"))(
+    "$file: every pod that the policy $document.metadata.name speaks of exists",
+    ({ document }) => {
+      for (const selector of below(document.spec, "podSelector")) {
+        const wanted = selector.matchLabels ?? {};
+        expect(pods.some((pod) => matches(podLabels(pod), wanted))).toBe(true);
+      }
+    },
+  );
+});

@@ -1,0 +1,204 @@
+import { execFile } from "node:child_process";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { Client } from "pg";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { verifyLedger } from "../database/verify-ledger.ts";
+import { call, eventually, meanwhile, newUser, relayNow, untilAnswered } from "../testing/lotus.ts";
+import { type Lotus, startLotus } from "./lotus.ts";
+import { type Postgres, startPostgres } from "./postgres.ts";
+
+const FLAGS = ["-c", "fsync=off"];
+const OF_SUPERUSER = { host: "127.0.0.1", user: "postgres", database: "postgres" };
+const isRoot = process.getuid?.() === 0;
+let folder: string;
+let postgres: Postgres;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "lotus-postgres-"));
+  await chmod(folder, 0o711);
+  postgres = await startPostgres(join(folder, "postgres"), FLAGS);
+});
+afterAll(async () => {
+  await postgres?.stop();
+  await rm(folder, { recursive: true, force: true });
+});
+
+/** As a machine that loses power would: nobody gets a word out. */
+async function kill(server: Postgres): Promise<void> {
+  const ended = new Promise((resolve) => server.process.once("exit", resolve));
+  server.process.kill("SIGKILL");
+  await ended;
+}
+
+describe("a Postgres of one's own", () => {
+  it("is the owner's, who is no superuser, and asks for a password", async () => {
+    const client = new Client({ connectionString: postgres.adminUrl });
+    await client.connect();
+    const { rows } = await client.query(
+      "select rolname, rolsuper, rolcreaterole from pg_roles where rolname = current_user",
+    );
+    expect(rows).toEqual([{ rolname: "lotus", rolsuper: false, rolcreaterole: true }]);
+    await client.end();
+    const stranger = new Client({ connectionString: postgres.adminUrl.replace(/:[^:@]+@/, ":wrong@") });
+    await expect(stranger.connect()).rejects.toThrow(/password authentication failed/);
+  });
+
+  it("keeps its passwords from others", async () => {
+    expect((await stat(join(folder, "postgres/passwords.json"))).mode & 0o077).toBe(0);
+  });
+
+  it("that a killed run has left behind is stopped by the next one, which has its data", async () => {
+    const client = new Client({ connectionString: postgres.adminUrl });
+    await client.connect();
+    client.on("error", () => undefined);
+    await client.query("create table kept as select 42 as number");
+    const leftover = postgres;
+    const ended = new Promise((resolve) => leftover.process.once("exit", resolve));
+    postgres = await startPostgres(join(folder, "postgres"), FLAGS);
+    await ended;
+    const again = new Client({ connectionString: postgres.adminUrl });
+    await again.connect();
+    expect((await again.query("select number from kept")).rows).toEqual([{ number: 42 }]);
+    await again.query("drop table kept");
+    await again.end();
+    await client.end().catch(() => undefined);
+  });
+
+  it("that was killed while it was being set up, at whatever point, is set up by the next start", async () => {
+    const young = join(folder, "young");
+    await mkdir(join(young, "data.new-0000"), { recursive: true });
+    await writeFile(join(young, "data.new-0000/PG_VERSION"), "18");
+    await writeFile(join(young, "data.new-0000.password"), "secret");
+    await writeFile(join(young, "passwords.json"), "{");
+    const first = await startPostgres(young, FLAGS);
+    expect((await readdir(young)).sort()).toEqual(["data", "passwords.json"]);
+    const { superuser } = JSON.parse(await readFile(join(young, "passwords.json"), "utf8"));
+    const client = new Client({ ...OF_SUPERUSER, port: first.port, password: superuser });
+    await client.connect();
+    await client.query("drop database lotus");
+    await client.end();
+    await first.stop();
+    const second = await startPostgres(young, FLAGS);
+    const owner = new Client({ connectionString: second.adminUrl });
+    await owner.connect();
+    await owner.end();
+    await second.stop();
+  });
+
+  it("whose passwords are gone says so, and what to do, and does not stay", async () => {
+    const lost = join(folder, "lost");
+    await (await startPostgres(lost, FLAGS)).stop();
+    const passwords = await readFile(join(lost, "passwords.json"), "utf8");
+    await rm(join(lost, "passwords.json"));
+    await expect(startPostgres(lost, FLAGS)).rejects.toThrow(
+      /cannot be read: .+ Put \S+passwords\.json back, or .*--fresh/,
+    );
+    await writeFile(join(lost, "passwords.json"), JSON.stringify({ ...JSON.parse(passwords), superuser: "wrong" }));
+    await expect(startPostgres(lost, FLAGS)).rejects.toThrow(/password authentication failed/);
+    expect(await readdir(join(lost, "data"))).not.toContain("postmaster.pid");
+  });
+
+  it("cannot be where a file is", async () => {
+    const file = join(folder, "a-file");
+    await writeFile(file, "");
+    await expect(startPostgres(join(file, "postgres"))).rejects.toMatchObject({ code: "ENOTDIR" });
+  });
+
+  it.skipIf(isRoot)("cannot be where nothing may be written", async () => {
+    const closed = join(folder, "closed");
+    await mkdir(closed, { mode: 0o500 });
+    await expect(startPostgres(closed)).rejects.toMatchObject({ code: "EACCES", path: closed });
+  });
+
+  it.runIf(isRoot)("runs for root in a folder that others cannot enter", async () => {
+    const closed = join(folder, "closed");
+    await mkdir(closed, { mode: 0o700 });
+    const hidden = await startPostgres(join(closed, "postgres"), FLAGS);
+    const client = new Client({ connectionString: hidden.adminUrl });
+    await client.connect();
+    expect((await client.query("select 1 as one")).rows).toEqual([{ one: 1 }]);
+    await client.end();
+    const { stdout } = await promisify(execFile)("ps", ["-o", "uid=", "-p", String(hidden.process.pid)]);
+    expect(Number(stdout)).not.toBe(0);
+    await hidden.stop();
+  });
+});
+
+/** On the same port. What the killed one has left behind goes in its own time; until then nobody else gets its memory. */
+const startAgain = () =>
+  eventually("Postgres starts again", () =>
+    startPostgres(join(folder, "postgres"), FLAGS, postgres.port).catch(() => undefined),
+  );
+
+describe("Lotus, when its Postgres is killed", () => {
+  let lotus: Lotus;
+  const lines: string[] = [];
+  beforeAll(async () => {
+    const onLine = (_: string, line: string) => void lines.push(line);
+    lotus = await startLotus({ port: 0, folder, databaseUrl: postgres.adminUrl, built: true, onLine });
+  });
+  afterAll(() => lotus?.stop());
+
+  it("says so meanwhile, loses nothing that it has answered, and goes on by itself", async () => {
+    const user = await newUser(lotus, 1000);
+    await kill(postgres);
+    for (const request of ["GET /billing/balance", "GET /notification", "POST /order/pay?idSubscription=1"]) {
+      const { status, headers, body } = await user.call(request);
+      // The connection that was idle when the server died is found out by the first statement that uses it.
+      expect([status, body.code]).toEqual([503, expect.stringMatching(/^(unavailable|outcome-unknown)$/)]);
+      if (body.code === "unavailable") expect(headers.get("retry-after")).toBe("1");
+    }
+    expect((await call(lotus, "GET /profile/jwks")).status).toBe(200);
+    postgres = await startAgain();
+    expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 1000 });
+    expect((await user.call("GET /notification")).body).toHaveLength(2);
+    // Nobody has waited for an answer that could not come.
+    expect(lines.filter((line) => /timeout/.test(line))).toEqual([]);
+  });
+
+  it("has a trigger wait for it with what other producers have sent, which is in no outbox", async () => {
+    const user = await newUser(lotus);
+    await kill(postgres);
+    const before = lines.length;
+    const delivered = call({ url: lotus.insideUrl }, "POST /notification-store", {
+      body: { kind: "message", userId: user.id, recipient: "a@example.com", message: "from elsewhere" },
+      headers: { "ce-specversion": "1.0", "ce-id": "1", "ce-source": "/shop", "ce-type": "sold" },
+    });
+    const waits = () =>
+      lines.slice(before).some((line) => /notification-store.*no database connection|cut off/.test(line));
+    await eventually("it has found out that the database is away", waits);
+    postgres = await startAgain();
+    expect((await delivered).status).toBe(204);
+    expect((await user.call("GET /notification")).body[0].message).toBe("from elsewhere");
+  });
+
+  it("again and again during payments with keys, charges for each of them once", async () => {
+    const user = await newUser(lotus, 1000);
+    let restarting: Promise<void> | undefined;
+    const crash = () => {
+      restarting ??= kill(postgres).then(async () => {
+        postgres = await startAgain();
+        restarting = undefined;
+      });
+    };
+    let paid = 0;
+    const pay = async () => {
+      while (paid++ < 50) expect((await untilAnswered(user, "POST /order/pay?idSubscription=1")).status).toBe(200);
+    };
+    await meanwhile(700, crash, () => Promise.all([pay(), pay(), pay()]));
+    await restarting;
+    expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 500 });
+    const told = (await user.call("GET /notification?limit=100")).body as { message: string }[];
+    expect(told.filter(({ message }) => message.includes("You pay for order"))).toHaveLength(50);
+    const client = new Client({ connectionString: postgres.adminUrl });
+    await client.connect();
+    expect(await verifyLedger(client)).toBeUndefined();
+    await eventually("the outbox is empty", async () => {
+      await relayNow({ database: client, tick: lotus.tick });
+      return (await client.query("select from events.outbox")).rowCount === 0;
+    });
+    await client.end();
+  });
+});

@@ -1,0 +1,46 @@
+import { randomUUID } from "node:crypto";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { signToken } from "../../functions/profile/signing.ts";
+import { expectInvariants } from "../testing/invariants.ts";
+import { call, startTestLotus, type TestLotus } from "../testing/lotus.ts";
+import { runScenario } from "./run.ts";
+
+let lotus: TestLotus;
+beforeAll(async () => {
+  lotus = await startTestLotus();
+});
+afterAll(() => lotus.stop());
+
+describe("the scenario", () => {
+  it("passes for twenty users at the same time, on functions that have yet to start", async () => {
+    const summary = await runScenario({ baseUrl: lotus.url, users: 20, quiet: true });
+    expect(summary).toMatchObject({ runs: 20, requests: 20 * 14, assertions: 20 * 22, failed: 0, failures: [] });
+    await expectInvariants(lotus);
+  }, 60_000);
+
+  it("reports what fails, each failure once", async () => {
+    await lotus.database.query(`revoke execute on function billing.charge from "order"`);
+    const summary = await runScenario({ baseUrl: lotus.url, times: 2, quiet: true });
+    await lotus.database.query(`grant execute on function billing.charge to "order"`);
+    expect(summary.failed).toBeGreaterThan(0);
+    expect(summary.failures.map(({ count }) => count)).toEqual(summary.failures.map(() => 2));
+    expect(summary.failures[0]?.what).toMatch(/^9\. POST \/order\/pay\?idSubscription=1 \| /);
+  });
+});
+
+describe("GET /billing/balance", () => {
+  it("is 0 right after registering, for each of a hundred", async () => {
+    // Signed here: a hundred logins would only hash a hundred passwords more.
+    vi.stubEnv("SIGNING_KEY_FILE", lotus.house.functions.get("profile-login")?.SIGNING_KEY_FILE ?? "");
+    const balances = await Promise.all(
+      Array.from({ length: 100 }, async () => {
+        const email = `${randomUUID()}@example.com`;
+        const { body } = await call(lotus, "POST /profile/register", { body: { email, password: "correct horse" } });
+        return call(lotus, "GET /billing/balance", { token: await signToken({ id: body.id, email }) });
+      }),
+    );
+    expect(balances.map(({ status, body }) => [status, body])).toEqual(balances.map(() => [200, { balance: 0 }]));
+    await expectInvariants(lotus);
+    // A hundred passwords are hashed here.
+  }, 60_000);
+});

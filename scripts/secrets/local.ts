@@ -1,0 +1,25 @@
+/** What a cluster keeps in Secrets, in a folder of this machine: a folder a secret, a file a key. */
+import { randomBytes } from "node:crypto";
+import { existsSync } from "node:fs";
+import { mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { ROLES } from "../database/migrate.ts";
+import { ensureKeys } from "./keys.ts";
+
+/**
+ * Makes the passwords of the roles and the keys that are not there yet, and writes where the database is.
+ * @param adminUrl connects as the owner of the database; the roles' URLs follow from it
+ */
+export async function ensureSecrets(folder: string, adminUrl: string): Promise<void> {
+  await ensureKeys(folder);
+  await mkdir(join(folder, "database-admin"), { recursive: true, mode: 0o700 });
+  await writeFile(join(folder, "database-admin", "url"), adminUrl, { mode: 0o600 });
+  const { host, pathname } = new URL(adminUrl);
+  for (const role of ROLES) {
+    const secret = join(folder, `database-${role}`);
+    await mkdir(secret, { recursive: true, mode: 0o700 });
+    const password = join(secret, "password");
+    if (!existsSync(password)) await writeFile(password, randomBytes(24).toString("base64url"), { mode: 0o600 });
+    await writeFile(join(secret, "url"), `postgres://${role}@${host}${pathname}`, { mode: 0o600 });
+  }
+}

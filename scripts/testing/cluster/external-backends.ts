@@ -1,0 +1,120 @@
+/**
+ * Postgres and Kafka beside a cluster that cannot get their images, and KafkaSource's part where its controller is missing.
+ *   npx tsx scripts/testing/cluster/external-backends.ts --host 192.0.2.1      until Ctrl-C; pods reach this machine by that address
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { existsSync } from "node:fs";
+import { connect, createServer, type Server } from "node:net";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { Kafka as KafkaClient, logLevel } from "kafkajs";
+import { type Kafka, startKafka } from "../../kafka/cluster.ts";
+import { type Postgres, startPostgres } from "../../local/postgres.ts";
+import { ROOT } from "../../project/functions.ts";
+
+const POSTGRES_PORT = 15432;
+const KAFKA_PORT = 19092;
+const PRIVATE_PORTS = { client: 29092, internal: 29093, controller: 29094 };
+
+export interface Beside {
+  /** For `scripts/deploy --database`. */
+  readonly databaseUrl: string;
+  /** The same database, from this machine. */
+  readonly localDatabaseUrl: string;
+  /** For `scripts/deploy --kafka`. */
+  readonly kafka: string;
+  stop(): Promise<void>;
+}
+
+/** The embedded Postgres hears 127.0.0.1 only: pods come through here, and are 127.0.0.1 to it. */
+async function forward(port: number, to: number): Promise<Server> {
+  const server = createServer((socket) => {
+    const target = connect({ host: "127.0.0.1", port: to, noDelay: true });
+    socket.setNoDelay(true).pipe(target).pipe(socket);
+    for (const [one, other] of [
+      [socket, target],
+      [target, socket],
+    ] as const) {
+      one.on("error", () => other.destroy());
+      one.on("close", () => other.destroy());
+    }
+  });
+  await new Promise<void>((resolve, reject) => server.once("error", reject).listen(port, "0.0.0.0", resolve));
+  return server;
+}
+
+/** Our brokers tell clients to come to 127.0.0.1, which is the pod itself to a pod: this one tells them `host`. */
+function startKafkaFor(host: string, folder: string): Promise<Kafka> {
+  const { client, internal, controller } = PRIVATE_PORTS;
+  const listeners = (address: string) =>
+    `CLIENT://127.0.0.1:${client},INTERNAL://127.0.0.1:${internal},SECURED://${address}:${KAFKA_PORT}`;
+  return startKafka({
+    brokers: 1,
+    folder,
+    onProgress: (line) => console.log(line),
+    secured: {
+      protocol: "SASL_PLAINTEXT",
+      // What stands here replaces what is there for one machine.
+      properties: {
+        listeners: `${listeners("0.0.0.0")},CONTROLLER://127.0.0.1:${controller}`,
+        "advertised.listeners": listeners(host),
+        "controller.quorum.voters": `1@127.0.0.1:${controller}`,
+        "listener.security.protocol.map": "CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,SECURED:PLAINTEXT,CONTROLLER:PLAINTEXT",
+      },
+    },
+  });
+}
+
+async function kafkaAnswers(broker: string): Promise<void> {
+  const admin = new KafkaClient({ brokers: [broker], logLevel: logLevel.NOTHING }).admin();
+  await admin.connect();
+  await admin.disconnect();
+}
+
+/** What a KafkaSource's data plane does, by knative/sources/, posting to the functions' addresses inside the cluster. */
+export function startKafkaSource(broker: string): ChildProcess {
+  const program = join(ROOT, "scripts/sources/kafka-source.ts");
+  if (!existsSync(program)) throw new Error(`${program} is missing.`);
+  const sinks = "http://{name}.lotus.svc.cluster.local";
+  const args = ["--import", "tsx", program, "--brokers", broker, "--sink-template", sinks];
+  return spawn(process.execPath, args, { cwd: ROOT, stdio: ["ignore", "inherit", "inherit"] });
+}
+
+/**
+ * Starts Postgres and Kafka.
+ * @param host the address of this machine that pods know
+ * @param folder keeps their data
+ */
+export async function startBeside(host: string, folder: string): Promise<Beside> {
+  const postgres: Postgres = await startPostgres(join(folder, "postgres"));
+  const forwarding = await forward(POSTGRES_PORT, postgres.port);
+  const kafka = await startKafkaFor(host, join(folder, "kafka"));
+  const broker = `${host}:${KAFKA_PORT}`;
+  await kafkaAnswers(broker);
+  const url = new URL(postgres.adminUrl);
+  url.host = `${host}:${POSTGRES_PORT}`;
+  return {
+    databaseUrl: url.href,
+    localDatabaseUrl: postgres.adminUrl,
+    kafka: broker,
+    async stop() {
+      forwarding.close();
+      await kafka.stop();
+      await postgres.stop();
+    },
+  };
+}
+
+if (process.argv[1] === import.meta.filename) {
+  const { values } = parseArgs({ options: { host: { type: "string" } } });
+  if (values.host === undefined) throw new Error("Say how pods reach this machine: --host ADDRESS");
+  const beside = await startBeside(values.host, join(ROOT, ".lotus/beside"));
+  const source = existsSync(join(ROOT, "scripts/sources/kafka-source.ts")) ? startKafkaSource(beside.kafka) : undefined;
+  console.log(`scripts/deploy --database '${beside.databaseUrl}' --kafka ${beside.kafka}`);
+  const stop = () => {
+    source?.kill();
+    void beside.stop().then(() => process.exit());
+  };
+  process.once("SIGINT", stop);
+  process.once("SIGTERM", stop);
+}

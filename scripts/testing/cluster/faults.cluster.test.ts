@@ -1,0 +1,160 @@
+/** Payments while pods are deleted, killed, starved of memory, and replaced by new revisions. */
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { request } from "node:http";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { describe, expect, inject, it } from "vitest";
+import { parse } from "yaml";
+import { HOST, type KubernetesObject, NAMESPACE, toYaml } from "../../kubernetes/kubectl.ts";
+import { run } from "../../kubernetes/shell.ts";
+import { ROOT } from "../../project/functions.ts";
+import { runScenario } from "../../scenario/run.ts";
+import { BASE_URL, describeLoad, startLoad } from "./load.ts";
+import { deletePods, functionPods } from "./pods.ts";
+
+const cluster = inject("cluster");
+const databaseUrl = cluster.skipped === undefined ? cluster.databaseUrl : "";
+const USERS = 4;
+
+/** Applies a function as it was deployed, but for a change, and waits for its new revision. */
+async function roll(name: string, change: (template: KubernetesObject["spec"]) => void): Promise<void> {
+  const deployed = join(ROOT, ".lotus/knative", `${name}.yaml`);
+  const service = parse(await readFile(deployed, "utf8")) as KubernetesObject;
+  change(service.spec.template);
+  const folder = join(ROOT, ".lotus/knative/test");
+  await mkdir(folder, { recursive: true });
+  const file = join(folder, `${name}.yaml`);
+  await writeFile(file, toYaml([service]));
+  await run("kn", ["service", "apply", "-f", file, "-n", NAMESPACE, "--wait-timeout", "120"]);
+}
+
+const newRevision = (name: string) =>
+  roll(name, ({ metadata }) => {
+    metadata.annotations["lotus/rolled"] = String(Date.now());
+  });
+
+const asDeployed = (name: string) => roll(name, () => undefined);
+
+async function restarts(name: string): Promise<{ count: number; reasons: string[] }> {
+  const statuses = (await functionPods(name)).flatMap(({ status }) => status?.containerStatuses ?? []);
+  const own = statuses.filter(({ name: container }) => container === "user-container");
+  const ended = own.flatMap(({ lastState }) => lastState?.terminated?.reason ?? []);
+  return { count: own.reduce((sum, { restartCount }) => sum + restartCount, 0), reasons: ended };
+}
+
+/** Requests that send all of their body but the end: the function holds it in memory, and waits. */
+function flood(path: string, requests: number, bytes: number): () => void {
+  const sent = Array.from({ length: requests }, () => {
+    const upload = request({
+      host: HOST,
+      path,
+      method: "POST",
+      headers: { "content-type": "application/json", "content-length": bytes + 1 },
+    });
+    // It is cut off when the function dies, or when this test ends it: nobody waits for an answer.
+    upload.on("error", () => undefined);
+    upload.write(Buffer.alloc(bytes, " "));
+    return upload;
+  });
+  return () => {
+    for (const upload of sent) upload.destroy();
+  };
+}
+
+describe.skipIf(cluster.skipped !== undefined)("Lotus on a cluster, under load", () => {
+  it("rolls out new revisions of an endpoint and a trigger in 60 s, and no request fails", async () => {
+    const load = await startLoad(databaseUrl, USERS, "order-pay");
+    await delay(10_000);
+    await newRevision("order-pay");
+    await newRevision("notification-store");
+    await delay(20_000);
+    // Back to what was deployed, which is a new revision once more.
+    await asDeployed("order-pay");
+    await asDeployed("notification-store");
+    await delay(25_000);
+    const result = await load.stop();
+    console.log(describeLoad(result));
+    expect(result.difference).toBeUndefined();
+    expect([...result.failures]).toEqual([]);
+  });
+
+  it("has its pods deleted while they work, and no request fails", async () => {
+    const load = await startLoad(databaseUrl, USERS, "order-pay");
+    for (let round = 0; round < 3; round++) {
+      await delay(8_000);
+      await deletePods([...(await functionPods("order-pay")), ...(await functionPods("notification-store"))]);
+    }
+    await delay(10_000);
+    const result = await load.stop();
+    console.log(describeLoad(result));
+    expect(result.difference).toBeUndefined();
+    expect([...result.failures]).toEqual([]);
+  });
+
+  it("has its pods killed: requests fail that were in flight, and nothing is lost or doubled", async () => {
+    const load = await startLoad(databaseUrl, USERS, "order-pay");
+    for (let round = 0; round < 3; round++) {
+      await delay(8_000);
+      await deletePods([...(await functionPods("order-pay")), ...(await functionPods("notification-store"))], true);
+    }
+    await delay(10_000);
+    const result = await load.stop();
+    console.log(describeLoad(result));
+    expect(result.difference).toBeUndefined();
+    for (const failure of result.failures.keys())
+      expect(failure).toMatch(/^50[234]|ECONNRESET|other side closed|fetch failed/);
+  });
+
+  it("has all pods deleted in the middle of the scenario, and nobody notices", async () => {
+    // Pods that were deleted drain for half a minute: deleting their successors as well would only fill the machine.
+    for (let round = 0; round < 2; round++) {
+      const playing = runScenario({ baseUrl: BASE_URL, quiet: true });
+      await delay(1_500);
+      await deletePods(await functionPods());
+      const { failed, failures } = await playing;
+      expect({ failed, failures }).toEqual({ failed: 0, failures: [] });
+      await delay(40_000);
+    }
+  });
+
+  it("gets new keys and new passwords while it works", async () => {
+    const load = await startLoad(databaseUrl, USERS, "order-pay");
+    await delay(3_000);
+    await run(join(ROOT, "scripts/rotate"), ["passwords"]);
+    // Now every connection has to be made anew, with the new passwords.
+    await deletePods(await functionPods());
+    await delay(5_000);
+    await run(join(ROOT, "scripts/rotate"), ["keys"]);
+    // Users of before go on with their tokens; one who logs in now has a token of the new key.
+    const later = await startLoad(databaseUrl, 1, "order-pay");
+    await delay(5_000);
+    for (const result of [await load.stop(), await later.stop()]) {
+      console.log(describeLoad(result));
+      expect(result.difference).toBeUndefined();
+      for (const failure of result.failures.keys()) expect(failure).toMatch(/^503 /);
+    }
+  });
+
+  it("has a function killed for its memory, which comes back by itself", async () => {
+    await roll("order-create", ({ metadata, spec }) => {
+      metadata.annotations["autoscaling.knative.dev/max-scale"] = "1";
+      spec.containers[0].resources.limits.memory = "96Mi";
+    });
+    try {
+      const load = await startLoad(databaseUrl, USERS, "order-create");
+      await delay(5_000);
+      const end = flood("/order/create", 900, 60_000);
+      for (let waited = 0; (await restarts("order-create")).count === 0 && waited < 60; waited++) await delay(500);
+      const { count, reasons } = await restarts("order-create");
+      end();
+      await delay(10_000);
+      const result = await load.stop();
+      console.log(`${count} restarts (${reasons.join(", ")}); ${describeLoad(result)}`);
+      expect(count).toBeGreaterThan(0);
+      expect(reasons).toContain("OOMKilled");
+      expect(result.difference).toBeUndefined();
+    } finally {
+      await asDeployed("order-create");
+    }
+  });
+});

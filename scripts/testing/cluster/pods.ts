@@ -1,0 +1,32 @@
+/** The functions' pods, for tests that count them and end them. */
+import { setTimeout as delay } from "node:timers/promises";
+import { type KubernetesObject, list, NAMESPACE } from "../../kubernetes/kubectl.ts";
+import { run } from "../../kubernetes/shell.ts";
+
+const ZERO_SECONDS_MAX = 240;
+const SERVICE = "serving.knative.dev/service";
+
+/** The pods of one function, or of all but the one that a PingSource wakes every minute. */
+export async function functionPods(name?: string): Promise<KubernetesObject[]> {
+  const pods = await list("pods", NAMESPACE, "-l", "app.kubernetes.io/component=function");
+  return pods.filter(({ metadata }) => {
+    const service = metadata.labels?.[SERVICE];
+    return name === undefined ? service !== "events-relay" : service === name;
+  });
+}
+
+/** Waits until no function has a pod. */
+export async function waitForZero(): Promise<void> {
+  for (let waited = 0; (await functionPods()).length > 0; waited++) {
+    if (waited > ZERO_SECONDS_MAX) throw new Error(`There are still pods after ${ZERO_SECONDS_MAX} s.`);
+    await delay(1000);
+  }
+}
+
+/** Deletes pods, and does not wait for their end. `killed`: without a chance to finish anything. */
+export async function deletePods(pods: readonly KubernetesObject[], killed = false): Promise<void> {
+  if (pods.length === 0) return;
+  const names = pods.map(({ metadata }) => metadata.name);
+  const how = killed ? ["--force", "--grace-period=0"] : [];
+  await run("kubectl", ["delete", "pod", ...names, "-n", NAMESPACE, "--wait=false", "--ignore-not-found", ...how]);
+}

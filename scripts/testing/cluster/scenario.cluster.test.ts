@@ -1,0 +1,39 @@
+/** The deployment, and the scenario through the gateway: from zero, warm, and from zero again. */
+import { describe, expect, inject, it } from "vitest";
+import { runScenario } from "../../scenario/run.ts";
+import { BASE_URL } from "./load.ts";
+import { functionPods, waitForZero } from "./pods.ts";
+import { deploy } from "./setup.ts";
+
+const cluster = inject("cluster");
+
+async function scenario(): Promise<void> {
+  const { requests, assertions, failed, failures, overall } = await runScenario({ baseUrl: BASE_URL, quiet: true });
+  console.log(`${requests} requests, ${assertions} assertions, mean ${overall.mean.toFixed(0)} ms`);
+  expect({ failed, failures }).toEqual({ failed: 0, failures: [] });
+  expect([requests, assertions]).toEqual([14, 22]);
+}
+
+describe.skipIf(cluster.skipped !== undefined)("Lotus on a cluster", () => {
+  it("is deployed a second time without a change", async () => {
+    const said = await deploy(cluster.skipped === undefined ? cluster.deployArguments : "");
+    expect(said).toMatch(/Triggers …\n(.*\n)*? {2}done .* 0 changed/);
+    expect(said).toMatch(/Endpoints …\n(.*\n)*? {2}done .* 0 changed/);
+    expect(said).toMatch(/Platform: .* …\n(.*\n)*? {2}done .*objects, no changes/);
+    expect(said).toMatch(/Sources …\n(.*\n)*? {2}done .*objects, no changes/);
+    expect(said).toMatch(/Routes …\n(.*\n)*? {2}done .*objects, no changes/);
+  });
+
+  it("plays the scenario from zero", async () => {
+    await waitForZero();
+    await scenario();
+    expect((await functionPods()).length).toBeGreaterThan(8);
+  });
+
+  it("plays it warm", scenario);
+
+  it("goes back to zero, and plays it again", async () => {
+    await waitForZero();
+    await scenario();
+  });
+});

@@ -1,0 +1,78 @@
+/**
+ * Before the cluster's tests: is there a cluster, may it be used, and is Lotus on it? Told by the environment:
+ *   CLUSTER_TEST=yes     kubectl's cluster may be used: Lotus is deployed there, its pods are deleted
+ *   CLUSTER_DEPLOY=…     what scripts/deploy is told besides, such as --base IMAGE --load-command 'CMD {image}'
+ *   CLUSTER_HOST=…       Postgres and Kafka run beside the cluster, on this machine; pods know it by this address
+ *   DATABASE_ADMIN_URL=… without CLUSTER_HOST: the database, as this machine reaches it, for what is looked up in it
+ */
+import { spawn } from "node:child_process";
+import { join } from "node:path";
+import type { TestProject } from "vitest/node";
+import { get } from "../../kubernetes/kubectl.ts";
+import { attempt } from "../../kubernetes/shell.ts";
+import { ROOT } from "../../project/functions.ts";
+import { type Beside, startBeside, startKafkaSource } from "./external-backends.ts";
+
+/** What the tests are given. `skipped`: why they cannot run here. */
+export type ClusterContext =
+  | { readonly skipped: string }
+  | { readonly skipped: undefined; readonly databaseUrl: string; readonly deployArguments: string };
+
+declare module "vitest" {
+  export interface ProvidedContext {
+    cluster: ClusterContext;
+  }
+}
+
+/** Runs scripts/deploy with arguments that a shell reads, and shows what it says. */
+export async function deploy(shellArguments: string): Promise<string> {
+  const child = spawn(`scripts/deploy ${shellArguments}`, {
+    cwd: ROOT,
+    shell: true,
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  let said = "";
+  child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    said += text;
+  });
+  const code = await new Promise<number | null>((resolve) => child.once("close", resolve));
+  if (code !== 0) throw new Error(`scripts/deploy failed:\n${said}`);
+  return said;
+}
+
+async function reasonToSkip(): Promise<string | undefined> {
+  const { code, stdout } = await attempt("kubectl", ["config", "current-context"]);
+  if (code !== 0) return "The cluster's tests are skipped: kubectl is missing, or has no cluster.";
+  if (process.env.CLUSTER_TEST !== "yes") {
+    return `The cluster's tests are skipped: they would deploy Lotus to kubectl's cluster, ${stdout.trim()}. If that is meant: CLUSTER_TEST=yes`;
+  }
+  if ((await attempt("kubectl", ["get", "crd", "services.serving.knative.dev", "--request-timeout=10s"])).code !== 0) {
+    return `The cluster's tests are skipped: ${stdout.trim()} does not answer, or has no Knative.`;
+  }
+  if (process.env.CLUSTER_HOST === undefined && process.env.DATABASE_ADMIN_URL === undefined) {
+    return "The cluster's tests are skipped: set DATABASE_ADMIN_URL, so that they can look into the database.";
+  }
+  return undefined;
+}
+
+export default async function setup(project: TestProject): Promise<(() => Promise<void>) | undefined> {
+  const skipped = await reasonToSkip();
+  if (skipped !== undefined) {
+    console.log(skipped);
+    project.provide("cluster", { skipped });
+    return undefined;
+  }
+  const host = process.env.CLUSTER_HOST;
+  const beside: Beside | undefined = host ? await startBeside(host, join(ROOT, ".lotus/beside")) : undefined;
+  const where = beside ? `--database '${beside.databaseUrl}' --kafka ${beside.kafka}` : "";
+  const deployArguments = `${process.env.CLUSTER_DEPLOY ?? ""} ${where}`;
+  console.log(await deploy(deployArguments));
+  const controlled = await get("deployment", "kafka-controller", "knative-eventing");
+  const source = controlled === undefined && beside ? startKafkaSource(beside.kafka) : undefined;
+  const databaseUrl = beside?.localDatabaseUrl ?? process.env.DATABASE_ADMIN_URL ?? "";
+  project.provide("cluster", { skipped: undefined, databaseUrl, deployArguments });
+  return async () => {
+    source?.kill();
+    await beside?.stop();
+  };
+}

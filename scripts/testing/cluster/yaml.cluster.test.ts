@@ -1,0 +1,29 @@
+/** Every file of knative/ is taken by a real API server, its webhooks and its pod security, with no field that it does not know. */
+import { beforeAll, describe, expect, inject, it } from "vitest";
+import { get, readDocuments, toYaml, yamlFiles } from "../../kubernetes/kubectl.ts";
+import { attempt } from "../../kubernetes/shell.ts";
+
+const FOLDERS = ["", "/functions", "/sources", "/platform", "/platform/jobs", "/platform/kafka", "/platform/kafka-3"];
+const files = (await Promise.all(FOLDERS.map((folder) => yamlFiles(`knative${folder}`)))).flat();
+const METRICS = "knative/platform/metrics.yaml";
+
+describe.skipIf(inject("cluster").skipped !== undefined)("a real API server", () => {
+  let knowsPodMonitors = false;
+  beforeAll(async () => {
+    knowsPodMonitors = (await get("crd", "podmonitors.monitoring.coreos.com", "")) !== undefined;
+    if (!knowsPodMonitors) console.log(`Not asked about ${METRICS}: the Prometheus operator is not in this cluster.`);
+  });
+
+  it.each(files)("takes %s as it is", async (file) => {
+    if (file === METRICS && !knowsPodMonitors) return;
+    // A job that has run cannot be changed: asked under another name, it is a new one.
+    const asked = (await readDocuments(file)).map((document) =>
+      document.kind === "Job" ? { ...document, metadata: { ...document.metadata, name: "asked" } } : document,
+    );
+    const options = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
+    const { stdout, stderr } = await attempt("kubectl", options, { input: toYaml(asked) });
+    // What pod security forbids and what is deprecated is only warned of.
+    expect(stderr).toBe("");
+    expect(stdout).toMatch(/\(server dry run\)/);
+  });
+});

@@ -1,0 +1,190 @@
+import { randomUUID } from "node:crypto";
+import fc from "fast-check";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { expectInvariants } from "../invariants.ts";
+import {
+  type Answer,
+  eventually,
+  killFunction,
+  meanwhile,
+  newUser,
+  relayNow,
+  startTestLotus,
+  type TestLotus,
+  type TestUser,
+} from "../lotus.ts";
+import { type Command, ModelAccount } from "../model.ts";
+
+/** LOTUS_SEED=… plays a run again: the same commands and faults, as far as the machine keeps its own time. */
+const SEED = Number(process.env.LOTUS_SEED ?? Date.now() % 2 ** 31);
+const MILLISECONDS_MAX = 20_000;
+const RUNS_MAX = 200;
+const DISTURBANCE_PAUSE_MILLISECONDS = 80;
+
+let lotus: TestLotus;
+beforeAll(async () => {
+  lotus = await startTestLotus();
+});
+afterAll(() => lotus.stop());
+
+const cents = fc.integer({ min: 1, max: 30_000 });
+const moving: fc.Arbitrary<Command> = fc.oneof(
+  fc.record({ kind: fc.constantFrom("deposit" as const, "withdrawal" as const, "create" as const), cents }),
+  fc.record({ kind: fc.constant("pay" as const), subscription: fc.integer({ min: 1, max: 4 }) }),
+  fc.record({ kind: fc.constant("pay-at-once" as const), times: fc.integer({ min: 2, max: 8 }) }),
+);
+const looking = fc.record({
+  kind: fc.constantFrom("balance" as const, "history" as const, "orders" as const, "notifications" as const),
+});
+const repeating = fc.record({ kind: fc.constantFrom("repeat" as const, "reuse" as const), which: fc.nat() });
+const step = fc.oneof(
+  { weight: 5, arbitrary: moving },
+  { weight: 2, arbitrary: looking },
+  { weight: 1, arbitrary: repeating },
+);
+type Step = typeof step extends fc.Arbitrary<infer T> ? T : never;
+
+const KILLED = [
+  "order-pay",
+  "order-create",
+  "billing-add-money",
+  "billing-withdraw-money",
+  "notification",
+  "notification-store",
+  "events-relay",
+];
+const fault = fc.constantFrom("cut" as const, "tick" as const, ...KILLED);
+const plan = fc.record({
+  users: fc.array(fc.array(step, { minLength: 5, maxLength: 20, size: "max" }), { minLength: 2, maxLength: 4 }),
+  faults: fc.array(fault, { maxLength: 10 }),
+});
+
+function requestOf(command: Command): [request: string, body?: object] {
+  if (command.kind === "deposit") return [`POST /billing/add-money?money=${command.cents / 100}`];
+  if (command.kind === "withdrawal") return [`POST /billing/withdraw-money?money=${command.cents / 100}`];
+  if (command.kind === "create") return ["POST /order/create", { price: command.cents / 100 }];
+  return [`POST /order/pay?idSubscription=${command.kind === "pay" ? command.subscription : 1}`];
+}
+
+/** One user, who does one thing after the other, and compares each answer with the model's. */
+class ModelUser {
+  readonly model = new ModelAccount();
+  readonly #user: TestUser;
+  readonly #answered: { command: Command; key: string; answer: Answer }[] = [];
+
+  constructor(user: TestUser) {
+    this.#user = user;
+  }
+
+  /** Sends a request until it is answered. What moves money has a key, so that it may be repeated. */
+  async #send(request: string, key?: string, body?: object): Promise<Answer> {
+    return eventually(`${request} is answered`, async () => {
+      const headers = key === undefined ? {} : { "idempotency-key": key };
+      const answer = await this.#user.call(request, { headers, ...(body === undefined ? {} : { body }) });
+      return answer.status < 500 && answer;
+    });
+  }
+
+  async #move(command: Command): Promise<void> {
+    const expected = this.model.run(command);
+    const [request, body] = requestOf(command);
+    const answers = await Promise.all(
+      expected.map(async () => {
+        const key = randomUUID();
+        const answer = await this.#send(request, key, body);
+        this.#answered.push({ command, key, answer });
+        return answer;
+      }),
+    );
+    // Of requests at the same time nobody knows which came first; but as many are paid as the model says.
+    const order = ({ status, body }: Answer) => status * 1e9 - body.balance;
+    answers.sort((one, other) => order(one) - order(other));
+    expect(answers).toMatchObject(expected);
+  }
+
+  async #look(kind: "balance" | "history" | "orders" | "notifications"): Promise<void> {
+    const { balance, transfers, orders, messages } = this.model;
+    const look = async (path: string) => (await this.#send(`GET ${path}`)).body;
+    if (kind === "balance") expect(await look("/billing/balance")).toEqual({ balance });
+    else if (kind === "history") expect(await look("/billing/history?limit=100")).toMatchObject(newest(transfers));
+    else if (kind === "orders") expect(await look("/order/list?limit=100")).toMatchObject(newest(orders));
+    else {
+      const told = (await look("/notification?limit=100")) as { message: string }[];
+      expect(told.map(({ message }) => message)).toEqual(newest(messages));
+    }
+  }
+
+  async #repeat(kind: "repeat" | "reuse", which: number): Promise<void> {
+    const earlier = this.#answered[which % (this.#answered.length || 1)];
+    if (earlier === undefined) return;
+    const { command, key, answer } = earlier;
+    const again = await this.#send(
+      ...requestWith(kind === "repeat" ? command : { kind: "deposit", cents: 12_345_678 }, key),
+    );
+    if (kind === "repeat") expect([again.status, again.body]).toEqual([answer.status, answer.body]);
+    else expect([again.status, again.body.code]).toEqual([422, "idempotency-key-reused"]);
+  }
+
+  async run(step: Step): Promise<void> {
+    switch (step.kind) {
+      case "balance":
+      case "history":
+      case "orders":
+      case "notifications":
+        return this.#look(step.kind);
+      case "repeat":
+      case "reuse":
+        return this.#repeat(step.kind, step.which);
+      default:
+        return this.#move(step);
+    }
+  }
+
+  async lookAtAll(): Promise<void> {
+    for (const kind of ["balance", "history", "orders", "notifications"] as const) await this.#look(kind);
+  }
+}
+
+const newest = <T>(list: readonly T[]): T[] => list.toReversed().slice(0, 100);
+
+function requestWith(command: Command, key: string): [string, string, object | undefined] {
+  const [request, body] = requestOf(command);
+  return [request, key, body];
+}
+
+const ticks: Promise<void>[] = [];
+
+function disturb(fault: string | undefined): void {
+  if (fault === "cut") lotus.wsproxy.cut();
+  else if (fault === "tick") ticks.push(relayNow(lotus));
+  else if (fault !== undefined) killFunction(lotus, fault);
+}
+
+describe(`Lotus against its model (LOTUS_SEED=${SEED})`, () => {
+  it("answers as the model does, whatever users do and whatever fails meanwhile", async () => {
+    const until = performance.now() + MILLISECONDS_MAX;
+    const property = fc.asyncProperty(plan, async ({ users, faults }) => {
+      if (performance.now() > until) return;
+      const people = await Promise.all(
+        users.map(async (steps) => ({ steps, user: new ModelUser(await newUser(lotus)) })),
+      );
+      let disturbances = 0;
+      await meanwhile(
+        DISTURBANCE_PAUSE_MILLISECONDS,
+        () => disturb(faults[disturbances++ % faults.length]),
+        () =>
+          Promise.all(
+            people.map(async ({ steps, user }) => {
+              for (const step of steps) await user.run(step);
+            }),
+          ),
+      );
+      for (const { user } of people) await user.lookAtAll();
+      await Promise.all(ticks.splice(0));
+      await relayNow(lotus);
+      await expectInvariants(lotus);
+    });
+    // No shrinking: each attempt would take as long as a run.
+    await fc.assert(property, { seed: SEED, numRuns: RUNS_MAX, endOnFailure: true });
+  }, 90_000);
+});

@@ -1,0 +1,90 @@
+import { execFile } from "node:child_process";
+import { cp, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
+import { findFunctions, ROOT } from "../../project/functions.ts";
+
+const run = promisify(execFile);
+let copy: string;
+let readme: string;
+
+beforeAll(async () => {
+  readme = await readFile(join(ROOT, "README.md"), "utf8");
+  copy = await mkdtemp(join(tmpdir(), "lotus-readme-"));
+  for (const part of [
+    "functions",
+    "triggers",
+    "scripts",
+    "knative",
+    "docs",
+    "package.json",
+    "tsconfig.json",
+    "biome.json",
+  ]) {
+    await cp(join(ROOT, part), join(copy, part), { recursive: true });
+  }
+  await symlink(join(ROOT, "node_modules"), join(copy, "node_modules"));
+});
+afterAll(() => rm(copy, { recursive: true, force: true }));
+
+describe("the README", () => {
+  it("shows an endpoint that works when it is pasted", async () => {
+    const file = /Put this into `([^`]+)`/.exec(readme)?.[1] ?? "";
+    const code = /```ts\n([\s\S]+?)```/.exec(readme)?.[1] ?? "";
+    const expected = /`curl localhost:8080(\S+)` answers\s+`([^`]+)`/.exec(readme);
+    await writeFile(join(copy, file), code);
+    await run("npx", ["tsc", "-p", ".", "--noEmit"], { cwd: copy });
+    await run("npx", ["biome", "check", "--vcs-enabled=false", file], { cwd: copy });
+    await run("npx", ["tsx", "scripts/generate/knative.ts"], { cwd: copy });
+    await cp(inject("secrets"), join(copy, ".lotus/secrets"), { recursive: true });
+    // In a process of its own: this one has the functions of this checkout loaded.
+    const program = `
+      import { startLotus } from "./scripts/local/lotus.ts";
+      const lotus = await startLotus({ port: 0, folder: ".lotus", databaseUrl: process.argv[2] });
+      const answer = await fetch(lotus.url + process.argv[3]);
+      console.log(answer.status + " " + await answer.text());
+      await lotus.stop();`;
+    await writeFile(join(copy, "try.mts"), program);
+    const { stdout } = await run("npx", ["tsx", "try.mts", inject("templateUrl"), expected?.[1] ?? ""], { cwd: copy });
+    expect(stdout.trim()).toBe(`200 ${expected?.[2]}`);
+  });
+
+  it("has a row for each call, with the refusals of its own", async () => {
+    const rows = [...readme.matchAll(/^\| `((?:GET|POST) [a-z/-]+).*?\| (20\d).*?\|(.*)\|$/gm)].map(
+      ([, call, status, refusals = ""]) => [
+        call,
+        status,
+        [...refusals.matchAll(/`([a-z-]+)`/g)].map(([, code]) => code),
+      ],
+    );
+    const described = (await findFunctions()).flatMap((fn) => {
+      if (fn.kind !== "endpoint") return [];
+      const { method, answers } = fn.description;
+      const codes = Object.values(answers).flatMap((answer) => (Array.isArray(answer) ? answer : []));
+      return [[`${method} ${fn.path}`, answers[201] === undefined ? "200" : "201", codes]];
+    });
+    expect(rows.sort()).toEqual(described.sort());
+  });
+
+  it("names only commands and files that there are", async () => {
+    const { scripts } = JSON.parse(await readFile(join(ROOT, "package.json"), "utf8")) as {
+      scripts: Record<string, string>;
+    };
+    const commands = [...readme.matchAll(/npm (?:run ([a-z:-]+)|(start|test))/g)].map(
+      ([, named, short]) => named ?? short ?? "",
+    );
+    expect(commands.filter((command) => scripts[command] === undefined)).toEqual([]);
+    const links = [...readme.matchAll(/\]\(([^)#]+)\)/g)]
+      .map(([, link]) => link ?? "")
+      .filter((link) => !link.startsWith("http"));
+    const events = await readFile(join(ROOT, "docs/events/README.md"), "utf8");
+    links.push(...[...events.matchAll(/\]\(([^)#]+)\)/g)].map(([, link]) => `docs/events/${link}`));
+    for (const link of links)
+      await expect(
+        readFile(join(ROOT, link)).catch((error: { code: string }) => error.code),
+        link,
+      ).resolves.not.toBe("ENOENT");
+  });
+});

@@ -1,0 +1,146 @@
+/** For tests: a Kafka of a test file's own, and a function's stand-in that answers as the test likes. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { createServer, type IncomingHttpHeaders, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Admin, Message } from "kafkajs";
+import type { Client } from "pg";
+import { kafkaClient } from "#kernel/kafka";
+import { findKafka, type Kafka, type KafkaOptions, NO_KAFKA, startKafka } from "../kafka/cluster.ts";
+import { makeOverdue } from "./lotus.ts";
+
+/** How Kafka can be had here. Undefined: tests that need it are skipped, and the run says why. */
+export const kafkaSource = await findKafka();
+if (kafkaSource === undefined) console.warn(`Skipped: tests against a real Kafka. ${NO_KAFKA}`);
+/** Whether brokers can be killed and erased: those of KAFKA_BROKERS are somebody's. */
+export const canStartKafka = kafkaSource === "docker" || kafkaSource === "java";
+if (kafkaSource === "given")
+  console.warn("Skipped: tests that kill brokers, because KAFKA_BROKERS names one of yours.");
+
+/** Starts Kafka in a folder of its own. `stop` also removes its data. */
+export async function startTestKafka(options: Partial<KafkaOptions> = {}): Promise<Kafka> {
+  const folder = await mkdtemp(join(tmpdir(), "lotus-kafka-"));
+  const kafka = await startKafka({ brokers: 1, folder, ...options });
+  return {
+    bootstrap: kafka.bootstrap,
+    secured: kafka.secured,
+    kill: (index) => kafka.kill(index),
+    restart: (index) => kafka.restart(index),
+    erase: () => kafka.erase(),
+    async stop() {
+      await kafka.stop();
+      await rm(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+/** Does something as the brokers' administrator. */
+export async function asAdmin<T>(bootstrap: readonly string[], work: (admin: Admin) => Promise<T>): Promise<T> {
+  const admin = (await kafkaClient(bootstrap, () => undefined)).admin({ retry: { retries: 8 } });
+  await admin.connect();
+  try {
+    return await work(admin);
+  } finally {
+    await admin.disconnect();
+  }
+}
+
+/** Makes a topic. */
+export async function makeTopic(
+  bootstrap: readonly string[],
+  topic: string,
+  partitions = 3,
+  copies = 1,
+): Promise<void> {
+  const configEntries = [
+    { name: "max.message.bytes", value: "2000000" },
+    { name: "min.insync.replicas", value: copies === 3 ? "2" : "1" },
+  ];
+  await asAdmin(bootstrap, (admin) =>
+    admin.createTopics({
+      waitForLeaders: true,
+      topics: [{ topic, numPartitions: partitions, replicationFactor: copies, configEntries }],
+    }),
+  );
+}
+
+/** Produces records as somebody who is not Lotus. */
+export async function produce(bootstrap: readonly string[], topic: string, messages: Message[]): Promise<void> {
+  const { Partitioners } = await import("kafkajs");
+  const kafka = await kafkaClient(bootstrap, () => undefined);
+  const producer = kafka.producer({ createPartitioner: Partitioners.DefaultPartitioner });
+  await producer.connect();
+  try {
+    await producer.send({ topic, messages });
+  } finally {
+    await producer.disconnect();
+  }
+}
+
+/** How many records a topic has ever held: where its partitions end. */
+export async function endOf(bootstrap: readonly string[], topic: string): Promise<number> {
+  const offsets = await asAdmin(bootstrap, (admin) => admin.fetchTopicOffsets(topic));
+  return offsets.reduce((sum, { high }) => sum + Number(high), 0);
+}
+
+/** Puts messages to a user into the outbox, as a function would that dies before it publishes them. Overdue at once. */
+export async function leaveInOutbox(database: Client, userId: string, messages: readonly string[]): Promise<void> {
+  await database.query(
+    `select events.emit('notification-requested', 1, 'test', $1::uuid, null, jsonb_build_object(
+      'userId', $1::uuid, 'recipient', 'a@example.com', 'kind', 'message', 'message', m)) from unnest($2::text[]) m`,
+    [userId, messages],
+  );
+  await makeOverdue(database);
+}
+
+/** A request as it came. */
+export interface Taken {
+  readonly path: string;
+  readonly headers: IncomingHttpHeaders;
+  readonly body: Buffer;
+  /** Of this process's clock, in milliseconds. */
+  readonly at: number;
+}
+
+export interface Sink {
+  readonly url: string;
+  readonly taken: readonly Taken[];
+  /** The most requests that were being answered at one time. */
+  readonly inFlightMax: number;
+  stop(): Promise<void>;
+}
+
+/** A server for functions' requests. `answer` ends the response, or leaves it open; without it, 204. */
+export async function startSink(
+  answer: (request: Taken, response: ServerResponse) => void = (_, response) => void response.writeHead(204).end(),
+): Promise<Sink> {
+  const taken: Taken[] = [];
+  let inFlight = 0;
+  let inFlightMax = 0;
+  const server = createServer((request, response) => {
+    inFlight++;
+    inFlightMax = Math.max(inFlightMax, inFlight);
+    response.once("close", () => inFlight--);
+    const chunks: Buffer[] = [];
+    request.on("data", (chunk: Buffer) => chunks.push(chunk));
+    request.on("end", () => {
+      const { url: path = "/", headers } = request;
+      const one = { path, headers, body: Buffer.concat(chunks), at: performance.now() };
+      taken.push(one);
+      answer(one, response);
+    });
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    taken,
+    get inFlightMax() {
+      return inFlightMax;
+    },
+    async stop() {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
+    },
+  };
+}
