@@ -106,7 +106,7 @@ describe("the log", () => {
     for (const secret of [...secrets, ...rows.flatMap(({ email, password_hash }) => [email, password_hash])]) {
       expect(all).not.toContain(secret);
     }
-    for (const environment of lotus.house.functions.values()) {
+    for (const environment of lotus.manifests.functions.values()) {
       const password = new URL(environment.DATABASE_URL ?? "postgres://h").password;
       if (password !== "") expect(all).not.toContain(password);
     }

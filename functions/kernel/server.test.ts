@@ -40,7 +40,7 @@ interface Program {
 /** A function's bundle by itself, as its container runs it, with nobody in front. */
 async function start(name: string, environment: Record<string, string> = {}): Promise<Program> {
   const child = fork(bundleOf(name), [], {
-    env: { ...lotus.house.functions.get(name), ...environment, PORT: "0" },
+    env: { ...lotus.manifests.functions.get(name), ...environment, PORT: "0" },
     execArgv: [],
     stdio: ["ignore", "pipe", "pipe", "ipc"],
   });
@@ -215,7 +215,7 @@ describe("a function's listener", () => {
     endings.push(async () => other.close());
     const { port } = other.address() as AddressInfo;
     const child = spawn(process.execPath, [bundleOf("order-subscriptions")], {
-      env: { ...lotus.house.functions.get("order-subscriptions"), PORT: String(port) },
+      env: { ...lotus.manifests.functions.get("order-subscriptions"), PORT: String(port) },
     });
     let said = "";
     child.stderr.on("data", (chunk) => (said += chunk));
@@ -237,7 +237,7 @@ describe("a bundle", () => {
         `--source=${bundleOf("order-subscriptions")}`,
         "--target=order-subscriptions",
       ],
-      { cwd: ROOT, env: { ...lotus.house.functions.get("order-subscriptions"), PORT: String(port) } },
+      { cwd: ROOT, env: { ...lotus.manifests.functions.get("order-subscriptions"), PORT: String(port) } },
     );
     const ended = once(child, "close");
     endings.push(async () => {

@@ -24,7 +24,9 @@ let signingKey: JWK;
 beforeAll(async () => {
   lotus = await startTestLotus();
   user = await newUser(lotus);
-  signingKey = JSON.parse(await readFile(lotus.house.functions.get("profile-login")?.SIGNING_KEY_FILE ?? "", "utf8"));
+  signingKey = JSON.parse(
+    await readFile(lotus.manifests.functions.get("profile-login")?.SIGNING_KEY_FILE ?? "", "utf8"),
+  );
 });
 afterAll(() => lotus.stop());
 

@@ -32,7 +32,7 @@ const unsettled = async (user: TestUser) => {
 
 /** Brings an event to the trigger, as a foreign producer's. */
 const deliver = (data: unknown) =>
-  fetch(`${lotus.house.functions.get("notification")?.K_SINK}/notification-store`, {
+  fetch(`${lotus.manifests.functions.get("notification")?.K_SINK}/notification-store`, {
     method: "POST",
     headers: {
       "content-type": "application/json",

@@ -19,7 +19,7 @@ describe("GET /profile/jwks", () => {
   });
 
   it("gives the public members only, whatever lies in the file", async () => {
-    const file = lotus.house.functions.get("profile-jwks")?.JWKS_FILE ?? "";
+    const file = lotus.manifests.functions.get("profile-jwks")?.JWKS_FILE ?? "";
     const { keys } = JSON.parse(await readFile(file, "utf8"));
     const secrets = { d: "c2VjcmV0", retiredAt: 1, note: "x" };
     await writeFile(file, JSON.stringify({ keys: [{ ...keys[0], ...secrets }], more: 1 }));

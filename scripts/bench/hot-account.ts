@@ -1,6 +1,6 @@
 /** Payments that all come from one account, which must follow one another, against payments spread over many accounts. */
 import { report } from "./report.ts";
-import { inTurns, readLoadFlags, startPay, withWorld } from "./world.ts";
+import { alternate, readLoadFlags, startPay, withWorld } from "./world.ts";
 
 export const about = "payments a second on one account, against payments spread over 200 (≥ .5)";
 
@@ -13,7 +13,7 @@ export default async function hotAccount(args: readonly string[]): Promise<void>
     const database = await world.database();
     const { port, stop } = await startPay(database, options.node);
     const [hot, ...spread] = (await database.users(USERS + 1)).map(({ token }) => token);
-    const [one, many] = await inTurns(options, [
+    const [one, many] = await alternate(options, [
       (seconds) => world.load({ port, seconds, tokens: [hot ?? ""] }),
       (seconds) => world.load({ port, seconds, tokens: spread }),
     ]);

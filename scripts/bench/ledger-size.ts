@@ -1,7 +1,7 @@
 /** Payments on a ledger of a million entries, against the same on an empty one; and how long the whole of it takes to verify. */
 import { verifyLedger } from "../database/verify-ledger.ts";
 import { report } from "./report.ts";
-import { type Database, inTurns, readLoadFlags, startPay, withWorld } from "./world.ts";
+import { alternate, type Database, readLoadFlags, startPay, withWorld } from "./world.ts";
 
 export const about = "payments a second with 1 000 000 ledger entries, against an empty ledger (≥ .9)";
 
@@ -45,7 +45,7 @@ export default async function ledgerSize(args: readonly string[]): Promise<void>
     const seconds = (from: number, to: number) => ((to - from) / 1_000).toFixed(1);
     console.log(`  Filled in ${seconds(began, filled)} s, verified in ${seconds(filled, performance.now())} s.`);
     const sides = [await startPay(full, options.node), await startPay(empty, options.node)] as const;
-    const [large, small] = await inTurns(options, [
+    const [large, small] = await alternate(options, [
       (duration) => world.load({ port: sides[0].port, seconds: duration, tokens: fullTokens }),
       (duration) => world.load({ port: sides[1].port, seconds: duration, tokens: emptyTokens }),
     ]);

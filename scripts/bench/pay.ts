@@ -1,7 +1,7 @@
 /** POST /order/pay through one function process, against the least that the same payment can cost. */
 import { execFileSync } from "node:child_process";
 import { report } from "./report.ts";
-import { inTurns, program, readLoadFlags, start, startPay, withWorld } from "./world.ts";
+import { alternate, program, readLoadFlags, start, startPay, withWorld } from "./world.ts";
 
 export const about = "payments a second of one process, against bare node:http, pg and the same statement (≥ .35)";
 
@@ -20,7 +20,7 @@ export default async function pay(args: readonly string[]): Promise<void> {
     const tokens = (await database.users(USERS)).map(({ token }) => token);
     const lotus = await startPay(database, options.node);
     const floor = await start(program("floor.ts"), database.directEnvironment, options.node);
-    const [ours, bare] = await inTurns(options, [
+    const [ours, bare] = await alternate(options, [
       (seconds) => world.load({ port: lotus.port, tokens, seconds }),
       (seconds) => world.load({ port: floor.port, tokens, seconds }),
     ]);

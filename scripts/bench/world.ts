@@ -182,7 +182,7 @@ export const readLoadFlags = (args: readonly string[]) => readFlags(args, { roun
 type Side = (seconds: number) => Promise<LoadResult>;
 
 /** Loads two sides in turns, so that what else the machine does falls on both. Resolves to their payments a second. */
-export async function inTurns(
+export async function alternate(
   { rounds, seconds }: Options,
   sides: readonly [Side, Side],
 ): Promise<[number[], number[]]> {

@@ -19,7 +19,7 @@ const PROGRAMS = {
 export const PROGRAM_NAMES = Object.keys(PROGRAMS) as (keyof typeof PROGRAMS)[];
 
 /** The functions are found by reading folders, which an image does not have: there the bundle holds the list. */
-async function houseInside(entry: string): Promise<Plugin> {
+async function embedFunctions(entry: string): Promise<Plugin> {
   const functions = await findFunctions();
   const imports = functions.map(({ file }, index) => `import description${index} from "./${file}";`);
   const list = functions.map(({ description: _, ...found }, index) => {
@@ -29,7 +29,7 @@ async function houseInside(entry: string): Promise<Plugin> {
     export const ROOT = import.meta.dirname;
     export async function findFunctions() { return [${list.join(", ")}]; }`;
   return {
-    name: "house-inside",
+    name: "embed-functions",
     setup({ onLoad }) {
       onLoad({ filter: /[\\/]scripts[\\/].*\.ts$/ }, async ({ path }) => {
         if (path === join(ROOT, "scripts/project/functions.ts")) return { contents, resolveDir: ROOT, loader: "ts" };
@@ -76,7 +76,7 @@ async function bundleProgram(name: keyof typeof PROGRAMS): Promise<void> {
     },
     define: { "process.env.WS_NO_BUFFER_UTIL": '"1"', "process.env.WS_NO_UTF_8_VALIDATE": '"1"' },
     external: ["bufferutil", "utf-8-validate", "pg-native"],
-    plugins: [await houseInside(entry)],
+    plugins: [await embedFunctions(entry)],
     absWorkingDir: ROOT,
     logLevel: "silent",
   });

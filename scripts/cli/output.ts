@@ -76,7 +76,7 @@ export function pretty(name: string, text: string): string {
 let unended = false;
 
 /** A line of Lotus itself. */
-export function say(text: string): void {
+export function print(text: string): void {
   if (unended) process.stdout.write("\n");
   unended = false;
   console.log(text);

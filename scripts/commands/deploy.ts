@@ -2,7 +2,7 @@
 
 import { PROGRAM_NAMES, prepareImages } from "../build/image-files.ts";
 import { staleManifests } from "../generate/knative.ts";
-import { type Choices, choose, type Former } from "../kubernetes/backends.ts";
+import { type Backends, choose, type Previous } from "../kubernetes/backends.ts";
 import { buildImages, type Image, loadImages, referenceOf } from "../kubernetes/images.ts";
 import {
   apply,
@@ -16,8 +16,8 @@ import {
   waitForRollout,
 } from "../kubernetes/kubectl.ts";
 import { type DeployOptions, HELP, parseOptions } from "../kubernetes/options.ts";
-import { makePlan, type Plan } from "../kubernetes/plan.ts";
-import { check, checkReachable, type Surroundings } from "../kubernetes/preflight.ts";
+import { type ClusterPlan, makePlan } from "../kubernetes/plan.ts";
+import { check, checkReachable, type Environment } from "../kubernetes/preflight.ts";
 import { applyFunctions } from "../kubernetes/services.ts";
 import { main, Refusal, run, step } from "../kubernetes/shell.ts";
 import { summary } from "../kubernetes/summary.ts";
@@ -34,7 +34,7 @@ async function namesToDeploy(wanted: readonly string[]): Promise<string[]> {
   return wanted.length === 0 ? all : [...new Set(wanted)];
 }
 
-async function formerDeployment(): Promise<Former> {
+async function previousDeployment(): Promise<Previous> {
   const configuration = await get("configmap", "lotus");
   return {
     configuration: configuration?.data as Record<string, string> | undefined,
@@ -43,7 +43,7 @@ async function formerDeployment(): Promise<Former> {
 }
 
 /** The images that must be built or loaded: not those that every node has, or that a registry was given before. */
-async function missingImages(images: readonly Image[], { present, loading }: Surroundings): Promise<Image[]> {
+async function missingImages(images: readonly Image[], { present, loading }: Environment): Promise<Image[]> {
   const known = new Set(present);
   if (loading.kind === "registry") {
     for (const service of await list("services.serving.knative.dev")) {
@@ -53,32 +53,32 @@ async function missingImages(images: readonly Image[], { present, loading }: Sur
   return images.filter(({ reference }) => !known.has(reference));
 }
 
-async function applyPlatform(plan: Plan, { database, kafka }: Choices, options: DeployOptions): Promise<void> {
+async function applyPlatform(plan: ClusterPlan, { database, kafka }: Backends, options: DeployOptions): Promise<void> {
   await apply(plan.namespace);
-  await step("Secrets", async (tell) => {
+  await step("Secrets", async (report) => {
     const made = await ensureSecrets(database, options.kafkaCredentials);
-    tell(made.length === 0 ? "all there" : `made ${made.join(", ")}`);
+    report(made.length === 0 ? "all there" : `made ${made.join(", ")}`);
   });
-  await step("Platform: policies, configuration, Kafka, Postgres, wsproxy", async (tell) => {
-    tell(changesIn(await apply(plan.platform)));
+  await step("Platform: policies, configuration, Kafka, Postgres, wsproxy", async (report) => {
+    report(changesIn(await apply(plan.platform)));
     if (kafka.kind === "cluster") await waitForRollout("statefulset", "kafka");
     if (database.kind === "cluster") await waitForRollout("statefulset", "postgres");
     if (database.kind !== "neon") await waitForRollout("deployment", "database-wsproxy");
   });
-  await step("Migrations", async (tell) => tell(await runJob(plan.migrate)));
-  await step("Topics", async (tell) => tell(await runJob(plan.topics)));
+  await step("Migrations", async (report) => report(await runJob(plan.migrate)));
+  await step("Topics", async (report) => report(await runJob(plan.topics)));
 }
 
 /** Subscribers first: nobody may send what nobody understands yet. */
-async function applyAllFunctions({ functions }: Plan): Promise<void> {
+async function applyAllFunctions({ functions }: ClusterPlan): Promise<void> {
   const triggers = functions.filter(({ source, name }) => source !== undefined || name === "events-dead-letter");
   const endpoints = functions.filter((entry) => !triggers.includes(entry));
-  if (triggers.length > 0) await step("Triggers", (tell) => applyFunctions(triggers, tell));
-  if (endpoints.length > 0) await step("Endpoints", (tell) => applyFunctions(endpoints, tell));
+  if (triggers.length > 0) await step("Triggers", (report) => applyFunctions(triggers, report));
+  if (endpoints.length > 0) await step("Endpoints", (report) => applyFunctions(endpoints, report));
   const sources = functions.flatMap(({ source }) => source ?? []);
   if (sources.length > 0) {
-    await step("Sources", async (tell) => {
-      tell(changesIn(await apply(sources)));
+    await step("Sources", async (report) => {
+      report(changesIn(await apply(sources)));
       await waitForSources(sources.map(({ kind, metadata }) => `${kind.toLowerCase()}/${metadata.name}`));
     });
   }
@@ -95,16 +95,16 @@ async function waitForSources(sources: readonly string[]): Promise<void> {
   if (controller !== undefined) await waitForRollout("statefulset", "kafka-source-dispatcher", "knative-eventing");
 }
 
-async function applyRoutes(plan: Plan): Promise<void> {
-  await step("Routes", async (tell) => {
-    tell(changesIn(await apply(plan.routes)));
+async function applyRoutes(plan: ClusterPlan): Promise<void> {
+  await step("Routes", async (report) => {
+    report(changesIn(await apply(plan.routes)));
     const name = plan.routes.find(({ kind }) => kind === "Ingress")?.metadata.name ?? "";
     const ingress = `ingresses.networking.internal.knative.dev/${name}`;
     await run("kubectl", ["wait", ingress, "-n", NAMESPACE, "--for=condition=Ready", "--timeout=120s"]);
   });
 }
 
-async function switchMetrics(plan: Plan, on: boolean): Promise<void> {
+async function switchMetrics(plan: ClusterPlan, on: boolean): Promise<void> {
   await step(`Metrics ${on ? "on" : "off"}`, async () => {
     const data = { "request-metrics-protocol": on ? "prometheus" : "none" };
     const patch = ["patch", "configmap", "config-observability", "-n", "knative-serving", "--type", "merge"];
@@ -132,20 +132,20 @@ async function leftovers(): Promise<string[]> {
 
 async function checkAll(options: DeployOptions, names: readonly string[]) {
   await checkReachable({ withKn: true });
-  const former = await formerDeployment();
-  if (options.functions.length > 0 && former.configuration === undefined) {
+  const previous = await previousDeployment();
+  if (options.functions.length > 0 && previous.configuration === undefined) {
     throw new Refusal("Lotus is not deployed here yet. Deploy all of it once: scripts/deploy");
   }
-  const choices = choose(options, former);
-  return { choices, surroundings: await check(options, names.length, choices) };
+  const backends = choose(options, previous);
+  return { backends, environment: await check(options, names.length, backends) };
 }
 
 async function planWithImages(
   options: DeployOptions,
   names: readonly string[],
   programs: typeof PROGRAM_NAMES,
-  choices: Choices,
-): Promise<{ plan: Plan; images: Image[] }> {
+  backends: Backends,
+): Promise<{ plan: ClusterPlan; images: Image[] }> {
   const tags = await prepareImages(names, programs, options.base);
   const images = [...tags].map(([name, tag]): Image => ({ name, reference: referenceOf(name, tag, options.registry) }));
   const references = new Map(images.map(({ name, reference }) => [name, reference]));
@@ -153,27 +153,27 @@ async function planWithImages(
   for (const name of PROGRAM_NAMES) {
     if (!references.has(name)) references.set(name, referenceOf(name, "unbuilt", undefined));
   }
-  return { plan: await makePlan(names, references, choices), images };
+  return { plan: await makePlan(names, references, backends), images };
 }
 
 async function deploy(options: DeployOptions): Promise<void> {
   const names = await namesToDeploy(options.functions);
   const everything = options.functions.length === 0;
   if (options.dryRun) {
-    const choices = choose(options, { configuration: undefined, adminUrl: undefined });
-    const { plan } = await planWithImages(options, names, PROGRAM_NAMES, choices);
+    const backends = choose(options, { configuration: undefined, adminUrl: undefined });
+    const { plan } = await planWithImages(options, names, PROGRAM_NAMES, backends);
     return print(plan, options);
   }
-  const { choices, surroundings } = await step("Checks", () => checkAll(options, names));
+  const { backends, environment } = await step("Checks", () => checkAll(options, names));
   const programs = everything ? PROGRAM_NAMES : [];
-  const { plan, images } = await step("Bundles", () => planWithImages(options, names, programs, choices));
-  const missing = await missingImages(images, surroundings);
-  const { builder, loading, profile } = surroundings;
+  const { plan, images } = await step("Bundles", () => planWithImages(options, names, programs, backends));
+  const missing = await missingImages(images, environment);
+  const { builder, loading, profile } = environment;
   if (missing.length > 0) {
-    await step(`Images with ${builder}`, (tell) => buildImages(missing, builder, options.base, profile, tell));
-    await step(`Loading (${loading.kind})`, (tell) => loadImages(missing, builder, loading, tell));
+    await step(`Images with ${builder}`, (report) => buildImages(missing, builder, options.base, profile, report));
+    await step(`Loading (${loading.kind})`, (report) => loadImages(missing, builder, loading, report));
   } else console.log(`Images\n  all ${images.length} are there`);
-  if (everything) await applyPlatform(plan, choices, options);
+  if (everything) await applyPlatform(plan, backends, options);
   await applyAllFunctions(plan);
   await applyRoutes(plan);
   if (options.metrics !== undefined) await switchMetrics(plan, options.metrics);
@@ -181,7 +181,7 @@ async function deploy(options: DeployOptions): Promise<void> {
 }
 
 /** --dry-run: what would be applied, as YAML. Secrets are made in the cluster only. */
-function print(plan: Plan, options: DeployOptions): void {
+function print(plan: ClusterPlan, options: DeployOptions): void {
   const functions = plan.functions.flatMap(({ service, source }) =>
     source === undefined ? [service] : [service, source],
   );

@@ -37,12 +37,12 @@ async function nudge(): Promise<void> {
     throw new Refusal(`The pods were not told of their new secrets: ${failures.join(" ")}`);
 }
 
-async function wait(seconds: number, tell: (progress: string) => void): Promise<void> {
+async function wait(seconds: number, report: (progress: string) => void): Promise<void> {
   for (let left = seconds; left > 0; left--) {
-    tell(`${left} s left`);
+    report(`${left} s left`);
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
-  tell("every pod has them");
+  report("every pod has them");
 }
 
 async function rotateKeys(): Promise<void> {
@@ -52,7 +52,7 @@ async function rotateKeys(): Promise<void> {
   await writeSecrets(new Map([["public-keys", { "jwks.json": keys.publicKeys }]]));
   await nudge();
   // Not before everybody can know the public half may anything be signed with the private one.
-  await step("The new public key reaches the pods", (tell) => wait(MOUNT_SECONDS_MAX, tell));
+  await step("The new public key reaches the pods", (report) => wait(MOUNT_SECONDS_MAX, report));
   await writeSecrets(new Map([["signing-key", { "key.json": keys.signingKey }]]));
   await nudge();
   const { kid } = JSON.parse(keys.signingKey) as { kid: string };
@@ -62,10 +62,10 @@ async function rotateKeys(): Promise<void> {
 async function rotatePasswords(services: readonly string[]): Promise<void> {
   const unknown = services.find((service) => !(ROLES as readonly string[]).includes(service));
   if (unknown !== undefined) throw new Refusal(`There is no service ${unknown}. There are: ${ROLES.join(", ")}.`);
-  const former = await get("job", "migrate");
+  const previous = await get("job", "migrate");
   const [job] = await readDocuments("knative/platform/jobs/migrate.yaml");
-  if (former === undefined || job === undefined) throw new Refusal("Lotus is not deployed here yet: scripts/deploy");
-  job.spec.template.spec.containers[0].image = former.spec.template.spec.containers[0].image;
+  if (previous === undefined || job === undefined) throw new Refusal("Lotus is not deployed here yet: scripts/deploy");
+  job.spec.template.spec.containers[0].image = previous.spec.template.spec.containers[0].image;
   const renewed = new Map<string, { url: string; password: string }>();
   for (const role of services.length === 0 ? ROLES : services) {
     const url = secretValue(await get("secret", `database-${role}`), "url");

@@ -1,8 +1,8 @@
 /** npm start: the whole system on this machine, until Ctrl-C. */
 import { join, relative } from "node:path";
 import { parseArgs } from "node:util";
-import { runCommand, UsageError, wordsOf } from "../cli/command.ts";
-import { pretty, say, step, table } from "../cli/output.ts";
+import { messageOf, runCommand, UsageError } from "../cli/command.ts";
+import { pretty, print, step, table } from "../cli/output.ts";
 import { readDatabaseUrl } from "../database/connect.ts";
 import { type Lotus, overview, startLotus } from "../local/lotus.ts";
 import { ROOT } from "../project/functions.ts";
@@ -57,10 +57,10 @@ function sentence(error: NodeJS.ErrnoException): string {
   if (error.code === "ENOTDIR" || error.code === "EEXIST")
     return `There is a file where a folder is needed:${where}. Choose another --folder.`;
   if (["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "ETIMEDOUT"].includes(error.code ?? ""))
-    return `Nothing answers where it was looked for: ${wordsOf(error)}.`;
+    return `Nothing answers where it was looked for: ${messageOf(error)}.`;
   if (error.code === "EROFS") return `The disk is read-only:${where}.`;
   if (error.code === "ENOSPC") return "The disk is full.";
-  return wordsOf(error);
+  return messageOf(error);
 }
 
 const EXAMPLES = (url: string) => `
@@ -73,14 +73,14 @@ const EXAMPLES = (url: string) => `
 
 async function main(): Promise<void> {
   const options = readOptions();
-  if (options.help) return say(HELP);
+  if (options.help) return print(HELP);
   const began = performance.now();
   let lotus: Lotus | undefined;
   const finish = async (running: Lotus) => {
     try {
       await running.stop();
       const kept = `${relative(process.cwd(), options.folder)}/`;
-      say(`Lotus has stopped. The data is kept in ${kept} for the next start.`);
+      print(`Lotus has stopped. The data is kept in ${kept} for the next start.`);
     } catch (error) {
       console.error(`Lotus did not stop in order: ${(error as Error).message}`);
       process.exitCode = 1;
@@ -89,15 +89,15 @@ async function main(): Promise<void> {
   let told = 0;
   const end = (why: string) => {
     told++;
-    if (told === 2) return say("Still finishing what is in progress … Once more, and it ends at once.");
+    if (told === 2) return print("Still finishing what is in progress … Once more, and it ends at once.");
     if (told > 2) process.exit(FORCED_EXIT_CODE);
-    say(`\n${why}: finishing what is in progress …`);
+    print(`\n${why}: finishing what is in progress …`);
     if (lotus !== undefined) void finish(lotus);
   };
   for (const [signal, why] of Object.entries(ENDS)) process.on(signal, () => end(why));
   // Whoever read this has gone, as `| head` does. To say so would fail as well.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => told > 0 || end("Nobody reads this"));
-  say("Lotus is starting.");
+  print("Lotus is starting.");
   try {
     lotus = await startLotus({
       port: options.port,
@@ -107,9 +107,9 @@ async function main(): Promise<void> {
       kafka: options.kafka,
       ...(options.database === undefined ? {} : { databaseUrl: options.database }),
       onLine: (name, line) => {
-        if (!options.quiet) say(options.json ? line : pretty(name, line));
+        if (!options.quiet) print(options.json ? line : pretty(name, line));
       },
-      onNews: (name, news) => say(pretty(name, news)),
+      onNews: (name, news) => print(pretty(name, news)),
       // Told to stop, it begins nothing more, and stops what it has begun.
       step: async (what, work) => {
         if (told > 0) throw new Error("told to stop");
@@ -119,13 +119,13 @@ async function main(): Promise<void> {
   } catch (error) {
     // Ctrl-C reaches what a step runs as well, which then fails.
     if (told === 0) throw error;
-    return say("Lotus has stopped before it was there.");
+    return print("Lotus has stopped before it was there.");
   }
   if (told > 0) return finish(lotus);
-  say(`\nLotus is at ${lotus.url} (${((performance.now() - began) / 1000).toFixed(1)} s).\n`);
-  say(table([["call", "where", "", "file"], ...(await overview())]));
-  say(EXAMPLES(lotus.url));
-  say("  Ctrl-C stops it.\n");
+  print(`\nLotus is at ${lotus.url} (${((performance.now() - began) / 1000).toFixed(1)} s).\n`);
+  print(table([["call", "where", "", "file"], ...(await overview())]));
+  print(EXAMPLES(lotus.url));
+  print("  Ctrl-C stops it.\n");
   // What an earlier run left in the outbox need not wait for the full minute.
   await lotus.tick();
 }

@@ -50,10 +50,10 @@ async function undeploy(deleteData: boolean): Promise<void> {
     console.log("Lotus is not on this cluster.");
     return;
   }
-  await step("Sources", async (tell) => tell(`${await deleteAll(SOURCES)} removed`));
+  await step("Sources", async (report) => report(`${await deleteAll(SOURCES)} removed`));
   await step("Routes", deleteRoutes);
-  await step("Functions", async (tell) => tell(`${await deleteAll(["services.serving.knative.dev"])} removed`));
-  await step("Kafka, Postgres, wsproxy, jobs, policies", async (tell) => tell(`${await deletePlatform()} removed`));
+  await step("Functions", async (report) => report(`${await deleteAll(["services.serving.knative.dev"])} removed`));
+  await step("Kafka, Postgres, wsproxy, jobs, policies", async (report) => report(`${await deletePlatform()} removed`));
   if (deleteData) {
     await step("Data", async () => {
       await run("kubectl", ["delete", "namespace", NAMESPACE, "--timeout=300s"]);

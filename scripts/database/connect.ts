@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Client } from "pg";
-import { UsageError, wordsOf } from "../cli/command.ts";
+import { messageOf, UsageError } from "../cli/command.ts";
 import { ROOT } from "../project/functions.ts";
 
 /** Where a run on this machine keeps its secrets. */
@@ -46,7 +46,7 @@ export async function withAdmin<T>(given: string | undefined, work: (client: Cli
   } catch (error) {
     const { hostname, port } = new URL(url);
     throw new Error(
-      `The database at ${hostname}:${port} cannot be reached (${wordsOf(error)}). Is Lotus running? npm start.`,
+      `The database at ${hostname}:${port} cannot be reached (${messageOf(error)}). Is Lotus running? npm start.`,
     );
   }
   try {

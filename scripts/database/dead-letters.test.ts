@@ -35,7 +35,7 @@ async function command(...words: string[]): Promise<{ code: number; out: string;
 beforeAll(async () => {
   lotus = await startTestLotus();
   user = await newUser(lotus);
-  const bus = { url: lotus.house.functions.get("order-pay")?.K_SINK ?? "" };
+  const bus = { url: lotus.manifests.functions.get("order-pay")?.K_SINK ?? "" };
   // The third is one of a later version, which this one does not know yet.
   const fact = { userId: user.id, recipient: user.email, kind: "message", message: "from afar" };
   for (const [id, version, body] of [

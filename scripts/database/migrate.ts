@@ -9,7 +9,7 @@ import { parseArgs } from "node:util";
 import { runner } from "node-pg-migrate";
 import { Client } from "pg";
 import { STATEMENT_MILLISECONDS_MAX } from "#kernel/settings";
-import { runCommand, wordsOf } from "../cli/command.ts";
+import { messageOf, runCommand } from "../cli/command.ts";
 import { findFunctions, ROOT } from "../project/functions.ts";
 import { adminUrl, SECRETS } from "./connect.ts";
 
@@ -158,5 +158,5 @@ async function main(): Promise<void> {
 }
 
 if (process.argv[1] === import.meta.filename) {
-  runCommand(main, (error) => `The database was not migrated: ${wordsOf(error)}`);
+  runCommand(main, (error) => `The database was not migrated: ${messageOf(error)}`);
 }

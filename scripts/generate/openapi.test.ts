@@ -68,7 +68,9 @@ type Call = [request: string, options: CallOptions];
 /** Requests that bring about everything an endpoint may answer, besides what all of a kind answer. */
 async function requests(): Promise<Call[]> {
   const { email, password, token } = await newUser(lotus, 1000);
-  const key = JSON.parse(await readFile(lotus.house.functions.get("profile-login")?.SIGNING_KEY_FILE ?? "", "utf8"));
+  const key = JSON.parse(
+    await readFile(lotus.manifests.functions.get("profile-login")?.SIGNING_KEY_FILE ?? "", "utf8"),
+  );
   const ghost = await new SignJWT({ email })
     .setProtectedHeader({ alg: "EdDSA", kid: key.kid })
     .setIssuer("lotus")

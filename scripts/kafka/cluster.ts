@@ -3,10 +3,10 @@ import { mkdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { freePorts, isFree } from "../process/ports.ts";
 import { BrokerProcess } from "./broker-process.ts";
-import { DockerWay, dockerAnswers } from "./docker.ts";
-import { JavaWay, javaAnswers } from "./java.ts";
+import { DockerRuntime, dockerAnswers } from "./docker.ts";
+import { JavaRuntime, javaAnswers } from "./java.ts";
 import { nodeId, type SecuredListener } from "./properties.ts";
-import type { Plan, Way } from "./runtime.ts";
+import type { KafkaPlan, Runtime } from "./runtime.ts";
 
 const PROGRESS_MILLISECONDS = 2_000;
 
@@ -84,17 +84,17 @@ async function clientPorts(brokers: number, first: number | undefined): Promise<
 class Cluster implements Kafka {
   readonly bootstrap: readonly string[];
   readonly secured: readonly string[];
-  readonly #way: Way;
-  readonly #plan: Plan;
+  readonly #runtime: Runtime;
+  readonly #plan: KafkaPlan;
   readonly #processes: (BrokerProcess | undefined)[] = [];
   /** Signals on their way to a broker that was killed, until it is begun again. */
   readonly #killing: (Promise<void> | undefined)[] = [];
 
-  constructor(way: Way, plan: Plan) {
-    this.#way = way;
+  constructor(runtime: Runtime, plan: KafkaPlan) {
+    this.#runtime = runtime;
     this.#plan = plan;
-    this.bootstrap = way.nodes.map(({ clientPort }) => `127.0.0.1:${clientPort}`);
-    this.secured = plan.secured === undefined ? [] : way.nodes.map(({ securedPort }) => `127.0.0.1:${securedPort}`);
+    this.bootstrap = runtime.nodes.map(({ clientPort }) => `127.0.0.1:${clientPort}`);
+    this.secured = plan.secured === undefined ? [] : runtime.nodes.map(({ securedPort }) => `127.0.0.1:${securedPort}`);
   }
 
   async start(): Promise<void> {
@@ -102,7 +102,7 @@ class Cluster implements Kafka {
     const what = brokers === 1 ? "Kafka" : `${brokers} Kafka brokers`;
     const timer = setInterval(() => onProgress(`Waiting for ${what} …`), PROGRESS_MILLISECONDS);
     try {
-      const commands = await Promise.all(this.#way.nodes.map((_, index) => this.#way.prepare(index)));
+      const commands = await Promise.all(this.#runtime.nodes.map((_, index) => this.#runtime.prepare(index)));
       await Promise.all(commands.map((command, index) => this.#begin(index, command)));
     } catch (error) {
       await this.stop();
@@ -129,7 +129,7 @@ class Cluster implements Kafka {
 
   kill(index: number): void {
     this.#processes[index]?.kill();
-    this.#killing[index] ??= this.#way.signal?.(index, "SIGKILL") ?? Promise.resolve();
+    this.#killing[index] ??= this.#runtime.signal?.(index, "SIGKILL") ?? Promise.resolve();
   }
 
   async #killed(index: number): Promise<void> {
@@ -141,12 +141,12 @@ class Cluster implements Kafka {
 
   async restart(index: number): Promise<void> {
     await this.#killed(index);
-    await this.#begin(index, await this.#way.prepare(index));
+    await this.#begin(index, await this.#runtime.prepare(index));
   }
 
   async erase(): Promise<void> {
-    await Promise.all(this.#way.nodes.map((_, index) => this.#killed(index)));
-    await Promise.all(this.#way.nodes.map((_, index) => this.#way.erase(index)));
+    await Promise.all(this.#runtime.nodes.map((_, index) => this.#killed(index)));
+    await Promise.all(this.#runtime.nodes.map((_, index) => this.#runtime.erase(index)));
     await this.start();
   }
 
@@ -154,11 +154,11 @@ class Cluster implements Kafka {
     const timer = setTimeout(() => this.#plan.onProgress("Waiting for Kafka to stop …"), PROGRESS_MILLISECONDS);
     await Promise.all(
       this.#processes.map(async (process, index) => {
-        if (process?.running) await this.#way.signal?.(index, "SIGTERM");
+        if (process?.running) await this.#runtime.signal?.(index, "SIGTERM");
         await process?.stop();
       }),
     );
-    await this.#way.stopped();
+    await this.#runtime.stopped();
     clearTimeout(timer);
   }
 }
@@ -172,7 +172,7 @@ export async function startKafka(options: KafkaOptions): Promise<Kafka> {
   const source = await findKafka();
   if (source === "given") return givenKafka(process.env.KAFKA_BROKERS ?? "");
   if (source === undefined) throw new Error(NO_KAFKA);
-  const plan: Plan = {
+  const plan: KafkaPlan = {
     brokers: options.brokers,
     folder: resolve(options.folder),
     secured: options.secured,
@@ -180,12 +180,12 @@ export async function startKafka(options: KafkaOptions): Promise<Kafka> {
   };
   await mkdir(plan.folder, { recursive: true });
   const ports = await clientPorts(plan.brokers, options.port);
-  const way =
+  const runtime =
     source === "docker"
-      ? await DockerWay.of(plan, ports, await freePorts(plan.brokers, ports))
-      : await JavaWay.of(plan, ports);
-  const cluster = new Cluster(way, plan);
-  if (options.fresh) await Promise.all(way.nodes.map((_, index) => way.erase(index)));
+      ? await DockerRuntime.of(plan, ports, await freePorts(plan.brokers, ports))
+      : await JavaRuntime.of(plan, ports);
+  const cluster = new Cluster(runtime, plan);
+  if (options.fresh) await Promise.all(runtime.nodes.map((_, index) => runtime.erase(index)));
   await cluster.start();
   return cluster;
 }

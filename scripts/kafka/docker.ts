@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { run } from "../process/run.ts";
 import { KAFKA_VERSION } from "./java.ts";
 import { clusterIdOf, type Node, nodeId, type SecuredListener, serverProperties, toEnvironment } from "./properties.ts";
-import type { Plan, Way } from "./runtime.ts";
+import type { KafkaPlan, Runtime } from "./runtime.ts";
 
 const IMAGE = `apache/kafka:${KAFKA_VERSION}`;
 const DATA = "/var/lib/kafka/data";
@@ -25,13 +25,13 @@ async function docker(...command: readonly string[]): Promise<void> {
 }
 
 /** One cluster of containers. They keep their data while they are restarted, and lose it when the cluster is stopped. */
-export class DockerWay implements Way {
+export class DockerRuntime implements Runtime {
   readonly nodes: readonly Node[];
   readonly #name: string;
   readonly #clusterId: string;
   readonly #secured: SecuredListener | undefined;
 
-  private constructor({ folder, secured }: Plan, clientPorts: readonly number[], securedPorts: readonly number[]) {
+  private constructor({ folder, secured }: KafkaPlan, clientPorts: readonly number[], securedPorts: readonly number[]) {
     this.#name = `lotus-kafka-${createHash("sha256").update(folder).digest("hex").slice(0, 8)}`;
     this.#clusterId = clusterIdOf(folder);
     this.#secured = secured;
@@ -45,19 +45,24 @@ export class DockerWay implements Way {
     }));
   }
 
-  static async of(plan: Plan, clientPorts: readonly number[], securedPorts: readonly number[]): Promise<DockerWay> {
+  static async of(
+    plan: KafkaPlan,
+    clientPorts: readonly number[],
+    securedPorts: readonly number[],
+  ): Promise<DockerRuntime> {
     if (plan.secured?.formatArguments !== undefined) {
       throw new Error("The image formats its storage itself: a listener with formatArguments needs Java and Maven.");
     }
-    const way = new DockerWay(plan, clientPorts, securedPorts);
+    const runtime = new DockerRuntime(plan, clientPorts, securedPorts);
     if (!(await run(["docker", "image", "inspect", IMAGE])).ok) {
       plan.onProgress(`Fetching the image ${IMAGE} (once) …`);
       await docker("pull", "--quiet", IMAGE);
     }
-    if (!(await run(["docker", "network", "inspect", way.#name])).ok) await docker("network", "create", way.#name);
+    if (!(await run(["docker", "network", "inspect", runtime.#name])).ok)
+      await docker("network", "create", runtime.#name);
     // What an earlier run left behind: its ports are not ours.
-    await Promise.all(way.nodes.map((_, index) => way.erase(index)));
-    return way;
+    await Promise.all(runtime.nodes.map((_, index) => runtime.erase(index)));
+    return runtime;
   }
 
   #container = (index: number) => `${this.#name}-${nodeId(index)}`;

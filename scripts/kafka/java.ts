@@ -16,7 +16,7 @@ import {
   serverProperties,
   toPropertiesFile,
 } from "./properties.ts";
-import type { Plan, Way } from "./runtime.ts";
+import type { KafkaPlan, Runtime } from "./runtime.ts";
 
 export const KAFKA_VERSION = "4.4.0";
 const SCALA_VERSION = "2.13";
@@ -98,14 +98,14 @@ async function install(onProgress: (line: string) => void): Promise<void> {
 }
 
 /** One cluster of Java processes on this machine. */
-export class JavaWay implements Way {
+export class JavaRuntime implements Runtime {
   readonly nodes: readonly Node[];
   readonly #folder: string;
   readonly #secured: SecuredListener | undefined;
   readonly #archive: string;
   readonly #newArchive: string;
 
-  private constructor({ folder, secured }: Plan, nodes: readonly Node[], version: string) {
+  private constructor({ folder, secured }: KafkaPlan, nodes: readonly Node[], version: string) {
     this.nodes = nodes;
     this.#folder = folder;
     this.#secured = secured;
@@ -113,7 +113,7 @@ export class JavaWay implements Way {
     this.#newArchive = join(SOFTWARE, `${randomUUID()}.jsa`);
   }
 
-  static async of(plan: Plan, clientPorts: readonly number[]): Promise<JavaWay> {
+  static async of(plan: KafkaPlan, clientPorts: readonly number[]): Promise<JavaRuntime> {
     const version = await javaVersion();
     if (version === undefined) throw new Error(`Apache Kafka 4 needs Java ${JAVA_VERSION_MIN} or newer.`);
     await install(plan.onProgress);
@@ -122,7 +122,7 @@ export class JavaWay implements Way {
       const [internalPort = 0, controllerPort = 0, securedPort = 0] = ports.slice(3 * index);
       return { host: "127.0.0.1", bind: "127.0.0.1", clientPort, internalPort, controllerPort, securedPort };
     });
-    return new JavaWay(plan, nodes, version);
+    return new JavaRuntime(plan, nodes, version);
   }
 
   #dataFolder = (index: number) => join(this.#folder, `data-${nodeId(index)}`);

@@ -2,7 +2,7 @@
 import type { Node, SecuredListener } from "./properties.ts";
 
 /** The cluster that is wanted. */
-export interface Plan {
+export interface KafkaPlan {
   readonly brokers: 1 | 3;
   /** Where its data, logs and process numbers are kept. */
   readonly folder: string;
@@ -11,7 +11,7 @@ export interface Plan {
 }
 
 /** One cluster, and what differs between the ways to run it. */
-export interface Way {
+export interface Runtime {
   readonly nodes: readonly Node[];
   /** Ends what an earlier run left behind, makes the storage where there is none. Resolves to the command to run. */
   prepare(index: number): Promise<string[]>;

@@ -15,13 +15,13 @@ export type Kafka =
   | { readonly kind: "cluster"; readonly brokers: 1 | 3 }
   | { readonly kind: "outside"; readonly hosts: readonly string[]; readonly security: KafkaSecurity | undefined };
 
-export interface Choices {
+export interface Backends {
   readonly database: Database;
   readonly kafka: Kafka;
 }
 
 /** What the ConfigMap `lotus` and the Secret `database-admin` of an earlier deployment hold. */
-export interface Former {
+export interface Previous {
   readonly configuration: Readonly<Record<string, string>> | undefined;
   readonly adminUrl: string | undefined;
 }
@@ -54,16 +54,16 @@ function writtenSecurity({ tls, authority, mechanism }: KafkaSecurity): string {
   return [...(tls ? ["tls"] : []), ...(authority ? ["authority"] : []), ...(mechanism ? [mechanism] : [])].join(" ");
 }
 
-function kafkaOf(options: DeployOptions, former: Readonly<Record<string, string>> | undefined): Kafka {
+function kafkaOf(options: DeployOptions, previous: Readonly<Record<string, string>> | undefined): Kafka {
   if (options.kafka !== undefined) {
     return { kind: "outside", hosts: options.kafka, security: securityOf(options.kafkaCredentials) };
   }
-  const before = former?.kafka;
+  const before = previous?.kafka;
   if (options.brokers === undefined && before === "outside") {
     return {
       kind: "outside",
-      hosts: (former?.["kafka-brokers"] ?? "").split(","),
-      security: formerSecurity(former?.["kafka-security"]),
+      hosts: (previous?.["kafka-brokers"] ?? "").split(","),
+      security: formerSecurity(previous?.["kafka-security"]),
     };
   }
   const brokersBefore = before === "cluster-3" ? 3 : before === "cluster-1" ? 1 : undefined;
@@ -83,22 +83,22 @@ function kafkaOf(options: DeployOptions, former: Readonly<Record<string, string>
  * Decides.
  * @throws {Refusal} when what is asked for cannot follow what is there
  */
-export function choose(options: DeployOptions, former: Former): Choices {
-  const adminUrl = options.database ?? former.adminUrl;
+export function choose(options: DeployOptions, previous: Previous): Backends {
+  const adminUrl = options.database ?? previous.adminUrl;
   return {
     database: adminUrl === undefined ? { kind: "cluster" } : databaseAt(adminUrl),
-    kafka: kafkaOf(options, former.configuration),
+    kafka: kafkaOf(options, previous.configuration),
   };
 }
 
 /** Kafka's addresses, as a client is told them. */
-export function brokersOf({ kafka }: Choices): readonly string[] {
+export function brokersOf({ kafka }: Backends): readonly string[] {
   return kafka.kind === "cluster" ? [KAFKA] : kafka.hosts;
 }
 
 /** The ConfigMap that the functions read, and the next deployment. */
-export function configuration(choices: Choices): KubernetesObject {
-  const { database, kafka } = choices;
+export function configuration(backends: Backends): KubernetesObject {
+  const { database, kafka } = backends;
   return {
     apiVersion: "v1",
     kind: "ConfigMap",
@@ -107,7 +107,7 @@ export function configuration(choices: Choices): KubernetesObject {
       host: HOST,
       database: database.kind,
       kafka: kafka.kind === "cluster" ? `cluster-${kafka.brokers}` : "outside",
-      "kafka-brokers": brokersOf(choices).join(","),
+      "kafka-brokers": brokersOf(backends).join(","),
       ...(kafka.kind === "outside" && kafka.security && { "kafka-security": writtenSecurity(kafka.security) }),
       ...(database.kind !== "neon" && { "database-wsproxy-url": WSPROXY_URL }),
     },

@@ -50,7 +50,7 @@ export async function buildImages(
   builder: Builder,
   base: string,
   profile: string,
-  tell: (progress: string) => void,
+  report: (progress: string) => void,
 ): Promise<number> {
   let built = 0;
   let done = 0;
@@ -60,7 +60,7 @@ export async function buildImages(
       built++;
     }
     done++;
-    tell(`${done} of ${images.length} images, ${built} of them built`);
+    report(`${done} of ${images.length} images, ${built} of them built`);
   });
   return built;
 }
@@ -92,12 +92,12 @@ export async function loadImages(
   images: readonly Image[],
   builder: Builder,
   loading: Loading,
-  tell: (progress: string) => void,
+  report: (progress: string) => void,
 ): Promise<void> {
   let done = 0;
   await eachOf(images, AT_ONCE, async (image) => {
     await loadImage(image, builder, loading);
     done++;
-    tell(`${done} of ${images.length} images`);
+    report(`${done} of ${images.length} images`);
   });
 }

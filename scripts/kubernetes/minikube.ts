@@ -170,12 +170,12 @@ main(async () => {
   }
   await check(values.profile, values.cpus, values.memory);
   for (const { what, commands } of steps) {
-    await step(what, async (tell) => {
+    await step(what, async (report) => {
       for (const [command, ...args] of commands) {
-        tell([command, ...args].join(" ").slice(0, 100));
+        report([command, ...args].join(" ").slice(0, 100));
         await run(command, args);
       }
-      tell("ready");
+      report("ready");
     });
   }
   console.log("\nThe cluster is ready. Next: scripts/deploy");

@@ -1,10 +1,10 @@
-/** What a deployment decides before it changes anything: options, choices, and what is completed in the YAML. */
+/** What a deployment decides before it changes anything: options, backends, and what is completed in the YAML. */
 import { describe, expect, it } from "vitest";
 import { PROGRAM_NAMES } from "../build/image-files.ts";
-import { type Choices, choose } from "./backends.ts";
+import { type Backends, choose } from "./backends.ts";
 import { toYaml } from "./kubectl.ts";
 import { BASE_DEFAULT, type DeployOptions, parseOptions } from "./options.ts";
-import { makePlan, type Plan } from "./plan.ts";
+import { type ClusterPlan, makePlan } from "./plan.ts";
 
 const OWNER = "postgres://owner:secret@db.example:5433/lotus";
 const NEON = "postgresql://owner:secret@ep-quiet-1.eu-central-1.aws.neon.tech/lotus?sslmode=require";
@@ -16,21 +16,21 @@ function options(...args: string[]): DeployOptions {
   return parsed;
 }
 
-async function planOf(choices: Choices, names = ["order-pay", "notification-store"]): Promise<Plan> {
+async function planOf(backends: Backends, names = ["order-pay", "notification-store"]): Promise<ClusterPlan> {
   const images = new Map(
     [...names, ...PROGRAM_NAMES].map((name) => [name, `dev.local/lotus-${name}:0123456789abcdef`]),
   );
-  return makePlan(names, images, choices);
+  return makePlan(names, images, backends);
 }
 
-const all = (plan: Plan) =>
+const all = (plan: ClusterPlan) =>
   toYaml([
     ...plan.platform,
     plan.migrate,
     plan.topics,
     ...plan.functions.flatMap(({ service, source }) => [service, source ?? []].flat()),
   ]);
-const find = (plan: Plan, kind: string, name: string) =>
+const find = (plan: ClusterPlan, kind: string, name: string) =>
   plan.platform.find((document) => document.kind === kind && document.metadata.name === name);
 
 describe("options", () => {
@@ -60,7 +60,7 @@ describe("options", () => {
   });
 });
 
-describe("choices", () => {
+describe("backends", () => {
   it("take what the command line says", () => {
     expect(choose(options("--database", NEON), nothing).database.kind).toBe("neon");
     expect(choose(options("--database", OWNER), nothing).database.kind).toBe("outside");
@@ -81,8 +81,8 @@ describe("choices", () => {
   });
 
   it("do not change a running Kafka's voters", () => {
-    const former = { configuration: { kafka: "cluster-1" }, adminUrl: undefined };
-    expect(() => choose(options("--brokers", "3"), former)).toThrow("Kafka runs with 1 brokers here");
+    const previous = { configuration: { kafka: "cluster-1" }, adminUrl: undefined };
+    expect(() => choose(options("--brokers", "3"), previous)).toThrow("Kafka runs with 1 brokers here");
   });
 });
 
@@ -128,8 +128,8 @@ describe("the plan", () => {
 
   it("tells everyone how to speak to a secured Kafka, and the next deployment too", async () => {
     const args = ["--kafka", "k:9093", "--kafka-tls", "--kafka-user", "lotus", "--kafka-mechanism", "plain"];
-    const choices = choose(options(...args, "--database", NEON), nothing);
-    const plan = await planOf(choices, ["order-pay", "profile-jwks", "notification-store"]);
+    const backends = choose(options(...args, "--database", NEON), nothing);
+    const plan = await planOf(backends, ["order-pay", "profile-jwks", "notification-store"]);
     const [pay, jwks, store] = plan.functions;
     const variables = (fn: typeof pay) =>
       fn?.service.spec.template.spec.containers[0].env.map(({ name }: { name: string }) => name);
@@ -139,13 +139,13 @@ describe("the plan", () => {
     expect(store?.source?.spec.net).toMatchObject({ tls: { enable: true }, sasl: { enable: true } });
     expect(all(plan)).not.toContain("hush");
     const configuration = find(plan, "ConfigMap", "lotus")?.data;
-    expect(choose(options(), { configuration, adminUrl: NEON })).toEqual(choices);
+    expect(choose(options(), { configuration, adminUrl: NEON })).toEqual(backends);
   });
 
   it("makes a new revision when the configuration changes, and none when it does not", async () => {
-    const annotation = async (choices: Choices) =>
-      (await planOf(choices)).functions[0]?.service.spec.template.metadata.annotations["lotus/configuration"];
-    const here: Choices = { database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } };
+    const annotation = async (backends: Backends) =>
+      (await planOf(backends)).functions[0]?.service.spec.template.metadata.annotations["lotus/configuration"];
+    const here: Backends = { database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } };
     expect(await annotation(here)).toBe(await annotation(structuredClone(here)));
     expect(await annotation(here)).not.toBe(
       await annotation({ ...here, kafka: { kind: "outside", hosts: ["k:1"], security: undefined } }),

@@ -1,6 +1,6 @@
 /** Everything that a deployment applies, as data: the files of knative/, completed with what only now is known. */
 import { createHash } from "node:crypto";
-import { brokersOf, type Choices, configuration } from "./backends.ts";
+import { type Backends, brokersOf, configuration } from "./backends.ts";
 import { secureClient, secureSource } from "./kafka-security.ts";
 import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubectl.ts";
 
@@ -11,7 +11,7 @@ export interface FunctionPlan {
   readonly source: KubernetesObject | undefined;
 }
 
-export interface Plan {
+export interface ClusterPlan {
   readonly namespace: readonly KubernetesObject[];
   /** Policies, configuration, Kafka, Postgres, wsproxy. */
   readonly platform: readonly KubernetesObject[];
@@ -62,7 +62,7 @@ function policy(name: string, labels: Record<string, string>, ports: readonly nu
 }
 
 /** Leave to reach a database or a Kafka that is not in the cluster: its ports, wherever its names lead. */
-function policiesForOutside({ database, kafka }: Choices): KubernetesObject[] {
+function policiesForOutside({ database, kafka }: Backends): KubernetesObject[] {
   const kafkaPorts = kafka.kind === "outside" ? [...new Set(kafka.hosts.map(portOf))] : [];
   const databasePort = database.kind === "cluster" ? undefined : Number(new URL(database.adminUrl).port || 5432);
   const functionPorts = [...kafkaPorts, ...(database.kind === "neon" ? [443] : [])];
@@ -76,7 +76,7 @@ function policiesForOutside({ database, kafka }: Choices): KubernetesObject[] {
   ];
 }
 
-async function wsproxy({ database }: Choices, image: string): Promise<KubernetesObject[]> {
+async function wsproxy({ database }: Backends, image: string): Promise<KubernetesObject[]> {
   if (database.kind === "neon") return [];
   return (await readDocuments("knative/platform/wsproxy.yaml")).map((document) => {
     if (document.kind !== "Deployment") return document;
@@ -99,11 +99,11 @@ async function oneDocument(file: string): Promise<KubernetesObject> {
 async function functionPlans(
   names: readonly string[],
   images: ReadonlyMap<string, string>,
-  choices: Choices,
+  backends: Backends,
 ): Promise<FunctionPlan[]> {
-  const { database, kafka } = choices;
+  const { database, kafka } = backends;
   const security = kafka.kind === "outside" ? kafka.security : undefined;
-  const told = [configuration(choices).data, database.kind === "cluster" ? "" : withoutPassword(database.adminUrl)];
+  const told = [configuration(backends).data, database.kind === "cluster" ? "" : withoutPassword(database.adminUrl)];
   const hash = createHash("sha256").update(JSON.stringify(told)).digest("hex").slice(0, 16);
   const sources = new Set(await yamlFiles("knative/sources"));
   return Promise.all(
@@ -117,7 +117,7 @@ async function functionPlans(
       if (!sources.has(sourceFile)) return { name, service, source: undefined };
       const source = await oneDocument(sourceFile);
       if (source.kind === "KafkaSource") {
-        source.spec.bootstrapServers = brokersOf(choices);
+        source.spec.bootstrapServers = brokersOf(backends);
         if (security !== undefined) secureSource(source, security);
       }
       return { name, service, source };
@@ -133,9 +133,9 @@ async function functionPlans(
 export async function makePlan(
   names: readonly string[],
   images: ReadonlyMap<string, string>,
-  choices: Choices,
-): Promise<Plan> {
-  const { database, kafka } = choices;
+  backends: Backends,
+): Promise<ClusterPlan> {
+  const { database, kafka } = backends;
   const topics = withImage(await oneDocument("knative/platform/jobs/topics.yaml"), imageOf(images, "topics"));
   // A Kafka that is there already has at least as many brokers as were named.
   topics.spec.template.spec.containers[0].args.push(
@@ -147,16 +147,16 @@ export async function makePlan(
   return {
     namespace: await readDocuments("knative/platform/namespace.yaml"),
     platform: [
-      configuration(choices),
+      configuration(backends),
       ...(await readDocuments("knative/platform/network-policies.yaml")),
-      ...policiesForOutside(choices),
+      ...policiesForOutside(backends),
       ...(kafka.kind === "cluster" ? await readDocuments(`knative/platform/${kafkaFile}`) : []),
       ...(database.kind === "cluster" ? await readDocuments("knative/platform/postgres.yaml") : []),
-      ...(await wsproxy(choices, imageOf(images, "wsproxy"))),
+      ...(await wsproxy(backends, imageOf(images, "wsproxy"))),
     ],
     migrate: withImage(await oneDocument("knative/platform/jobs/migrate.yaml"), imageOf(images, "migrate")),
     topics,
-    functions: await functionPlans(names, images, choices),
+    functions: await functionPlans(names, images, backends),
     routes: await readDocuments("knative/routes.yaml"),
     metrics: await readDocuments("knative/platform/metrics.yaml"),
   };

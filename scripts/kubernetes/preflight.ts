@@ -1,5 +1,5 @@
 /** What must be there before anything is changed. All that is missing is said at once, a sentence each. */
-import type { Choices } from "./backends.ts";
+import type { Backends } from "./backends.ts";
 import type { Loading } from "./images.ts";
 import { get, type KubernetesObject, list, NAMESPACE } from "./kubectl.ts";
 import { BUILDERS, type Builder, type DeployOptions } from "./options.ts";
@@ -21,7 +21,7 @@ const FUNCTION_CPU = 50;
 /** KafkaSource's dispatcher is started for the first source. */
 const DISPATCHER_CPU = 1000;
 
-export interface Surroundings {
+export interface Environment {
   readonly builder: Builder;
   readonly loading: Loading;
   readonly profile: string;
@@ -119,7 +119,7 @@ function requested(pod: KubernetesObject): number {
   return containers.reduce((sum, { resources }) => sum + thousandths(resources?.requests?.cpu), 0);
 }
 
-async function checkCpu(functions: number, { kafka, database }: Choices): Promise<string[]> {
+async function checkCpu(functions: number, { kafka, database }: Backends): Promise<string[]> {
   const nodes = (await list("nodes", "")).filter(({ spec }) => spec.unschedulable !== true);
   const pods = (await list("pods", "")).filter(({ status }) => !["Succeeded", "Failed"].includes(status?.phase));
   const named = (label: string) =>
@@ -179,7 +179,7 @@ export async function checkReachable({ withKn }: { withKn: boolean }): Promise<v
  * Checks everything else.
  * @throws {Refusal} with a sentence for each thing that is not as it must be
  */
-export async function check(options: DeployOptions, functions: number, choices: Choices): Promise<Surroundings> {
+export async function check(options: DeployOptions, functions: number, backends: Backends): Promise<Environment> {
   const profile = await minikubeProfile();
   const builder = await findBuilder(options, profile);
   const wrong = (BUILDERS as readonly string[]).includes(builder) ? [] : [builder];
@@ -198,7 +198,7 @@ export async function check(options: DeployOptions, functions: number, choices: 
       "What minikube builds stays in minikube. With --registry or --load-command build with docker or buildah.",
     );
   }
-  wrong.push(...(await checkKnative()), ...(await checkCpu(functions, choices)), ...(await checkMetrics(options)));
+  wrong.push(...(await checkKnative()), ...(await checkCpu(functions, backends)), ...(await checkMetrics(options)));
   if (wrong.length > 0 || loading === undefined) throw new Refusal(wrong.join("\n"));
   return { builder: builder as Builder, loading, profile: profile ?? "", present: await presentImages() };
 }

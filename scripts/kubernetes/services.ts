@@ -76,7 +76,7 @@ async function waitFor(name: string): Promise<void> {
 /** Applies functions, then waits for all of them. Returns the names of those that changed. */
 export async function applyFunctions(
   functions: readonly FunctionPlan[],
-  tell: (progress: string) => void,
+  report: (progress: string) => void,
 ): Promise<string[]> {
   const folder = join(ROOT, ".lotus/knative");
   await mkdir(folder, { recursive: true });
@@ -88,12 +88,12 @@ export async function applyFunctions(
     await writeFile(file, toYaml([service]));
     const said = await run("kn", ["service", "apply", "-f", file, "--no-wait", "-n", NAMESPACE]);
     if (!/no changes/i.test(said)) changed.push(name);
-    tell(`applied ${++applied} of ${functions.length}, ${changed.length} changed`);
+    report(`applied ${++applied} of ${functions.length}, ${changed.length} changed`);
   }
   let ready = 0;
   await eachOf(functions, WAITS_AT_ONCE, async ({ name }) => {
     await waitFor(name);
-    tell(`${++ready} of ${functions.length} ready, ${changed.length} changed`);
+    report(`${++ready} of ${functions.length} ready, ${changed.length} changed`);
   });
   return changed;
 }

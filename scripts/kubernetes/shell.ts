@@ -64,7 +64,7 @@ export async function runJson<T>(command: string, args: readonly string[]): Prom
 const TICK_MILLISECONDS = 5_000;
 
 /** A step: says what, how it goes on every five seconds, and in the end how long it took. */
-export async function step<T>(what: string, work: (tell: (progress: string) => void) => Promise<T>): Promise<T> {
+export async function step<T>(what: string, work: (report: (progress: string) => void) => Promise<T>): Promise<T> {
   const began = performance.now();
   const seconds = () => ((performance.now() - began) / 1000).toFixed(1);
   let progress = "";

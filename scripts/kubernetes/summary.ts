@@ -1,6 +1,6 @@
 /** What a person does next. */
 import { get, HOST, NAMESPACE } from "./kubectl.ts";
-import type { Plan } from "./plan.ts";
+import type { ClusterPlan } from "./plan.ts";
 
 /** The address of Kourier's load balancer, once there is one: on minikube, while the tunnel runs. */
 async function gatewayAddress(): Promise<string | undefined> {
@@ -39,7 +39,7 @@ function wayIn(address: string | undefined, profile: string | undefined): string
  * @param leftovers functions that are no longer in the checkout
  */
 export async function summary(
-  { functions }: Plan,
+  { functions }: ClusterPlan,
   profile: string | undefined,
   leftovers: readonly string[],
 ): Promise<string> {

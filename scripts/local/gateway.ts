@@ -11,7 +11,7 @@ import { refuseBroken, writeProblem } from "#kernel/endpoint";
 import { Problem } from "#kernel/problem";
 import { originForm } from "#kernel/request";
 import type { FunctionProcess, Running } from "./function-process.ts";
-import type { House } from "./manifests.ts";
+import type { Manifests } from "./manifests.ts";
 
 /** Requests on their way through; one more is answered 503. Knative's activator has such a limit as well. */
 const REQUESTS_IN_FLIGHT_MAX = 2_000;
@@ -121,7 +121,7 @@ export async function listen(server: Server, port: number, host?: string): Promi
  * The public entrance.
  * @param routes a path's beginning leads to a function, the longest beginning first
  */
-export function createGateway(routes: House["routes"], functions: ReadonlyMap<string, FunctionProcess>): Server {
+export function createGateway(routes: Manifests["routes"], functions: ReadonlyMap<string, FunctionProcess>): Server {
   let inFlight = 0;
   let closing = false;
   const server = createServer((incoming, outgoing) => {

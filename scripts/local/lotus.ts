@@ -15,7 +15,7 @@ import { startWsproxy, type Wsproxy } from "../wsproxy.ts";
 import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
-import { type House, readHouse } from "./manifests.ts";
+import { type Manifests, readManifests } from "./manifests.ts";
 import { erasePostgres, type Postgres, startPostgres } from "./postgres.ts";
 import { takeFolder } from "./run-file.ts";
 
@@ -52,7 +52,7 @@ export interface Lotus {
   /** The entrance for calls inside, which 127.0.0.1 alone may use: each function is at /<name>. */
   readonly insideUrl: string;
   readonly adminUrl: string;
-  readonly house: House;
+  readonly manifests: Manifests;
   readonly functions: ReadonlyMap<string, FunctionProcess>;
   readonly wsproxy: Wsproxy;
   /** The brokers, in a run with Kafka. */
@@ -124,7 +124,7 @@ function listenAt(server: Server, port: number): Promise<Listening> {
 }
 
 /** Fires a PingSource once. */
-async function ping(source: House["pingSources"][number], url: string): Promise<void> {
+async function ping(source: Manifests["pingSources"][number], url: string): Promise<void> {
   const { metadata, spec } = source;
   const answer = await fetch(url, {
     method: "POST",
@@ -202,7 +202,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const functions = new Map<string, FunctionProcess>();
     let inside = "";
     const resolve = (name: string) => `${inside}/${name}`;
-    // Listening comes before the house is read: every function is told this address.
+    // The bus listens first: the environment of every function contains its address.
     const bus = createEventBus(functions, resolve, (source, message, how) => {
       if (how !== "delivered")
         onNews(
@@ -212,15 +212,15 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     });
     const busListening = await listen(bus.server, 0, "127.0.0.1");
     inside = `http://127.0.0.1:${busListening.port}`;
-    const house = await readHouse(
+    const manifests = await readManifests(
       join(ROOT, "knative"),
       secrets,
       // Neon has its own, and takes no connection without TLS.
       at.hostname.endsWith(".neon.tech") ? {} : { "database-wsproxy-url": wsproxy.url },
       { ...passedOn(kafka !== undefined), K_SINK: inside, ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(",") }) },
     );
-    if (kafka === undefined) bus.add(house.kafkaSources);
-    for (const [name, environment] of house.functions) {
+    if (kafka === undefined) bus.add(manifests.kafkaSources);
+    for (const [name, environment] of manifests.functions) {
       functions.set(
         name,
         new FunctionProcess({
@@ -243,7 +243,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     endings.push(() => Promise.all([...functions.values()].map((fn) => fn.close())));
     endings.push(() => bus.stop());
     if (kafka !== undefined && options.deliver !== false) {
-      const running = house.kafkaSources.map((source) =>
+      const running = manifests.kafkaSources.map((source) =>
         runKafkaSource(source, {
           brokers: kafka.bootstrap,
           resolve,
@@ -269,22 +269,22 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       endings.push(() => watching.stop());
     }
 
-    const gateway = createGateway(house.routes, functions);
+    const gateway = createGateway(manifests.routes, functions);
     const listening = await listenAt(gateway, options.port);
     endings.push(() => listening.stop());
     const url = `http://localhost:${listening.port}`;
-    await runFile.tell(url);
-    endings.push(() => runFile.tell(undefined));
+    await runFile.setUrl(url);
+    endings.push(() => runFile.setUrl(undefined));
 
-    const fire = (source: House["pingSources"][number]) =>
+    const fire = (source: Manifests["pingSources"][number]) =>
       ping(source, resolve(source.spec.sink.ref.name)).catch((error: Error) =>
         onNews(source.metadata.name, `not fired: ${error.message}`),
       );
-    const tick = async () => void (await Promise.all(house.pingSources.map(fire)));
-    const scheduled = options.scheduled === false ? [] : house.pingSources;
+    const tick = async () => void (await Promise.all(manifests.pingSources.map(fire)));
+    const scheduled = options.scheduled === false ? [] : manifests.pingSources;
     const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
     endings.push(async () => crons.map((cron) => cron.stop()));
-    return { url, insideUrl: inside, adminUrl: database, kafka, house, functions, wsproxy, tick, stop };
+    return { url, insideUrl: inside, adminUrl: database, kafka, manifests, functions, wsproxy, tick, stop };
   } catch (error) {
     await stop().catch(() => undefined);
     throw error;

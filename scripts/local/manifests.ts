@@ -40,7 +40,7 @@ interface Ingress {
   };
 }
 
-export interface House {
+export interface Manifests {
   /** A function's name and its environment. */
   readonly functions: ReadonlyMap<string, Readonly<Record<string, string>>>;
   /** A path's beginning, and the function it leads to; the longest first, as Kourier has it. */
@@ -79,18 +79,18 @@ async function yamlFiles(folder: string): Promise<[file: string, text: string][]
 }
 
 /**
- * Reads the house.
+ * Reads the manifests.
  * @param folder knative/
  * @param secrets a folder a secret, a file a key
  * @param config what the ConfigMap `lotus` holds
  * @param everyone goes into the environment of every function
  */
-export async function readHouse(
+export async function readManifests(
   folder: string,
   secrets: string,
   config: Readonly<Record<string, string>>,
   everyone: Readonly<Record<string, string>>,
-): Promise<House> {
+): Promise<Manifests> {
   const functions = new Map<string, Record<string, string>>();
   for (const [, text] of await yamlFiles(join(folder, "functions"))) {
     const service = parse(text) as KnativeService;

@@ -55,7 +55,7 @@ it("a folder is this run's until it is removed, wherever it says that it is", as
   await writeFile(join(mine, "run.json"), JSON.stringify({ pid: process.pid }));
   const file = await takeFolder(mine);
   await expect(takeFolder(mine)).rejects.toThrow(`Lotus runs here already (process ${process.pid}).`);
-  await file.tell("http://localhost:4711");
+  await file.setUrl("http://localhost:4711");
   expect(await urlOfRun(mine)).toBe("http://localhost:4711");
   expect(JSON.parse(await readFile(join(mine, "run.json"), "utf8"))).toMatchObject({ pid: process.pid });
   await file.remove();

@@ -13,7 +13,7 @@ const WRITING_LOOK_MILLISECONDS = 50;
 
 export interface RunFile {
   /** Writes down where the gateway is; undefined when it is no more. */
-  tell(url: string | undefined): Promise<void>;
+  setUrl(url: string | undefined): Promise<void>;
   /** The folder is free again. */
   remove(): Promise<void>;
 }
@@ -128,7 +128,7 @@ export async function takeFolder(given: string): Promise<RunFile> {
   }
   ours.add(folder);
   return {
-    async tell(url) {
+    async setUrl(url) {
       // At once: whoever reads it meanwhile reads the one or the other.
       const written = `${file}.${process.pid}`;
       await writeFile(written, textOf(url));

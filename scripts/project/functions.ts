@@ -1,4 +1,4 @@
-/** Finds the functions of the house. The place of a file is its name and its route; nothing repeats them by hand. */
+/** Finds the functions of the project. The path of a file is its name and its route. */
 import { readdir } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";

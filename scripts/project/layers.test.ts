@@ -16,7 +16,7 @@ async function files(folder: string): Promise<string[]> {
 /** functions/order/pay.ts and triggers/order/x.ts -> order. */
 const serviceOf = (file: string) => file.split("/")[1] ?? "";
 
-describe("the house", () => {
+describe("the project", () => {
   it("lets a service import only its own files, the kernel, and another service's events", async () => {
     const breaches: string[] = [];
     for (const file of [...(await files("functions")), ...(await files("triggers"))]) {

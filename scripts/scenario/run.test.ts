@@ -31,7 +31,7 @@ describe("the scenario", () => {
 describe("GET /billing/balance", () => {
   it("is 0 right after registering, for each of a hundred", async () => {
     // Signed here: a hundred logins would only hash a hundred passwords more.
-    vi.stubEnv("SIGNING_KEY_FILE", lotus.house.functions.get("profile-login")?.SIGNING_KEY_FILE ?? "");
+    vi.stubEnv("SIGNING_KEY_FILE", lotus.manifests.functions.get("profile-login")?.SIGNING_KEY_FILE ?? "");
     const balances = await Promise.all(
       Array.from({ length: 100 }, async () => {
         const email = `${randomUUID()}@example.com`;

@@ -88,7 +88,7 @@ describe("a rotation while Lotus runs", () => {
   afterAll(() => lotus.stop());
 
   it("keeps the old tokens valid, signs new ones with the new key, and restarts nothing", async () => {
-    const secrets = dirname(dirname(lotus.house.functions.get("profile-login")?.SIGNING_KEY_FILE ?? ""));
+    const secrets = dirname(dirname(lotus.manifests.functions.get("profile-login")?.SIGNING_KEY_FILE ?? ""));
     const user = await newUser(lotus);
     expect((await user.call("GET /profile/me")).status).toBe(200);
     const pid = lotus.functions.get("profile-me")?.running?.child.pid;

@@ -60,7 +60,7 @@ export class KafkaConsumer implements RunningSource {
   readonly #source: KafkaSource;
   readonly #brokers: readonly string[];
   readonly #resolve: Resolve;
-  readonly #tell: (event: SourceEvent) => void;
+  readonly #emit: (event: SourceEvent) => void;
   readonly #stop = new AbortController();
   readonly #slots = new Slots(RECORDS_IN_FLIGHT_MAX);
   readonly #stopped: Promise<void>;
@@ -76,7 +76,7 @@ export class KafkaConsumer implements RunningSource {
     this.#source = source;
     this.#brokers = brokers;
     this.#resolve = resolve;
-    this.#tell = onEvent ?? (() => undefined);
+    this.#emit = onEvent ?? (() => undefined);
     this.joined = new Promise((joined) => {
       this.#hasJoined = joined;
     });
@@ -104,7 +104,7 @@ export class KafkaConsumer implements RunningSource {
   #report({ message, type }: Error & { type?: string }): void {
     if (GROUP_COMES_UP.includes(type ?? "") || message === this.#lastReport) return;
     this.#lastReport = message;
-    this.#tell({ kind: "trouble", message: `${message}; it is tried again and again` });
+    this.#emit({ kind: "trouble", message: `${message}; it is tried again and again` });
   }
 
   /** Consumes until the source is stopped. @throws what ended the consumer */
@@ -130,7 +130,7 @@ export class KafkaConsumer implements RunningSource {
       joined = true;
       this.#lastReport = undefined;
       const partitions = this.#keep(payload.memberAssignment);
-      this.#tell({ kind: "joined", partitions });
+      this.#emit({ kind: "joined", partitions });
       this.#hasJoined();
     });
     this.#consumer = consumer;
@@ -198,12 +198,12 @@ export class KafkaConsumer implements RunningSource {
       const request = toMessage({ headers: {}, ...message, topic, partition }, { name, namespace });
       const kind = await deliver(request, this.#source.spec, this.#resolve, this.#stop.signal);
       progress.settle(BigInt(offset));
-      this.#tell({ kind, topic, partition, offset, milliseconds: performance.now() - began });
+      this.#emit({ kind, topic, partition, offset, milliseconds: performance.now() - began });
       this.#commitTimer ??= setTimeout(() => void this.#commit(), COMMIT_MILLISECONDS);
     } catch (error) {
       if (!this.#stop.signal.aborted) {
         const what = `the record ${topic} ${partition}/${offset} was not sent: ${(error as Error).message}`;
-        this.#tell({ kind: "trouble", message: what });
+        this.#emit({ kind: "trouble", message: what });
       }
     } finally {
       this.#slots.release();
@@ -218,10 +218,10 @@ export class KafkaConsumer implements RunningSource {
     try {
       await this.#consumer?.commitOffsets(offsets);
       for (const [index, progress] of due.entries()) progress.committed = BigInt(offsets[index]?.offset ?? 0);
-      for (const offset of offsets) this.#tell({ kind: "committed", ...offset });
+      for (const offset of offsets) this.#emit({ kind: "committed", ...offset });
     } catch (error) {
       const message = `offsets were not committed, so records may come again: ${(error as Error).message}`;
-      this.#tell({ kind: "trouble", message });
+      this.#emit({ kind: "trouble", message });
     }
   }
 

@@ -53,14 +53,14 @@ export class ModelAccount {
     const paid = this.#transfer("charge", -price);
     const order = { idSubscription, price: price / 100, status: paid ? "paid" : "refused" };
     this.orders.push(order);
-    this.#tell(paid ? "order-paid" : "order-refused", price);
+    this.#record(paid ? "order-paid" : "order-refused", price);
     if (!paid) return { status: 400, body: { code: "insufficient-funds", balance: this.balance, order } };
     return { status, body: { balance: this.balance, order } };
   }
 
   #move(kind: "deposit" | "withdrawal", cents: number): Expected {
     const done = this.#transfer(kind, kind === "deposit" ? cents : -cents);
-    this.#tell(`${kind}-${done ? "done" : "refused"}`, cents);
+    this.#record(`${kind}-${done ? "done" : "refused"}`, cents);
     if (!done) return { status: 400, body: { code: "insufficient-funds", balance: this.balance } };
     return { status: 200, body: { balance: this.balance } };
   }
@@ -73,7 +73,7 @@ export class ModelAccount {
     return true;
   }
 
-  #tell(
+  #record(
     kind: `${"deposit" | "withdrawal"}-${"done" | "refused"}` | `order-${"paid" | "refused"}`,
     cents: number,
   ): void {

@@ -16,7 +16,7 @@ const POSTGRES_PORT = 15432;
 const KAFKA_PORT = 19092;
 const PRIVATE_PORTS = { client: 29092, internal: 29093, controller: 29094 };
 
-export interface Beside {
+export interface ExternalBackends {
   /** For `scripts/deploy --database`. */
   readonly databaseUrl: string;
   /** The same database, from this machine. */
@@ -85,7 +85,7 @@ export function startKafkaSource(broker: string): ChildProcess {
  * @param host the address of this machine that pods know
  * @param folder keeps their data
  */
-export async function startBeside(host: string, folder: string): Promise<Beside> {
+export async function startExternalBackends(host: string, folder: string): Promise<ExternalBackends> {
   const postgres: Postgres = await startPostgres(join(folder, "postgres"));
   const forwarding = await forward(POSTGRES_PORT, postgres.port);
   const kafka = await startKafkaFor(host, join(folder, "kafka"));
@@ -108,12 +108,14 @@ export async function startBeside(host: string, folder: string): Promise<Beside>
 if (process.argv[1] === import.meta.filename) {
   const { values } = parseArgs({ options: { host: { type: "string" } } });
   if (values.host === undefined) throw new Error("Say how pods reach this machine: --host ADDRESS");
-  const beside = await startBeside(values.host, join(ROOT, ".lotus/beside"));
-  const source = existsSync(join(ROOT, "scripts/sources/kafka-source.ts")) ? startKafkaSource(beside.kafka) : undefined;
-  console.log(`scripts/deploy --database '${beside.databaseUrl}' --kafka ${beside.kafka}`);
+  const backends = await startExternalBackends(values.host, join(ROOT, ".lotus/external-backends"));
+  const source = existsSync(join(ROOT, "scripts/sources/kafka-source.ts"))
+    ? startKafkaSource(backends.kafka)
+    : undefined;
+  console.log(`scripts/deploy --database '${backends.databaseUrl}' --kafka ${backends.kafka}`);
   const stop = () => {
     source?.kill();
-    void beside.stop().then(() => process.exit());
+    void backends.stop().then(() => process.exit());
   };
   process.once("SIGINT", stop);
   process.once("SIGTERM", stop);

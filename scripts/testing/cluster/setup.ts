@@ -11,7 +11,7 @@ import type { TestProject } from "vitest/node";
 import { get } from "../../kubernetes/kubectl.ts";
 import { attempt } from "../../kubernetes/shell.ts";
 import { ROOT } from "../../project/functions.ts";
-import { type Beside, startBeside, startKafkaSource } from "./external-backends.ts";
+import { type ExternalBackends, startExternalBackends, startKafkaSource } from "./external-backends.ts";
 
 /** What the tests are given. `skipped`: why they cannot run here. */
 export type ClusterContext =
@@ -63,16 +63,18 @@ export default async function setup(project: TestProject): Promise<(() => Promis
     return undefined;
   }
   const host = process.env.CLUSTER_HOST;
-  const beside: Beside | undefined = host ? await startBeside(host, join(ROOT, ".lotus/beside")) : undefined;
-  const where = beside ? `--database '${beside.databaseUrl}' --kafka ${beside.kafka}` : "";
+  const backends: ExternalBackends | undefined = host
+    ? await startExternalBackends(host, join(ROOT, ".lotus/external-backends"))
+    : undefined;
+  const where = backends ? `--database '${backends.databaseUrl}' --kafka ${backends.kafka}` : "";
   const deployArguments = `${process.env.CLUSTER_DEPLOY ?? ""} ${where}`;
   console.log(await deploy(deployArguments));
   const controlled = await get("deployment", "kafka-controller", "knative-eventing");
-  const source = controlled === undefined && beside ? startKafkaSource(beside.kafka) : undefined;
-  const databaseUrl = beside?.localDatabaseUrl ?? process.env.DATABASE_ADMIN_URL ?? "";
+  const source = controlled === undefined && backends ? startKafkaSource(backends.kafka) : undefined;
+  const databaseUrl = backends?.localDatabaseUrl ?? process.env.DATABASE_ADMIN_URL ?? "";
   project.provide("cluster", { skipped: undefined, databaseUrl, deployArguments });
   return async () => {
     source?.kill();
-    await beside?.stop();
+    await backends?.stop();
   };
 }

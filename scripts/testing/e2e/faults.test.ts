@@ -26,7 +26,7 @@ beforeAll(async () => {
 afterAll(() => lotus.stop());
 
 /** Where the event bus takes events, and each function can be called by its name. */
-const inside = () => ({ url: lotus.house.functions.get("order-pay")?.K_SINK ?? "" });
+const inside = () => ({ url: lotus.manifests.functions.get("order-pay")?.K_SINK ?? "" });
 
 /** Settles what faults have delayed, as the relay does within a minute, and expects that nothing is lost or doubled. */
 async function recovered(deadLetters = 0): Promise<void> {
@@ -193,7 +193,7 @@ describe("events that are delivered again", () => {
     const deliver = async ({ topic, event }: (typeof rows)[number]["envelope"]) => {
       const { data, datacontenttype, ...attributes } = event;
       const headers = Object.entries(attributes).map(([name, value]) => [`ce-${name}`, String(value)]);
-      const name = lotus.house.kafkaSources.find(({ spec }) => spec.topics.includes(topic))?.spec.sink.ref.name;
+      const name = lotus.manifests.kafkaSources.find(({ spec }) => spec.topics.includes(topic))?.spec.sink.ref.name;
       return call(inside(), `POST /${name}`, { body: data, headers: Object.fromEntries(headers) });
     };
     const answers = await Promise.all([...rows, ...rows].map(({ envelope }) => deliver(envelope)));

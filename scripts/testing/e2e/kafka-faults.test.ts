@@ -239,7 +239,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
       const records = ends.reduce((sum, end) => sum + end, 0);
       expect(records).toBeGreaterThan(3_500);
       let delivered = 0;
-      const readers = lotus.house.kafkaSources.map((one) =>
+      const readers = lotus.manifests.kafkaSources.map((one) =>
         runKafkaSource(
           { ...one, spec: { ...one.spec, consumerGroup: randomUUID() } },
           {
