@@ -72,8 +72,13 @@ export const TOKEN_AUDIENCE = "lotus";
 export const TOKEN_SECONDS = 3600;
 export const TOKEN_LENGTH_MAX = 4096;
 export const TOKEN_CACHE_ENTRIES_MAX = 10_000;
-/** How often, at most, a token signed by an unknown key makes a process read the key file again. */
-export const KEY_RELOAD_MILLISECONDS_MIN = 1_000;
+/** How far the clocks of two machines may differ: a token issued "in the future" is accepted within it. Its end is exact. */
+export const TOKEN_CLOCK_SKEW_SECONDS = 5;
+/** How long a retired key may sign: until every pod has the new one. */
+export const KEY_OVERLAP_SECONDS = 600;
+/** How often a process looks whether the key file has changed, and how often it reads the file in any case. */
+export const KEY_CHECK_MILLISECONDS = 1_000;
+export const KEY_READ_MILLISECONDS_MAX = 60_000;
 
 const port = v.pipe(
   v.string(),

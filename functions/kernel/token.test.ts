@@ -1,8 +1,10 @@
 import { createPublicKey } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { readFile, rename, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { exportJWK, generateKeyPair, importJWK, type JWK, SignJWT, UnsecuredJWT } from "jose";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { findFunctions } from "../../scripts/project/functions.ts";
+import { rotateKeys } from "../../scripts/secrets/keys.ts";
 import {
   call,
   eventually,
@@ -11,7 +13,7 @@ import {
   type TestLotus,
   type TestUser,
 } from "../../scripts/testing/lotus.ts";
-import { TOKEN_LENGTH_MAX } from "./settings.ts";
+import { KEY_OVERLAP_SECONDS, TOKEN_LENGTH_MAX, TOKEN_SECONDS } from "./settings.ts";
 
 const forUsers = (await findFunctions()).flatMap((fn) =>
   fn.kind === "endpoint" && fn.description.caller === "user" ? [fn] : [],
@@ -33,14 +35,18 @@ afterAll(() => lotus.stop());
 interface Claims {
   issuer?: string | null;
   audience?: string | null;
-  expires?: string | null;
+  expires?: string | number | null;
+  /** Seconds from now. */
+  issued?: number | null;
   subject?: string | null;
   email?: string | null;
 }
 
 /** A token as login would sign it, but for what is said otherwise; null leaves a claim out. */
-function jwt({ issuer = "lotus", audience = "lotus", expires = "1h", subject = user.id, email = user.email }: Claims) {
-  const token = new SignJWT(email === null ? {} : { email }).setIssuedAt();
+function jwt({ issuer = "lotus", audience = "lotus", expires = "1h", issued = 0, ...claims }: Claims) {
+  const { subject = user.id, email = user.email } = claims;
+  const token = new SignJWT(email === null ? {} : { email });
+  if (issued !== null) token.setIssuedAt(Math.floor(Date.now() / 1000) + issued);
   if (issuer !== null) token.setIssuer(issuer);
   if (audience !== null) token.setAudience(audience);
   if (expires !== null) token.setExpirationTime(expires);
@@ -54,6 +60,14 @@ const sign = async (claims: Claims, key?: Key, header = {}) =>
   jwt(claims)
     .setProtectedHeader({ alg: "EdDSA", kid: signingKey.kid ?? "", typ: "JWT", ...header })
     .sign(key ?? (await importJWK(signingKey, "EdDSA")));
+
+interface FileKey {
+  readonly kid: string;
+}
+const ended = (key: FileKey) => ({
+  ...key,
+  retiredAt: Math.floor(Date.now() / 1000) - TOKEN_SECONDS - KEY_OVERLAP_SECONDS - 1,
+});
 
 /** What an attacker would send, by name: each an Authorization header. */
 async function forgeries(): Promise<Record<string, string | undefined>> {
@@ -88,6 +102,11 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
     "HS256 with the key as PEM, without a key's name": await hmac(pem.toString(), { kid: undefined }),
     expired: await sign({ expires: "1s ago" }),
     "that never expires": await sign({ expires: null }),
+    "that lives 31 years": await sign({ expires: "31y" }),
+    "that lives a minute too long": await sign({ expires: "61m" }),
+    "issued too long ago": await sign({ issued: -TOKEN_SECONDS - 60, expires: "1h" }),
+    "issued in the future": await sign({ issued: 60, expires: "61m" }),
+    "without a time of issue": await sign({ issued: null }),
     "of another issuer": await sign({ issuer: "lotus.example" }),
     "of no issuer": await sign({ issuer: null }),
     "for another audience": await sign({ audience: "another" }),
@@ -149,6 +168,40 @@ describe("a token", () => {
       return seen.status !== 200 && seen;
     });
     expect([answer.status, answer.body.detail]).toEqual([401, expect.stringContaining("has expired")]);
+  });
+
+  it.each([
+    ["retired past its end", (kid: string, keys: FileKey[]) => keys.map((key) => (key.kid === kid ? ended(key) : key))],
+    ["removed", (kid: string, keys: FileKey[]) => keys.filter((key) => key.kid !== kid)],
+  ])("is refused when its key was %s, by running and new processes, cached or not", async (_, change) => {
+    const file = lotus.manifests.functions.get("profile-me")?.JWKS_FILE ?? "";
+    const secrets = dirname(dirname(file));
+    const stolen = JSON.parse(await readFile(join(secrets, "signing-key/key.json"), "utf8"));
+    const forge = async () => sign({}, await importJWK(stolen, "EdDSA"), { kid: stolen.kid });
+    const me = (token: string) => call(lotus, "GET /profile/me", { token });
+    const cached = await forge();
+    await rotateKeys(secrets);
+    expect((await me(cached)).status).toBe(200);
+    const { keys } = JSON.parse(await readFile(file, "utf8"));
+    await writeFile(file, JSON.stringify({ keys: change(stolen.kid, keys) }));
+    await eventually("the cached token is refused", async () => (await me(cached)).status === 401);
+    expect((await me(await forge())).status).toBe(401);
+    await lotus.functions.get("profile-me")?.stop();
+    expect([(await me(cached)).status, (await me(await forge())).status]).toEqual([401, 401]);
+    expect(JSON.stringify((await call(lotus, "GET /profile/jwks")).body)).not.toContain(stolen.kid);
+    signingKey = JSON.parse(await readFile(join(secrets, "signing-key/key.json"), "utf8"));
+  });
+
+  it("is answered 500, not accepted, while the key file cannot be read", async () => {
+    const file = lotus.manifests.functions.get("profile-me")?.JWKS_FILE ?? "";
+    const token = await sign({});
+    const me = async () => (await call(lotus, "GET /profile/me", { token })).status;
+    expect(await me()).toBe(200);
+    await rename(file, `${file}.away`);
+    await eventually("the process notices", async () => (await me()) === 500);
+    expect(await me()).toBe(500);
+    await rename(`${file}.away`, file);
+    expect(await me()).toBe(200);
   });
 
   it("whose user is gone opens nothing", async () => {

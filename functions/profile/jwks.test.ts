@@ -1,6 +1,7 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { createLocalJWKSet, jwtVerify } from "jose";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { KEY_OVERLAP_SECONDS, TOKEN_SECONDS } from "#kernel/settings";
 import { call, newUser, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 
 let lotus: TestLotus;
@@ -10,7 +11,7 @@ beforeAll(async () => {
 afterAll(() => lotus.stop());
 
 describe("GET /profile/jwks", () => {
-  it("gives anyone what tokens are checked with, and lets them keep it for a while", async () => {
+  it("returns the keys that verify tokens to anyone, who may cache them", async () => {
     const { status, headers, body } = await call(lotus, "GET /profile/jwks");
     expect([status, headers.get("cache-control")]).toEqual([200, "public, max-age=60"]);
     const { token, id } = await newUser(lotus);
@@ -18,13 +19,27 @@ describe("GET /profile/jwks", () => {
     expect(payload.sub).toBe(id);
   });
 
-  it("gives the public members only, whatever lies in the file", async () => {
+  it("returns public members of keys that are accepted, and nothing else of the file", async () => {
     const file = lotus.manifests.functions.get("profile-jwks")?.JWKS_FILE ?? "";
     const { keys } = JSON.parse(await readFile(file, "utf8"));
-    const secrets = { d: "c2VjcmV0", retiredAt: 1, note: "x" };
-    await writeFile(file, JSON.stringify({ keys: [{ ...keys[0], ...secrets }], more: 1 }));
+    const now = Math.floor(Date.now() / 1000);
+    const ends = TOKEN_SECONDS + KEY_OVERLAP_SECONDS;
+    const secrets = { ...keys[0], d: "c2VjcmV0", note: "x" };
+    await writeFile(
+      file,
+      JSON.stringify({
+        keys: [
+          { ...secrets, kid: "signs" },
+          { ...secrets, kid: "retired", retiredAt: now - ends + 60 },
+          { ...secrets, kid: "ended", retiredAt: now - ends },
+          { ...secrets, kid: "ended long ago", retiredAt: 1 },
+        ],
+        more: 1,
+      }),
+    );
     const { body } = await call(lotus, "GET /profile/jwks");
     expect(Object.keys(body)).toEqual(["keys"]);
-    expect(Object.keys(body.keys[0]).sort()).toEqual(["alg", "crv", "kid", "kty", "use", "x"]);
+    expect(body.keys.map(({ kid }: { kid: string }) => kid)).toEqual(["signs", "retired"]);
+    for (const key of body.keys) expect(Object.keys(key).sort()).toEqual(["alg", "crv", "kid", "kty", "use", "x"]);
   });
 });

@@ -1,9 +1,9 @@
-/** Signing tokens. Only login is given the private key. */
+/** Signs tokens. Only login receives the private key. */
 import { importJWK, type JWK, SignJWT } from "jose";
 import { readSettingFile, TOKEN_AUDIENCE, TOKEN_ISSUER, TOKEN_SECONDS } from "#kernel/settings";
 import type { User } from "#kernel/token";
 
-/** A token for a user, valid for TOKEN_SECONDS. The key is read anew each time: a rotation needs no restart. */
+/** Returns a token for a user, valid for TOKEN_SECONDS. It reads the key each time, so a rotation needs no restart. */
 export async function signToken(user: User): Promise<string> {
   const jwk = JSON.parse(readSettingFile("SIGNING_KEY_FILE")) as JWK & { kid: string };
   return new SignJWT({ email: user.email })

@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { importJWK, SignJWT } from "jose";
 import { Client } from "pg";
-import { TOKEN_AUDIENCE, TOKEN_ISSUER } from "#kernel/settings";
+import { TOKEN_AUDIENCE, TOKEN_ISSUER, TOKEN_SECONDS } from "#kernel/settings";
 import { buildFunctions, programOf } from "../build/bundles.ts";
 import { migrate, readPasswords } from "../database/migrate.ts";
 import { startPostgres } from "../local/postgres.ts";
@@ -146,7 +146,7 @@ async function startWorld(): Promise<World> {
               .setIssuer(TOKEN_ISSUER)
               .setAudience(TOKEN_AUDIENCE)
               .setIssuedAt()
-              .setExpirationTime("2h")
+              .setExpirationTime(`${TOKEN_SECONDS}s`)
               .sign(key);
           return Promise.all(ids.map(async (id) => ({ id, token: await tokenOf(id) })));
         },

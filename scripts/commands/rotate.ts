@@ -1,16 +1,21 @@
 /** scripts/rotate: new keys and passwords, while everything runs. Functions read them from files that Kubernetes renews. */
 import { parseArgs } from "node:util";
 import { TOKEN_SECONDS } from "#kernel/settings";
+import { UsageError } from "../cli/command.ts";
 import { ROLES } from "../database/migrate.ts";
 import { get, NAMESPACE, readDocuments, runJob, secretValue } from "../kubernetes/kubectl.ts";
 import { checkReachable } from "../kubernetes/preflight.ts";
 import { attempt, main, Refusal, step } from "../kubernetes/shell.ts";
-import { newKeys, newPassword, writeSecrets } from "../secrets/cluster.ts";
+import { changePublicKeys, newPassword, readKeys, writeSecrets } from "../secrets/cluster.ts";
+import { addKey, retireOthers, signingKeyText, withoutKey } from "../secrets/keys.ts";
 
 const HELP = `Usage: scripts/rotate keys
+       scripts/rotate revoke KID
        scripts/rotate passwords [SERVICE…]
 
 keys        signs tokens with a new key; the old one's tokens are accepted until they expire. No pod restarts.
+revoke      refuses every token of the key with this id, also when it signs: then a new key signs at once. For one to two
+            minutes, until all pods know the change, a new login's token may be refused. GET /profile/jwks lists the ids.
 passwords   gives the database roles of these services, or of all, new passwords. Connections that are open stay open.
             Until a pod has the new file, a second or two, a new connection may be refused: such a request is answered
             503 with Retry-After, and changed nothing.`;
@@ -45,18 +50,38 @@ async function wait(seconds: number, report: (progress: string) => void): Promis
   report("every pod has them");
 }
 
-async function rotateKeys(): Promise<void> {
+async function checkDeployed(): Promise<void> {
   if ((await get("secret", "public-keys")) === undefined)
     throw new Refusal("Lotus is not deployed here yet: scripts/deploy makes the first keys.");
-  const keys = await newKeys();
-  await writeSecrets(new Map([["public-keys", { "jwks.json": keys.publicKeys }]]));
+}
+
+async function rotateKeys(): Promise<void> {
+  await checkDeployed();
+  const keys = await changePublicKeys(addKey);
   await nudge();
-  // Not before everybody can know the public half may anything be signed with the private one.
+  // Every pod must know the public half before a token is signed with the private half.
   await step("The new public key reaches the pods", (report) => wait(MOUNT_SECONDS_MAX, report));
-  await writeSecrets(new Map([["signing-key", { "key.json": keys.signingKey }]]));
+  await writeSecrets(new Map([["signing-key", { "key.json": signingKeyText(keys) }]]));
+  // Last: an interruption before this line leaves the former key valid, and the next rotation retires it.
+  await changePublicKeys(retireOthers);
   await nudge();
-  const { kid } = JSON.parse(keys.signingKey) as { kid: string };
-  console.log(`\nTokens are signed with ${kid} now; older ones are accepted for ${TOKEN_SECONDS / 60} minutes more.`);
+  console.log(
+    `\nTokens are signed with ${keys.signingKey?.kid} now; older ones are accepted for ${TOKEN_SECONDS / 60} minutes more.`,
+  );
+}
+
+async function revokeKey(kid: string): Promise<void> {
+  await checkDeployed();
+  const { signingKey: former } = (await readKeys()).keys;
+  const keys = await changePublicKeys((present) => withoutKey(present, kid)).catch((error: Error) => {
+    throw error instanceof UsageError ? new Refusal(error.message) : error;
+  });
+  if (keys.signingKey?.kid !== former?.kid) {
+    await writeSecrets(new Map([["signing-key", { "key.json": signingKeyText(keys) }]]));
+  }
+  await nudge();
+  await step("The change reaches the pods", (report) => wait(MOUNT_SECONDS_MAX, report));
+  console.log(`\nThe key ${kid} is revoked: every function refuses its tokens.`);
 }
 
 async function rotatePasswords(services: readonly string[]): Promise<void> {
@@ -92,7 +117,14 @@ main(async () => {
     console.log(HELP);
     return;
   }
-  if ((what !== "keys" && what !== "passwords") || (what === "keys" && services.length > 0)) throw new Refusal(HELP);
+  const [kid = "", ...more] = services;
+  const isUsage =
+    what === "passwords" ||
+    (what === "keys" && services.length === 0) ||
+    (what === "revoke" && kid !== "" && more.length === 0);
+  if (!isUsage) throw new Refusal(HELP);
   await checkReachable({ withKn: false });
-  await (what === "keys" ? rotateKeys() : rotatePasswords(services));
+  if (what === "keys") await rotateKeys();
+  else if (what === "revoke") await revokeKey(kid);
+  else await rotatePasswords(services);
 });

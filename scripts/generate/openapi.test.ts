@@ -75,6 +75,7 @@ async function requests(): Promise<Call[]> {
     .setProtectedHeader({ alg: "EdDSA", kid: key.kid })
     .setIssuer("lotus")
     .setAudience("lotus")
+    .setIssuedAt()
     .setSubject(randomUUID())
     .setExpirationTime("1h")
     .sign(await importJWK(key, "EdDSA"));

@@ -18,6 +18,7 @@ export interface KubernetesObject {
     readonly labels?: Record<string, string>;
     readonly annotations?: Record<string, string>;
     readonly generation?: number;
+    readonly resourceVersion?: string;
   };
   // biome-ignore lint/suspicious/noExplicitAny: the schema of this object is Kubernetes' own, and judged by it
   readonly [field: string]: any;

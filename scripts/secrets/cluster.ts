@@ -1,25 +1,36 @@
 /** The Secrets of a deployment: made once, in the cluster and nowhere else, and kept from then on. */
 import { randomBytes } from "node:crypto";
-import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { ROLES } from "../database/migrate.ts";
 import { type Database, POSTGRES } from "../kubernetes/backends.ts";
 import { type KafkaCredentials, secretOf, securityOf } from "../kubernetes/kafka-security.ts";
 import { get, type KubernetesObject, NAMESPACE, secretValue, toYaml } from "../kubernetes/kubectl.ts";
 import { run } from "../kubernetes/shell.ts";
-import { rotateKeys } from "./keys.ts";
+import { addKey, type Keys, parseKeys, publicKeysText, retireOthers, signingKeyText } from "./keys.ts";
 
 /** 192 bits, in letters that a URL needs not escape. */
 export function newPassword(): string {
   return randomBytes(24).toString("base64url");
 }
 
-/** Writes Secrets. Their values are never shown, and never part of a command line. */
-export async function writeSecrets(values: ReadonlyMap<string, Readonly<Record<string, string>>>): Promise<void> {
+/** Attempts to change the public keys while others change them. */
+const KEY_CHANGES_MAX = 5;
+
+/**
+ * Writes Secrets. Their values are never printed and never part of a command line.
+ * @param version makes Kubernetes refuse the change of a Secret that has another version by now
+ */
+export async function writeSecrets(
+  values: ReadonlyMap<string, Readonly<Record<string, string>>>,
+  version?: string,
+): Promise<void> {
   if (values.size === 0) return;
   const secrets = [...values].map(([name, stringData]): KubernetesObject => {
-    const metadata = { name, namespace: NAMESPACE, labels: { "app.kubernetes.io/part-of": "lotus" } };
+    const metadata = {
+      name,
+      namespace: NAMESPACE,
+      labels: { "app.kubernetes.io/part-of": "lotus" },
+      ...(version !== undefined && { resourceVersion: version }),
+    };
     return { apiVersion: "v1", kind: "Secret", type: "Opaque", metadata, stringData };
   });
   // Server-side: the other way would copy the values into an annotation.
@@ -35,28 +46,31 @@ function urlFor(role: string, adminUrl: string): string {
   return url.href;
 }
 
+/** The Secrets of the keys, as the cluster has them now. */
+export async function readKeys(): Promise<{ keys: Keys; version: string | undefined }> {
+  // In this order: a version older than the signing key is refused when it is written.
+  const publicKeys = await get("secret", "public-keys");
+  const signingKey = secretValue(await get("secret", "signing-key"), "key.json");
+  return {
+    keys: parseKeys(secretValue(publicKeys, "jwks.json"), signingKey),
+    version: publicKeys?.metadata.resourceVersion,
+  };
+}
+
 /**
- * A new pair of keys, and the public keys of before beside it.
+ * Changes the public keys. Kubernetes refuses the change when another one came between reading and writing; then it is made again.
+ * @returns the keys after the change
  */
-export async function newKeys(): Promise<{ publicKeys: string; signingKey: string }> {
-  const folder = await mkdtemp(join(tmpdir(), "lotus-keys-"));
-  try {
-    for (const { secret, file } of [
-      { secret: "public-keys", file: "jwks.json" },
-      { secret: "signing-key", file: "key.json" },
-    ]) {
-      const present = secretValue(await get("secret", secret), file);
-      if (present === undefined) continue;
-      await mkdir(join(folder, secret), { mode: 0o700 });
-      await writeFile(join(folder, secret, file), present, { mode: 0o600 });
+export async function changePublicKeys(change: (keys: Keys) => Promise<Keys> | Keys): Promise<Keys> {
+  for (let attempt = 1; ; attempt++) {
+    const { keys, version } = await readKeys();
+    const changed = await change(keys);
+    try {
+      await writeSecrets(new Map([["public-keys", { "jwks.json": publicKeysText(changed) }]]), version);
+      return changed;
+    } catch (error) {
+      if (attempt === KEY_CHANGES_MAX || !/conflict|the object has been modified/i.test(String(error))) throw error;
     }
-    await rotateKeys(folder);
-    return {
-      publicKeys: await readFile(join(folder, "public-keys/jwks.json"), "utf8"),
-      signingKey: await readFile(join(folder, "signing-key/key.json"), "utf8"),
-    };
-  } finally {
-    await rm(folder, { recursive: true, force: true });
   }
 }
 
@@ -83,9 +97,9 @@ export async function ensureSecrets(database: Database, kafka: KafkaCredentials)
     }
   }
   if ((await get("secret", "public-keys")) === undefined || (await get("secret", "signing-key")) === undefined) {
-    const keys = await newKeys();
-    missing.set("public-keys", { "jwks.json": keys.publicKeys });
-    missing.set("signing-key", { "key.json": keys.signingKey });
+    const keys = retireOthers(await addKey((await readKeys()).keys));
+    missing.set("public-keys", { "jwks.json": publicKeysText(keys) });
+    missing.set("signing-key", { "key.json": signingKeyText(keys) });
   }
   if (securityOf(kafka) !== undefined) missing.set("kafka", secretOf(kafka));
   await writeSecrets(missing);

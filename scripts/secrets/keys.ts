@@ -1,71 +1,164 @@
 /**
- * The key pair that signs tokens, and the public keys that check them.
- *   npm run keys               makes a first pair where there is none, and lists the keys
- *   npm run keys rotate        signs with a new one from now on; the old one is accepted until its tokens have expired
+ * The key pair that signs tokens, and the public keys that verify them.
+ *   npm run keys                 creates the first pair if there is none, and lists the keys
+ *   npm run keys rotate          signs with a new key; tokens of the former key stay valid until they expire
+ *   npm run keys revoke KID      refuses every token of a key at once; a revoked signing key is replaced by a new one
  */
-import { existsSync } from "node:fs";
-import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
+import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { calculateJwkThumbprint, exportJWK, generateKeyPair, type JWK } from "jose";
-import { TOKEN_SECONDS } from "#kernel/settings";
+import { keyEndsAt } from "#kernel/token";
 import { runCommand, UsageError } from "../cli/command.ts";
 import { ROOT } from "../project/functions.ts";
+import { withLock } from "./lock.ts";
 
-/** A public key as it lies in the file. `retiredAt` is ours: since when, in seconds, it signs no more. */
+/** A public key in the file. `retiredAt`: the time in seconds since 1970 at which another key replaced it. */
 interface PublicKey extends JWK {
   kid: string;
   retiredAt?: number;
 }
 
-const signingKeyFile = (folder: string) => join(folder, "signing-key", "key.json");
-const publicKeysFile = (folder: string) => join(folder, "public-keys", "jwks.json");
-
-/** Readers never see half a file: it is written beside, then renamed. */
-async function write(file: string, content: object): Promise<void> {
-  await mkdir(dirname(file), { recursive: true, mode: 0o700 });
-  await writeFile(`${file}.new`, `${JSON.stringify(content, null, 2)}\n`, { mode: 0o600 });
-  await rename(`${file}.new`, file);
+interface PrivateKey extends JWK {
+  kid: string;
 }
 
-async function readPublicKeys(folder: string): Promise<PublicKey[]> {
-  if (!existsSync(publicKeysFile(folder))) return [];
-  return (JSON.parse(await readFile(publicKeysFile(folder), "utf8")) as { keys: PublicKey[] }).keys;
+/** The two files of an installation: the public keys, and the private key that signs. */
+export interface Keys {
+  readonly publicKeys: readonly PublicKey[];
+  readonly signingKey: PrivateKey | undefined;
 }
 
-/** The key that signs at present; undefined when there is none yet. */
-async function readSigningKeyId(folder: string): Promise<string | undefined> {
-  if (!existsSync(signingKeyFile(folder))) return undefined;
-  return (JSON.parse(await readFile(signingKeyFile(folder), "utf8")) as { kid: string }).kid;
+/** Creates a pair. Its id is the thumbprint of RFC 7638. */
+async function newPair(): Promise<{ publicKey: PublicKey; privateKey: PrivateKey }> {
+  const pair = await generateKeyPair("EdDSA", { extractable: true });
+  const jwk = await exportJWK(pair.publicKey);
+  const kid = await calculateJwkThumbprint(jwk);
+  return {
+    publicKey: { ...jwk, kid, alg: "EdDSA", use: "sig" },
+    privateKey: { ...(await exportJWK(pair.privateKey)), kid, alg: "EdDSA" },
+  };
 }
 
-/** A retired key may go on signing for a while, until the new one has reached every pod. */
-export const OVERLAP_SECONDS = 600;
+/** First step of a rotation: returns the set with a new public key, and the private key that may sign once every function has the set. */
+export async function addKey({ publicKeys }: Keys): Promise<Keys & { signingKey: PrivateKey }> {
+  const { publicKey, privateKey } = await newPair();
+  return { publicKeys: [publicKey, ...publicKeys], signingKey: privateKey };
+}
+
+/** Last step of a rotation: retires every key but the one that signs, and drops those whose last token has expired. */
+export function retireOthers({ publicKeys, signingKey }: Keys): Keys {
+  const now = Math.floor(Date.now() / 1000);
+  const kept = publicKeys.map(
+    ({ retiredAt = now, ...key }): PublicKey => (key.kid === signingKey?.kid ? key : { ...key, retiredAt }),
+  );
+  return { publicKeys: kept.filter(({ retiredAt }) => keyEndsAt(retiredAt) > now), signingKey };
+}
 
 /**
- * Makes a new pair, and signs with it from now on. A key that was retired longer ago than a token lives is dropped; the one that
- * has signed until now is not, also when an earlier rotation retired it and was interrupted before its successor signed.
- * @param folder gets signing-key/key.json and public-keys/jwks.json
+ * Returns the keys without a revoked one. When that one signs, a new key signs in its place.
+ * @throws {UsageError} when no key has this id
+ */
+export async function withoutKey(keys: Keys, kid: string): Promise<Keys> {
+  const publicKeys = keys.publicKeys.filter((key) => key.kid !== kid);
+  const signs = keys.signingKey?.kid === kid;
+  if (publicKeys.length === keys.publicKeys.length && !signs) {
+    const known = keys.publicKeys.map((key) => key.kid).join(", ");
+    throw new UsageError(
+      `No key has the id ${kid}. ${known === "" ? "There are no keys." : `The keys are: ${known}.`}`,
+    );
+  }
+  return signs ? addKey({ ...keys, publicKeys }) : { ...keys, publicKeys };
+}
+
+/** The text of the file of public keys. */
+export function publicKeysText({ publicKeys }: Keys): string {
+  return `${JSON.stringify({ keys: publicKeys }, null, 2)}\n`;
+}
+
+/** The text of the file of the signing key. */
+export function signingKeyText({ signingKey }: Keys): string {
+  return `${JSON.stringify(signingKey, null, 2)}\n`;
+}
+
+/** Reads both files from their texts; undefined stands for a file that does not exist. */
+export function parseKeys(publicKeys: string | undefined, signingKey: string | undefined): Keys {
+  return {
+    publicKeys: publicKeys === undefined ? [] : (JSON.parse(publicKeys) as { keys: PublicKey[] }).keys,
+    signingKey: signingKey === undefined ? undefined : (JSON.parse(signingKey) as PrivateKey),
+  };
+}
+
+/** Whether functions accept what login signs. */
+function isConsistent({ publicKeys, signingKey }: Keys): boolean {
+  return publicKeys.some(({ kid, retiredAt }) => kid === signingKey?.kid && retiredAt === undefined);
+}
+
+const publicKeysFile = (folder: string) => join(folder, "public-keys", "jwks.json");
+const signingKeyFile = (folder: string) => join(folder, "signing-key", "key.json");
+
+/** A reader sees the former file or the new one, never a part. */
+async function write(file: string, text: string): Promise<void> {
+  await mkdir(dirname(file), { recursive: true, mode: 0o700 });
+  const written = `${file}.${randomUUID()}`;
+  try {
+    await writeFile(written, text, { mode: 0o600, flag: "wx" });
+    await rename(written, file);
+  } finally {
+    await rm(written, { force: true });
+  }
+}
+
+function readIfThere(file: string): Promise<string | undefined> {
+  return readFile(file, "utf8").catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT") return undefined;
+    throw error;
+  });
+}
+
+async function readKeys(folder: string): Promise<Keys> {
+  return parseKeys(await readIfThere(publicKeysFile(folder)), await readIfThere(signingKeyFile(folder)));
+}
+
+/** Changes the keys of a folder while no other process does. */
+async function changeKeys(folder: string, change: (keys: Keys) => Promise<Keys | undefined>): Promise<Keys> {
+  await mkdir(folder, { recursive: true, mode: 0o700 });
+  return withLock(join(folder, "keys.lock"), async () => {
+    const present = await readKeys(folder);
+    const changed = await change(present);
+    if (changed === undefined) return present;
+    // The public half first: a token must not be signed by a key that functions cannot know.
+    await write(publicKeysFile(folder), publicKeysText(changed));
+    await write(signingKeyFile(folder), signingKeyText(changed));
+    // Last: an interruption before this line leaves the former key valid, and the next rotation retires it.
+    const retired = retireOthers(changed);
+    await write(publicKeysFile(folder), publicKeysText(retired));
+    return retired;
+  });
+}
+
+/**
+ * Creates a new pair that signs from now on. The former key is retired: its tokens stay valid until they expire.
+ * @param folder receives signing-key/key.json and public-keys/jwks.json
  * @returns the id (RFC 7638 thumbprint) of the new key
  */
 export async function rotateKeys(folder: string): Promise<string> {
-  const { privateKey, publicKey } = await generateKeyPair("EdDSA", { extractable: true });
-  const jwk = await exportJWK(publicKey);
-  const kid = await calculateJwkThumbprint(jwk);
-  const now = Math.floor(Date.now() / 1000);
-  const signing = await readSigningKeyId(folder);
-  const kept = (await readPublicKeys(folder))
-    .map((key) => ({ ...key, retiredAt: key.kid === signing ? now : (key.retiredAt ?? now) }))
-    .filter(({ retiredAt }) => retiredAt + TOKEN_SECONDS + OVERLAP_SECONDS > now);
-  // The public half first: a token must never be signed by a key that nobody can know yet.
-  await write(publicKeysFile(folder), { keys: [{ ...jwk, kid, alg: "EdDSA", use: "sig" }, ...kept] });
-  await write(signingKeyFile(folder), { ...(await exportJWK(privateKey)), kid, alg: "EdDSA" });
-  return kid;
+  const { signingKey } = await changeKeys(folder, addKey);
+  return signingKey?.kid ?? "";
 }
 
-/** Makes the first pair where there is none. */
+/** Creates the first pair. Also replaces a signing key that the public keys do not contain: its tokens would all be refused. */
 export async function ensureKeys(folder: string): Promise<void> {
-  if (!existsSync(signingKeyFile(folder)) || !existsSync(publicKeysFile(folder))) await rotateKeys(folder);
+  await changeKeys(folder, async (keys) => (isConsistent(keys) ? undefined : addKey(keys)));
+}
+
+/**
+ * Removes a key: functions refuse its tokens within a second. When the key signs, a new one signs in its place.
+ * @throws {UsageError} when no key has this id
+ */
+export async function revokeKey(folder: string, kid: string): Promise<void> {
+  await changeKeys(folder, (keys) => withoutKey(keys, kid));
 }
 
 async function main(): Promise<void> {
@@ -73,21 +166,19 @@ async function main(): Promise<void> {
     allowPositionals: true,
     options: { folder: { type: "string", default: join(ROOT, ".lotus/secrets") } },
   });
-  const [command, ...rest] = positionals;
-  if (rest.length > 0 || (command !== undefined && command !== "rotate")) {
+  const { folder } = values;
+  const [command, kid, ...rest] = positionals;
+  if (command === undefined) await ensureKeys(folder);
+  else if (command === "rotate" && kid === undefined) await rotateKeys(folder);
+  else if (command === "revoke" && kid !== undefined && rest.length === 0) await revokeKey(folder, kid);
+  else
     throw new UsageError(
-      `"${positionals.join(" ")}" is not a command here. Say: npm run keys, or: npm run keys rotate.`,
+      `"${positionals.join(" ")}" is not a command. Commands: npm run keys, npm run keys rotate, npm run keys revoke KID.`,
     );
-  }
-  if (command === "rotate") await rotateKeys(values.folder);
-  else await ensureKeys(values.folder);
-  for (const { kid, retiredAt } of await readPublicKeys(values.folder)) {
-    const until =
-      retiredAt === undefined
-        ? "signs"
-        : `accepted until ${new Date((retiredAt + TOKEN_SECONDS + OVERLAP_SECONDS) * 1000).toISOString()}`;
-    console.log(`${kid}  ${until}`);
-  }
+  for (const { kid, retiredAt } of (await readKeys(folder)).publicKeys)
+    console.log(
+      `${kid}  ${retiredAt === undefined ? "signs" : `accepted until ${new Date(keyEndsAt(retiredAt) * 1000).toISOString()}`}`,
+    );
 }
 
 if (process.argv[1] === import.meta.filename) runCommand(main);
