@@ -133,6 +133,8 @@ export function createFunctionServer(
     },
   );
   server.on("clientError", refuseBroken);
+  // Node otherwise drops the headers after the thousandth without a word.
+  server.maxHeadersCount = 0;
   // Requests in flight may take as long as Knative lets them; the database's limits end them long before.
   server.timeout = 0;
 

@@ -11,8 +11,8 @@ export const RECORD_BYTES_MAX = 1_250_000;
 export const REQUESTS_IN_FLIGHT_MAX = 1000;
 /** A request line and its headers. Node's default, named here because it is a limit that people meet. */
 export const REQUEST_HEADER_BYTES_MAX = 16 * 1024;
-/** KafkaSource makes headers of a foreign record's key and headers: a record is refused by what it says, not by its size. */
-export const EVENT_HEADER_BYTES_MAX = 1024 * 1024;
+/** KafkaSource sends a record's key in two headers and each record header in one: twice the record, and room for names. */
+export const EVENT_HEADER_BYTES_MAX = 2 * RECORD_BYTES_MAX + 1024 * 1024;
 export const REQUEST_RECEIVE_MILLISECONDS_MAX = 30_000;
 /** How often Node looks for requests that take longer than that. */
 export const REQUEST_RECEIVE_CHECK_MILLISECONDS = 10_000;
@@ -101,6 +101,12 @@ export const Brokers = v.pipe(
   v.array(v.pipe(v.string(), v.regex(/^[^\s:]+:\d{1,5}$/, "host:port, several separated by commas"))),
 );
 
+/** The beginning of every topic and consumer group, so that several installations can share one Kafka. */
+export const KafkaPrefix = v.pipe(
+  v.string(),
+  v.regex(/^[a-zA-Z0-9._-]{0,100}$/, "up to 100 letters, digits, dots, underscores and hyphens"),
+);
+
 const Variables = v.object({
   /** Knative's: the port to listen on. */
   PORT: v.optional(port, "8080"),
@@ -112,6 +118,8 @@ const Variables = v.object({
   DATABASE_WSPROXY_URL: v.optional(url("ws:", "wss:")),
   /** Kafka's brokers. Without them events go to K_SINK. */
   KAFKA_BROKERS: v.optional(Brokers),
+  /** The beginning of every topic and consumer group. */
+  KAFKA_PREFIX: v.optional(KafkaPrefix, ""),
   /** "true": Kafka over TLS. The files are PEM: an authority of one's own, and what proves a client to the broker. */
   KAFKA_TLS: v.optional(
     v.pipe(

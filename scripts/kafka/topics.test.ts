@@ -29,12 +29,42 @@ describe.skipIf(kafkaSource === undefined)("npm run topics", () => {
       expect(topics.map(({ partitions }) => partitions.length)).toEqual([6, 6]);
       const { resources } = await admin.describeConfigs({
         includeSynonyms: false,
-        resources: [{ type: 2, name: "user-registered", configNames: ["max.message.bytes", "retention.ms"] }],
+        resources: [
+          { type: 2, name: "user-registered", configNames: ["max.message.bytes", "retention.ms", "compression.type"] },
+        ],
       });
       const values = resources[0]?.configEntries.map(({ configName, configValue }) => [configName, configValue]);
       expect(Object.fromEntries(values ?? [])).toEqual({
         "max.message.bytes": "1250000",
         "retention.ms": "604800000",
+        "compression.type": "uncompressed",
+      });
+    });
+  });
+
+  it("puts the prefix before each topic", async () => {
+    const topics = ["shop.notification-requested", "shop.user-registered"];
+    expect(await createTopics(kafka.bootstrap, { prefix: "shop." })).toEqual(topics);
+    expect(await asAdmin(kafka.bootstrap, (admin) => admin.listTopics())).toEqual(expect.arrayContaining(topics));
+    await asAdmin(kafka.bootstrap, (admin) => admin.deleteTopics({ topics }));
+  });
+
+  it("makes the broker decompress the records of an existing topic, and keeps the topic's other settings", async () => {
+    await asAdmin(kafka.bootstrap, async (admin) => {
+      await admin.deleteTopics({ topics: ["user-registered"] });
+      await eventually("it is gone", async () => !(await admin.listTopics()).includes("user-registered"));
+      const configEntries = [{ name: "retention.ms", value: "1234567" }];
+      await admin.createTopics({ waitForLeaders: true, topics: [{ topic: "user-registered", configEntries }] });
+      expect(await createTopics(kafka.bootstrap)).toEqual([]);
+      const configNames = ["retention.ms", "compression.type"];
+      const { resources } = await admin.describeConfigs({
+        includeSynonyms: false,
+        resources: [{ type: 2, name: "user-registered", configNames }],
+      });
+      const values = resources[0]?.configEntries.map(({ configName, configValue }) => [configName, configValue]);
+      expect(Object.fromEntries(values ?? [])).toEqual({
+        "retention.ms": "1234567",
+        "compression.type": "uncompressed",
       });
     });
   });

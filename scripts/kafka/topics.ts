@@ -1,37 +1,66 @@
-/** `npm run topics`: makes the topics that the triggers name, where they are missing. Safe to run again. */
+/** `npm run topics`: creates the topics that the triggers name. It is safe to repeat. */
 import { parseArgs } from "node:util";
+import type { Admin } from "kafkajs";
 import * as v from "valibot";
 import { kafkaClient } from "#kernel/kafka";
-import { Brokers, RECORD_BYTES_MAX, settings } from "#kernel/settings";
+import { Brokers, KafkaPrefix, RECORD_BYTES_MAX, settings } from "#kernel/settings";
 import { runCommand, UsageError } from "../cli/command.ts";
 import { findFunctions } from "../project/functions.ts";
 
 const PARTITIONS = 6;
 const HOUR_MILLISECONDS = 3_600_000;
-/** A week: what is not handled by then is still in the outbox. */
+/** One week. An event that is not settled by then is still in the outbox. */
 const RETENTION_MILLISECONDS = 7 * 24 * HOUR_MILLISECONDS;
 const ANSWER_MILLISECONDS_MAX = 15_000;
 const LEADERS_MILLISECONDS_MAX = 10_000;
 const REPLICATION = 3;
-const USAGE = "Usage: npm run topics -- [--brokers host:port,…] [--replication 1|3]";
+const USAGE = "Usage: npm run topics -- [--brokers host:port,…] [--replication 1|3] [--prefix TEXT]";
+/** Kafka's codes: a resource of the kind topic, and a value that was set for this topic. */
+const TOPIC_RESOURCE = 2;
+const TOPIC_CONFIG_SOURCE = 1;
 
-/** The topics that triggers take events from. */
-export async function findTopics(): Promise<string[]> {
+/**
+ * The broker then decompresses records on arrival. Producers may use every codec, and the local consumer, which knows only gzip,
+ * reads all records.
+ */
+const UNCOMPRESSED = { name: "compression.type", value: "uncompressed" };
+
+/** Returns the topics of all triggers, each with the prefix. */
+export async function findTopics(prefix = ""): Promise<string[]> {
   const functions = await findFunctions();
   const topics = functions.flatMap(({ description }) => ("topic" in description ? [description.topic] : []));
-  return [...new Set(topics)].sort();
+  return [...new Set(topics)].sort().map((topic) => prefix + topic);
+}
+
+/** Makes the brokers decompress the records of existing topics. The other settings of each topic stay as they are. */
+async function uncompress(admin: Admin, topics: readonly string[]): Promise<void> {
+  if (topics.length === 0) return;
+  const { resources } = await admin.describeConfigs({
+    includeSynonyms: false,
+    resources: topics.map((name) => ({ type: TOPIC_RESOURCE, name })),
+  });
+  const changed = resources.flatMap(({ resourceName, configEntries }) => {
+    const set = configEntries.filter(({ configSource }) => configSource === TOPIC_CONFIG_SOURCE);
+    const entries = set.map(({ configName: name, configValue: value }) => ({ name, value }));
+    if (entries.some(({ name, value }) => name === UNCOMPRESSED.name && value === UNCOMPRESSED.value)) return [];
+    // This request of the protocol removes every setting that it does not name.
+    const kept = entries.filter(({ name }) => name !== UNCOMPRESSED.name);
+    return [{ type: TOPIC_RESOURCE, name: resourceName, configEntries: [...kept, UNCOMPRESSED] }];
+  });
+  if (changed.length > 0) await admin.alterConfigs({ validateOnly: false, resources: changed });
 }
 
 /**
- * Makes the topics that are missing, each with 6 partitions. Those that are there stay as they are.
- * @param replication copies of each record: 3 where there are that many brokers, else 1, unless given. With 3, two of them
- *   must be written before a record counts as accepted.
- * @returns the topics that were made
- * @throws {Error} a sentence, when the brokers cannot be reached or do not want to
+ * Creates the missing topics, each with 6 partitions, and makes the brokers decompress the records of the existing ones.
+ * @param options.replication copies of each record; the default is 3 where there are that many brokers, else 1. With 3, a
+ *   record counts as accepted when two of them are written.
+ * @param options.prefix of every topic's name
+ * @returns the topics that were created
+ * @throws {Error} a sentence, when the brokers cannot be reached or refuse
  */
 export async function createTopics(
   bootstrap: readonly string[],
-  options: { readonly replication?: 1 | 3 } = {},
+  options: { readonly replication?: 1 | 3; readonly prefix?: string } = {},
 ): Promise<string[]> {
   let reason = "no answer";
   const kafka = await kafkaClient(bootstrap, (message, why) => {
@@ -44,9 +73,13 @@ export async function createTopics(
   });
   const work = async () => {
     await admin.connect();
-    const wanted = await findTopics();
+    const wanted = await findTopics(options.prefix);
     const there = new Set(await admin.listTopics());
     const missing = wanted.filter((topic) => !there.has(topic));
+    await uncompress(
+      admin,
+      wanted.filter((topic) => there.has(topic)),
+    );
     if (missing.length === 0) return [];
     const { brokers } = await admin.describeCluster();
     const replication = options.replication ?? (brokers.length >= REPLICATION ? REPLICATION : 1);
@@ -62,6 +95,7 @@ export async function createTopics(
           { name: "retention.ms", value: String(RETENTION_MILLISECONDS) },
           { name: "max.message.bytes", value: String(RECORD_BYTES_MAX) },
           { name: "min.insync.replicas", value: String(replication === REPLICATION ? 2 : 1) },
+          UNCOMPRESSED,
         ],
       })),
     });
@@ -79,21 +113,29 @@ export async function createTopics(
 }
 
 async function main(): Promise<void> {
-  const options = { brokers: { type: "string" }, replication: { type: "string" } } as const;
-  const { brokers, replication } = parseArgs({ options }).values;
+  const options = { brokers: { type: "string" }, replication: { type: "string" }, prefix: { type: "string" } } as const;
+  const { brokers, replication, prefix } = parseArgs({ options }).values;
   if (replication !== undefined && replication !== "1" && replication !== "3") {
     throw new UsageError(`--replication must be 1 or 3; ${replication} is not. ${USAGE}`);
   }
-  const given = v.safeParse(v.optional(Brokers), brokers);
-  if (!given.success) throw new UsageError(`--brokers must be ${given.issues[0].message}; ${brokers} is not. ${USAGE}`);
-  const bootstrap = given.output ?? settings().KAFKA_BROKERS;
-  if (bootstrap === undefined) throw new UsageError(`Which Kafka? Set KAFKA_BROKERS, or give --brokers. ${USAGE}`);
-  const made = await createTopics(
-    bootstrap,
-    replication === undefined ? {} : { replication: replication === "3" ? 3 : 1 },
-  );
-  for (const topic of await findTopics()) {
-    console.log(made.includes(topic) ? `${topic}: made, ${PARTITIONS} partitions` : `${topic}: was there already`);
+  const given = v.safeParse(v.object({ brokers: v.optional(Brokers), prefix: v.optional(KafkaPrefix) }), {
+    brokers,
+    prefix,
+  });
+  if (!given.success) {
+    const [issue] = given.issues;
+    throw new UsageError(`--${v.getDotPath(issue)} must be ${issue.message}; ${issue.input} is not. ${USAGE}`);
+  }
+  const bootstrap = given.output.brokers ?? settings().KAFKA_BROKERS;
+  if (bootstrap === undefined)
+    throw new UsageError(`No Kafka is named. Set KAFKA_BROKERS, or give --brokers. ${USAGE}`);
+  const named = given.output.prefix ?? settings().KAFKA_PREFIX;
+  const made = await createTopics(bootstrap, {
+    prefix: named,
+    ...(replication !== undefined && { replication: replication === "3" ? 3 : 1 }),
+  });
+  for (const topic of await findTopics(named)) {
+    console.log(made.includes(topic) ? `${topic}: created, ${PARTITIONS} partitions` : `${topic}: exists`);
   }
 }
 

@@ -1,20 +1,22 @@
-/** The broker of a run without Kafka: takes CloudEvents over HTTP (K_SINK), and hands them to the sources of their topic. */
+/** The broker of a run without Kafka: accepts CloudEvents over HTTP (K_SINK) and hands them to the sources of their topic. */
 import { setMaxListeners } from "node:events";
 import { createServer, type IncomingMessage, type Server } from "node:http";
-import { EVENT_BODY_BYTES_MAX } from "#kernel/settings";
-import { deliver, type KafkaSource, type Message, type Resolve } from "../sources/delivery.ts";
+import { EVENT_BODY_BYTES_MAX, EVENT_HEADER_BYTES_MAX } from "#kernel/settings";
+import { type Delivered, deliver, type KafkaSource, type Message, type Resolve } from "../sources/delivery.ts";
 import type { FunctionProcess } from "./function-process.ts";
 import { forward } from "./gateway.ts";
 
-/** In memory, for one source. What does not fit is refused: it stays in the outbox, and the relay brings it again. */
+/** Events in memory for one source. The bus refuses more with 503; they stay in the outbox. */
 const WAITING_EVENTS_MAX = 10_000;
-/** Of one source, as with Knative's data plane when it delivers unordered. */
+/** With 503: a source delivers more than a hundred events in this time. */
+const RETRY_AFTER_SECONDS = 1;
+/** Events of one source in delivery, as in Knative's data plane without ordering. */
 const IN_FLIGHT_EVENTS_MAX = 50;
 
-/** Hears what became of an event that a source handed over. */
-export type OnDelivered = (source: string, message: Message, how: Awaited<ReturnType<typeof deliver>>) => void;
+/** Is called with the fate of an event. `reason` is a sentence, present unless the event was delivered. */
+export type OnDelivered = (source: string, message: Message, how: Delivered["kind"], reason?: string) => void;
 
-/** Delivers one source's events, a bounded number at a time. */
+/** Delivers the events of one source, a bounded number at a time. */
 class SourceQueue {
   readonly #waiting: Message[] = [];
   readonly #inFlight = new Set<Promise<void>>();
@@ -29,7 +31,7 @@ class SourceQueue {
     this.#resolve = resolve;
     this.#onDelivered = onDelivered;
     this.#waitingMax = waitingMax;
-    // Each event that waits for its next attempt listens; Node would warn of a leak at the eleventh.
+    // Each event that waits for its next attempt adds a listener; Node warns of a leak at the eleventh.
     setMaxListeners(IN_FLIGHT_EVENTS_MAX, this.#stop.signal);
   }
 
@@ -51,8 +53,15 @@ class SourceQueue {
       const message = this.#waiting.shift();
       if (message === undefined) return;
       const delivery = deliver(message, this.#source.spec, this.#resolve, this.#stop.signal)
-        .then((how) => this.#onDelivered(this.#source.metadata.name, message, how))
-        // Stopped while it waited for the next attempt: its outbox row is still there.
+        .then((fate) =>
+          this.#onDelivered(
+            this.#source.metadata.name,
+            message,
+            fate.kind,
+            fate.kind === "delivered" ? undefined : fate.reason,
+          ),
+        )
+        // The bus stopped while the event waited for its next attempt; the outbox row remains.
         .catch(() => undefined)
         .finally(() => {
           this.#inFlight.delete(delivery);
@@ -62,14 +71,14 @@ class SourceQueue {
     }
   }
 
-  /** Lets what is being delivered finish; what waits is left to the outbox. */
+  /** Lets deliveries in flight finish. Waiting events stay in the outbox. */
   async stop(): Promise<void> {
     this.#stop.abort();
     await Promise.all(this.#inFlight);
   }
 }
 
-/** Reads a body to its end, so that whoever sends it hears the answer. Undefined: it is too long. */
+/** Reads a body to its end, so that the client sees the answer. Returns undefined for a body that is too long. */
 async function readBody(incoming: IncomingMessage): Promise<Buffer | undefined> {
   const chunks: Buffer[] = [];
   let length = 0;
@@ -80,17 +89,17 @@ async function readBody(incoming: IncomingMessage): Promise<Buffer | undefined> 
   return length > EVENT_BODY_BYTES_MAX ? undefined : Buffer.concat(chunks);
 }
 
-/** The topic that a function names; else that of Lotus's own types: lotus.user-registered.v1 -> user-registered. */
+/** Returns the topic that the header names, or else the topic of a Lotus type: lotus.user-registered.v1 -> user-registered. */
 function topicOf({ "lotus-topic": topic, "ce-type": type }: IncomingMessage["headers"]): string | undefined {
   return typeof topic === "string" ? topic : /^lotus\.(.+)\.v\d+$/.exec(String(type))?.[1];
 }
 
 export interface EventBus {
-  /** POST / takes an event; any request to /<function> goes to that function. For 127.0.0.1 only. */
+  /** POST / accepts an event; a request to /<function> goes to that function. For 127.0.0.1 only. */
   readonly server: Server;
-  /** Adds sources: they get what is published from now on. */
+  /** Adds sources, which receive the events that are published from now on. */
   add(sources: readonly KafkaSource[]): void;
-  /** Stops delivering: what is in flight finishes. */
+  /** Stops delivering. Deliveries in flight finish. */
   stop(): Promise<void>;
 }
 
@@ -111,7 +120,7 @@ export function createEventBus(
     const body = await readBody(incoming);
     if (body === undefined) return 413;
     if (topic === undefined) return 400;
-    // Nobody may take it: that is no mistake of its producer, here or at any other broker.
+    // A topic without a source is no mistake of the producer.
     const takers = queues.filter((queue) => queue.takes(topic));
     if (takers.some((queue) => queue.full)) return 503;
     const headers = Object.fromEntries(
@@ -123,14 +132,18 @@ export function createEventBus(
     for (const queue of takers) queue.add({ headers, body });
     return 202;
   };
-  const server = createServer((incoming, outgoing) => {
+  // A source makes headers of a record's key and headers; a smaller limit here would lose the event.
+  const server = createServer({ maxHeaderSize: EVENT_HEADER_BYTES_MAX }, (incoming, outgoing) => {
     const fn = functions.get((incoming.url ?? "/").slice(1));
     if (fn !== undefined) return void forward(fn, incoming, outgoing, "/");
     take(incoming).then(
-      (status) => outgoing.writeHead(status).end(),
+      (status) =>
+        outgoing.writeHead(status, status === 503 ? { "retry-after": String(RETRY_AFTER_SECONDS) } : {}).end(),
       () => outgoing.destroy(),
     );
   });
+  // Node otherwise drops the headers after the thousandth without a word.
+  server.maxHeadersCount = 0;
   return {
     server,
     add(sources) {

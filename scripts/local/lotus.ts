@@ -10,7 +10,7 @@ import { type Kafka, startKafka } from "../kafka/cluster.ts";
 import { createTopics } from "../kafka/topics.ts";
 import { findFunctions, ROOT } from "../project/functions.ts";
 import { ensureSecrets } from "../secrets/local.ts";
-import { runKafkaSource } from "../sources/kafka-source.ts";
+import { describe, runKafkaSource } from "../sources/kafka-source.ts";
 import { startWsproxy, type Wsproxy } from "../wsproxy.ts";
 import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
@@ -203,12 +203,9 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     let inside = "";
     const resolve = (name: string) => `${inside}/${name}`;
     // The bus listens first: the environment of every function contains its address.
-    const bus = createEventBus(functions, resolve, (source, message, how) => {
+    const bus = createEventBus(functions, resolve, (source, message, how, reason) => {
       if (how !== "delivered")
-        onNews(
-          source,
-          `event ${message.headers["ce-id"]}: ${how === "lost" ? "not delivered, and not taken as a dead letter" : "dead letter"}`,
-        );
+        onNews(source, `event ${message.headers["ce-id"]}: ${how === "lost" ? `lost. ${reason}` : "dead letter"}`);
     });
     const busListening = await listen(bus.server, 0, "127.0.0.1");
     inside = `http://127.0.0.1:${busListening.port}`;
@@ -249,8 +246,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
           resolve,
           onEvent(event) {
             if (event.kind === "delivered" || event.kind === "committed") return;
-            const { kind, ...rest } = event;
-            onNews(source.metadata.name, [kind, ...Object.values(rest)].join(" "));
+            onNews(source.metadata.name, describe(event));
           },
         }),
       );

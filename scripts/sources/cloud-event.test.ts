@@ -143,6 +143,17 @@ describe("a record that is no CloudEvent", () => {
     expect(sent["ce-kafkaheaderceid"]).toBe("1");
   });
 
+  it.each(["9007199254740993", "-9223372036854775808", "9223372036854775807", "8640000000000001", "-1"])(
+    "has a time that functions can read when its timestamp is %s",
+    (timestamp) => {
+      const before = Date.now();
+      const { headers } = toMessage(record({ timestamp, text: "{}" }), reader);
+      const time = Date.parse(headers["ce-time"] ?? "");
+      if (timestamp === "-1") expect(time).toBe(-1);
+      else expect(time).toBeGreaterThanOrEqual(before);
+    },
+  );
+
   it("may be a tombstone", () => {
     expect(toMessage(record({ key: Buffer.from("gone") }), reader)).toMatchObject({ body: undefined });
   });

@@ -1,20 +1,20 @@
-/** What a Kafka record becomes on its way to a function: as Knative's KafkaSource turns it into a CloudEvent over HTTP. */
+/** Turns a Kafka record into the CloudEvent over HTTP that Knative's KafkaSource delivers. */
 import { LosslessNumber, parse, stringify } from "lossless-json";
 import type { Message } from "./delivery.ts";
 
-/** A record as a consumer reads it. A header that is given more than once is a list, and its last value counts. */
+/** A record as a consumer reads it. A repeated header is a list; its last value counts. */
 export interface KafkaRecord {
   readonly topic: string;
   readonly partition: number;
   readonly offset: string;
-  /** When it was produced, in milliseconds since 1970. */
+  /** The time of production in milliseconds since 1970, any 64-bit number. */
   readonly timestamp: string;
   readonly key: Buffer | null;
   readonly value: Buffer | null;
   readonly headers: Readonly<Record<string, Buffer | string | (Buffer | string)[] | undefined>>;
 }
 
-/** The KafkaSource that reads it. */
+/** The KafkaSource that reads the record. */
 export interface Reader {
   readonly name: string;
   readonly namespace: string;
@@ -22,7 +22,7 @@ export interface Reader {
 
 type Attributes = Record<string, string>;
 interface Event {
-  /** `datacontenttype` is among them. */
+  /** Includes `datacontenttype`. */
   readonly attributes: Attributes;
   readonly data: Buffer | undefined;
 }
@@ -30,7 +30,7 @@ interface Event {
 const SPEC_VERSIONS = ["0.3", "1.0"];
 const REQUIRED = ["id", "source", "type"];
 const TIME = /^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)$/;
-/** What java.net.URI takes: no space, nothing that RFC 3986 leaves out, and a percent sign only before two hex digits. */
+/** Matches what java.net.URI accepts: the characters of RFC 3986, and a percent sign only before two hex digits. */
 const URI = /^(?:[^\s%<>"{}|\\^`]|%[0-9a-fA-F]{2})*$/;
 const JSON_MEDIA_TYPE = /^(application|text)\/([\w.-]+\+)?json\s*(;.*)?$/i;
 
@@ -41,7 +41,7 @@ function headersOf({ headers }: KafkaRecord): [string, string][] {
   });
 }
 
-/** The specification's rules for attributes, as far as Knative's SDK looks after them. */
+/** Returns whether attributes follow the rules of CloudEvents 1.0 that Knative's SDK enforces. */
 function isValid(attributes: Attributes): boolean {
   const { specversion, time, source, dataschema } = attributes;
   return (
@@ -54,7 +54,7 @@ function isValid(attributes: Attributes): boolean {
   );
 }
 
-/** Binary mode: attributes in `ce_` headers, the data as it is. Undefined: it is none. */
+/** Reads binary mode: attributes in `ce_` headers, unchanged data. Returns undefined for a record that is no CloudEvent. */
 function readBinary(headers: readonly [string, string][], value: Buffer | null): Event | undefined {
   const attributes: Attributes = {};
   for (const [name, text] of headers) {
@@ -78,7 +78,7 @@ function readData(event: Record<string, unknown>): Buffer | undefined {
   return Buffer.from(data);
 }
 
-/** Structured mode: the whole event as JSON. Undefined: it is none. */
+/** Reads structured mode: the whole event as JSON. Returns undefined for a value that is no CloudEvent. */
 function readStructured(value: Buffer | null): Event | undefined {
   try {
     const event = parse(value?.toString("utf8") ?? "") as Record<string, unknown>;
@@ -93,12 +93,18 @@ function readStructured(value: Buffer | null): Event | undefined {
     }
     return isValid(attributes) ? { attributes, data: readData(event) } : undefined;
   } catch {
-    // Not JSON, or not this event format: Knative says nothing about it either, and takes the record as a plain one.
+    // Knative treats a value that is not in this event format as a plain record, without a message.
     return undefined;
   }
 }
 
-/** A record that is no CloudEvent: one is made up around it. */
+/** Returns the record's time as RFC 3339, or the present time for a timestamp that JavaScript cannot represent. */
+function timeOf(timestamp: string): string {
+  const time = new Date(Number(timestamp));
+  return (Number.isNaN(time.getTime()) ? new Date() : time).toISOString();
+}
+
+/** Wraps a plain record in a CloudEvent. */
 function wrap(record: KafkaRecord, headers: readonly [string, string][], { name, namespace }: Reader): Event {
   const { topic, partition, offset, timestamp, key, value } = record;
   const attributes: Attributes = {
@@ -107,7 +113,7 @@ function wrap(record: KafkaRecord, headers: readonly [string, string][], { name,
     source: `/apis/v1/namespaces/${namespace}/kafkasources/${name}#${topic}`,
     type: "dev.knative.kafka.event",
     subject: `partition:${partition}#${offset}`,
-    time: new Date(Number(timestamp)).toISOString(),
+    time: timeOf(timestamp),
   };
   if (key !== null) {
     attributes.key = key.toString();
@@ -120,12 +126,12 @@ function wrap(record: KafkaRecord, headers: readonly [string, string][], { name,
   return { attributes, data: value ?? undefined };
 }
 
-/** An HTTP header carries Latin-1; what does not fit becomes a question mark, as seen of the real one. */
+/** Replaces each character outside Latin-1, and each control character, by a question mark, as the real data plane does. */
 function toHeaderText(text: string): string {
   return text.replace(/[^\t\x20-\x7e\xa0-\xff]/gu, "?");
 }
 
-/** The request that delivers a record: a CloudEvent in HTTP's binary mode, whatever the record was. */
+/** Returns the request that delivers a record: a CloudEvent in HTTP's binary mode, for every kind of record. */
 export function toMessage(record: KafkaRecord, reader: Reader): Message {
   const headers = headersOf(record);
   const contentType = headers.find(([name]) => name === "content-type")?.[1] ?? "";

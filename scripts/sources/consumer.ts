@@ -1,13 +1,20 @@
-/** The consumer behind a KafkaSource: many records in flight, offsets committed only past settled ones. */
+/** The consumer behind a KafkaSource: it has many records in flight and commits offsets only past settled records. */
 import { setMaxListeners } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Consumer, EachBatchPayload, KafkaMessage } from "kafkajs";
 import { kafkaClient } from "#kernel/kafka";
-import { toMessage } from "./cloud-event.ts";
-import { deliver, type KafkaSource, type Resolve } from "./delivery.ts";
+import { type KafkaRecord, toMessage } from "./cloud-event.ts";
+import {
+  type Delivered,
+  deliver,
+  deliverUnreadable,
+  type KafkaSource,
+  type Message,
+  type Resolve,
+} from "./delivery.ts";
 import { Progress, Slots } from "./offsets.ts";
 
-/** As the real one: what it polls at once. One source never asks more of a function at a time. */
+/** The real data plane polls as many records at once. A function serves at most this many requests of one source at a time. */
 const RECORDS_IN_FLIGHT_MAX = 50;
 const COMMIT_MILLISECONDS = 500;
 /** A group waits this long for a member that was killed; brokers take no less. */
@@ -18,18 +25,24 @@ const REBALANCE_MILLISECONDS = 10_000;
 const FETCH_WAIT_MILLISECONDS = 500;
 const FETCH_PARTITION_BYTES_MAX = 512 * 1024;
 const PARTITIONS_AT_ONCE_MAX = 16;
-const RESTART_MILLISECONDS = 500;
-/** Requests that are on their way when the source is stopped may end for that long. */
+/** The pause before a new consumer. It doubles while consumers end right after they have joined. */
+const RESTART_MILLISECONDS_MIN = 500;
+const RESTART_MILLISECONDS_MAX = 8_000;
+/** A consumer that lives this long after it has joined has recovered. */
+const RECOVERED_MILLISECONDS = 3_000;
+/** A trouble that goes on is told this often. */
+const REPEATED_TROUBLE_MILLISECONDS = 60_000;
+/** Requests in flight may go on for this long when the source is stopped. */
 const STOP_MILLISECONDS_MAX = 5_000;
 const RETRIES = { retries: 8, initialRetryTime: 100, maxRetryTime: 1_000, factor: 0.2, multiplier: 2 };
 
 const GROUP_COMES_UP = ["GROUP_COORDINATOR_NOT_AVAILABLE", "GROUP_LOAD_IN_PROGRESS"];
 
-/** What a source tells of its work. */
+/** What happens to a source and its records. */
 export type SourceEvent =
   | { readonly kind: "joined"; readonly partitions: number }
-  | ({ readonly kind: "delivered" | "dead-letter" | "lost"; readonly milliseconds: number } & Position)
-  /** All before this offset is settled, and will not be delivered again. */
+  | (Delivered & { readonly milliseconds: number } & Position)
+  /** All records before this offset are settled. */
   | ({ readonly kind: "committed" } & Position)
   | { readonly kind: "trouble"; readonly message: string };
 
@@ -54,6 +67,32 @@ export interface SourceOptions {
   readonly onEvent?: (event: SourceEvent) => void;
 }
 
+/** Returns an event of a source as one line for people, with names and units. */
+export function describe(event: SourceEvent): string {
+  if (event.kind === "joined") return `joined its consumer group, with ${event.partitions} partitions`;
+  if (event.kind === "trouble") return event.message;
+  const position = `topic=${event.topic} partition=${event.partition} offset=${event.offset}`;
+  if (event.kind === "committed") return `committed ${position}`;
+  const took = `${event.kind} ${position} ${Math.round(event.milliseconds)} ms`;
+  return event.kind === "delivered" ? took : `${took} reason="${event.reason}"`;
+}
+
+/** Returns a record that toMessage could not convert as an event without its headers. */
+function bareMessage({ topic, partition, offset, value }: KafkaRecord, name: string, namespace: string): Message {
+  return {
+    headers: {
+      "ce-specversion": "1.0",
+      "ce-id": `partition:${partition}/offset:${offset}`,
+      "ce-source": `/apis/v1/namespaces/${namespace}/kafkasources/${name}#${topic}`,
+      "ce-type": "dev.knative.kafka.event",
+      "ce-time": new Date().toISOString(),
+      "ce-knativekafkapartition": String(partition),
+      "ce-knativekafkaoffset": offset,
+    },
+    body: value ?? undefined,
+  };
+}
+
 /** Runs one source until it is stopped. */
 export class KafkaConsumer implements RunningSource {
   readonly joined: Promise<void>;
@@ -67,10 +106,12 @@ export class KafkaConsumer implements RunningSource {
   readonly #ended: Promise<void>;
   #consumer: Consumer | undefined;
   #hasJoined: () => void = () => undefined;
-  /** By topic and partition, of the present assignment only: the others are not ours to commit. */
+  /** By topic and partition. Contains the present assignment only: another member commits the other partitions. */
   #progress = new Map<string, Progress>();
   #commitTimer: NodeJS.Timeout | undefined;
-  #lastReport: string | undefined;
+  #trouble: { readonly message: string; toldAt: number } | undefined;
+  #restartMilliseconds = RESTART_MILLISECONDS_MIN;
+  #recovery: NodeJS.Timeout | undefined;
 
   constructor(source: KafkaSource, { brokers, resolve, onEvent }: SourceOptions) {
     this.#source = source;
@@ -88,7 +129,7 @@ export class KafkaConsumer implements RunningSource {
     this.#ended = this.#run();
   }
 
-  /** One consumer after the other: kafkajs's own restarts give up on some errors, and this way there is one way back. */
+  /** Runs one consumer after the other: the restarts of kafkajs give up on some errors. */
   async #run(): Promise<void> {
     while (!this.#stop.signal.aborted) {
       try {
@@ -96,21 +137,30 @@ export class KafkaConsumer implements RunningSource {
       } catch (error) {
         this.#report(error as Error & { type?: string });
       }
-      await delay(RESTART_MILLISECONDS, undefined, { signal: this.#stop.signal }).catch(() => undefined);
+      await delay(this.#restartMilliseconds, undefined, { signal: this.#stop.signal }).catch(() => undefined);
     }
   }
 
-  /** Tells of what ended a consumer, once while it goes on; of a group's first seconds on new brokers, not at all. */
+  /** Tells what ended a consumer: once, and then once a minute while it goes on. Omits a group's first seconds on new brokers. */
   #report({ message, type }: Error & { type?: string }): void {
-    if (GROUP_COMES_UP.includes(type ?? "") || message === this.#lastReport) return;
-    this.#lastReport = message;
-    this.#emit({ kind: "trouble", message: `${message}; it is tried again and again` });
+    if (GROUP_COMES_UP.includes(type ?? "")) return;
+    const now = performance.now();
+    if (this.#trouble?.message === message && now - this.#trouble.toldAt < REPEATED_TROUBLE_MILLISECONDS) return;
+    this.#trouble = { message, toldAt: now };
+    this.#emit({ kind: "trouble", message: `${message}. The source tries again until it succeeds.` });
+  }
+
+  /** The consumer works: tells so, and forgets earlier trouble. */
+  #recover(partitions: number): void {
+    this.#trouble = undefined;
+    this.#restartMilliseconds = RESTART_MILLISECONDS_MIN;
+    this.#emit({ kind: "joined", partitions });
   }
 
   /** Consumes until the source is stopped. @throws what ended the consumer */
   async #consume(): Promise<void> {
     const { consumerGroup: groupId, topics } = this.#source.spec;
-    // What ends the consumer is told by its error; what kafkajs says besides, it mends by itself.
+    // The error that ends a consumer is reported; kafkajs recovers from what it logs besides.
     const kafka = await kafkaClient(this.#brokers, () => undefined);
     const consumer = kafka.consumer({
       groupId,
@@ -128,9 +178,11 @@ export class KafkaConsumer implements RunningSource {
     let joined = false;
     consumer.on(consumer.events.GROUP_JOIN, ({ payload }) => {
       joined = true;
-      this.#lastReport = undefined;
       const partitions = this.#keep(payload.memberAssignment);
-      this.#emit({ kind: "joined", partitions });
+      clearTimeout(this.#recovery);
+      // A record that kafkajs cannot decode ends the consumer after each join.
+      if (this.#trouble === undefined) this.#recover(partitions);
+      else this.#recovery = setTimeout(() => this.#recover(partitions), RECOVERED_MILLISECONDS).unref();
       this.#hasJoined();
     });
     this.#consumer = consumer;
@@ -148,14 +200,18 @@ export class KafkaConsumer implements RunningSource {
       await Promise.race([begun, crashed, this.#stopped]);
       await Promise.race([crashed, this.#stopped]);
       if (joined) await this.#windUp(consumer);
+    } catch (error) {
+      if (joined) this.#restartMilliseconds = Math.min(2 * this.#restartMilliseconds, RESTART_MILLISECONDS_MAX);
+      throw error;
     } finally {
+      clearTimeout(this.#recovery);
       clearTimeout(this.#commitTimer);
       this.#commitTimer = undefined;
       await consumer.disconnect();
     }
   }
 
-  /** Forgets the partitions that are another's now. Those that stay keep what is in flight: it holds back their offsets. */
+  /** Forgets the partitions that another member has now. The others keep their records in flight, which hold back their offsets. */
   #keep(assignment: Readonly<Record<string, readonly number[]>>): number {
     const ours = Object.entries(assignment).flatMap(([topic, partitions]) =>
       partitions.map((partition) => `${topic} ${partition}`),
@@ -167,7 +223,7 @@ export class KafkaConsumer implements RunningSource {
     return ours.length;
   }
 
-  /** Sends a batch's records on their way, as long as there is room, and keeps the member alive while there is none. */
+  /** Begins the delivery of a batch's records while there is room, and keeps the member alive while there is none. */
   async #take({ batch, resolveOffset, heartbeat, isRunning, isStale }: EachBatchPayload): Promise<void> {
     const { topic, partition, messages } = batch;
     const key = `${topic} ${partition}`;
@@ -193,21 +249,35 @@ export class KafkaConsumer implements RunningSource {
     const { name, namespace = "default" } = this.#source.metadata;
     const { topic, partition } = progress;
     const { offset } = message;
+    const record = { headers: {}, ...message, topic, partition };
     const began = performance.now();
+    const { signal } = this.#stop;
     try {
-      const request = toMessage({ headers: {}, ...message, topic, partition }, { name, namespace });
-      const kind = await deliver(request, this.#source.spec, this.#resolve, this.#stop.signal);
+      const delivered = await this.#deliver(record, name, namespace);
       progress.settle(BigInt(offset));
-      this.#emit({ kind, topic, partition, offset, milliseconds: performance.now() - began });
+      this.#emit({ ...delivered, topic, partition, offset, milliseconds: performance.now() - began });
       this.#commitTimer ??= setTimeout(() => void this.#commit(), COMMIT_MILLISECONDS);
     } catch (error) {
-      if (!this.#stop.signal.aborted) {
+      if (!signal.aborted) {
         const what = `the record ${topic} ${partition}/${offset} was not sent: ${(error as Error).message}`;
         this.#emit({ kind: "trouble", message: what });
       }
     } finally {
       this.#slots.release();
     }
+  }
+
+  #deliver(record: KafkaRecord, name: string, namespace: string): Promise<Delivered> {
+    const { spec } = this.#source;
+    let message: Message;
+    try {
+      message = toMessage(record, { name, namespace });
+    } catch (error) {
+      const reason = `the record cannot become an event: ${(error as Error).message}`;
+      const bare = bareMessage(record, name, namespace);
+      return deliverUnreadable(bare, reason, spec, this.#resolve, this.#stop.signal);
+    }
+    return deliver(message, spec, this.#resolve, this.#stop.signal);
   }
 
   async #commit(): Promise<void> {

@@ -92,14 +92,31 @@ export interface Message {
 /** Where a function can be reached, waiting for it to start when it is down. */
 export type Resolve = (functionName: string) => string;
 
-/** One attempt's end: its status, or no answer at all. */
+/** The end of one attempt: the answer, or undefined when no answer came. */
 type Outcome = { readonly status: number; readonly text: string } | undefined;
 
+/** What became of an event. `reason` is a sentence, present unless the event was delivered. */
+export type Delivered =
+  | { readonly kind: "delivered" }
+  | {
+      /** "lost": the dead-letter sink failed as well. Knative then commits the offset, and so does this stand-in. */
+      readonly kind: "dead-letter" | "lost";
+      readonly reason: string;
+    };
+
 const ERROR_DATA_BYTES_MAX = 1024;
-const delivered = (outcome: Outcome) => outcome !== undefined && outcome.status < 300;
-/** Knative's data plane: these and no answer are tried again; other statuses are final. */
+/** Attributes of a dead letter whose headers were refused as too large (431): bytes of one value, and of all together. */
+const CUT_ATTRIBUTE_BYTES_MAX = 2 * 1024;
+const CUT_HEADER_BYTES_MAX = 8 * 1024;
+const HEADERS_TOO_LARGE = 431;
+
+const isDelivered = (outcome: Outcome) => outcome !== undefined && outcome.status < 300;
+/** Knative's data plane retries these statuses and a missing answer; other statuses are final. */
 const retryable = (outcome: Outcome) =>
   outcome === undefined || outcome.status >= 500 || [404, 408, 409, 429].includes(outcome.status);
+
+const said = (outcome: Outcome) =>
+  outcome === undefined ? "did not answer" : `answered ${outcome.status} ${outcome.text.trim().slice(0, 200)}`.trim();
 
 async function send(url: string, { headers, body }: Message, timeoutMilliseconds: number): Promise<Outcome> {
   try {
@@ -116,7 +133,7 @@ async function send(url: string, { headers, body }: Message, timeoutMilliseconds
   }
 }
 
-/** The first wait is twice the delay, as seen of the real data plane. */
+/** Returns the wait in milliseconds. The real data plane begins with twice the delay. */
 function waitBefore(attempt: number, { backoffPolicy, backoffDelay }: KafkaSource["spec"]["delivery"]): number {
   return backoffPolicy === "exponential" ? backoffDelay * 2 ** attempt : backoffDelay * attempt;
 }
@@ -129,30 +146,89 @@ async function sendWithRetries(
 ): Promise<Outcome> {
   for (let attempt = 1; ; attempt++) {
     const outcome = await send(url, message, delivery.timeout);
-    if (delivered(outcome) || !retryable(outcome) || attempt > delivery.retry) return outcome;
+    if (isDelivered(outcome) || !retryable(outcome) || attempt > delivery.retry) return outcome;
     await delay(waitBefore(attempt, delivery), undefined, { signal: stop });
   }
 }
 
+/** Shortens attributes until a server with Node's default header limit (16 KiB) accepts them. The first attributes stay longest. */
+function cutHeaders(headers: Readonly<Record<string, string>>): Record<string, string> {
+  let left = CUT_HEADER_BYTES_MAX;
+  const kept: [string, string][] = [];
+  for (const [name, text] of Object.entries(headers)) {
+    const value = text.slice(0, CUT_ATTRIBUTE_BYTES_MAX);
+    left -= name.length + value.length;
+    if (left >= 0) kept.push([name, value]);
+  }
+  return Object.fromEntries(kept);
+}
+
+const REQUIRED_HEADERS = ["ce-specversion", "ce-id", "ce-source", "ce-type", "content-type"];
+
 /**
- * Delivers one event to a source's sink: retries with back-off, then the dead-letter sink.
- * @param stop ends the waiting; the promise then rejects, and the event counts as not delivered
- * @returns "lost" when the dead-letter sink failed as well: Knative then goes on without the event, and so does this
+ * Hands an event to the dead-letter sink of a source, with retries.
+ * @param errors the `knativeerror…` attributes
+ * @param why what the function did, as the end of a sentence that begins with its name
  */
-export async function deliver(
+async function toDeadLetterSink(
   message: Message,
+  errors: Readonly<Record<string, string>>,
+  why: string,
   { delivery, sink }: KafkaSource["spec"],
   resolve: Resolve,
   stop: AbortSignal,
-): Promise<"delivered" | "dead-letter" | "lost"> {
-  const outcome = await sendWithRetries(resolve(sink.ref.name), message, delivery, stop);
-  if (delivered(outcome)) return "delivered";
-  const errors: Record<string, string> = { "ce-knativeerrordest": `http://${sink.ref.name}.lotus.svc.cluster.local` };
+): Promise<Delivered> {
+  const url = resolve(delivery.deadLetterSink.ref.name);
+  const { body } = message;
+  let outcome = await sendWithRetries(url, { headers: { ...message.headers, ...errors }, body }, delivery, stop);
+  if (outcome?.status === HEADERS_TOO_LARGE) {
+    const required = REQUIRED_HEADERS.flatMap((name) =>
+      message.headers[name] === undefined ? [] : [[name, message.headers[name]] as const],
+    );
+    const headers = cutHeaders({ ...errors, ...Object.fromEntries(required), ...message.headers });
+    outcome = await sendWithRetries(url, { headers, body }, delivery, stop);
+  }
+  const first = `${sink.ref.name} ${why}`;
+  if (isDelivered(outcome)) return { kind: "dead-letter", reason: first };
+  return { kind: "lost", reason: `${first}; ${delivery.deadLetterSink.ref.name} ${said(outcome)}` };
+}
+
+const destinationOf = ({ sink }: KafkaSource["spec"]) => ({
+  "ce-knativeerrordest": `http://${sink.ref.name}.lotus.svc.cluster.local`,
+});
+
+/**
+ * Delivers one event to a source's sink: retries with back-off, then the dead-letter sink.
+ * @param stop ends the waiting; the promise then rejects, and the event counts as not delivered
+ */
+export async function deliver(
+  message: Message,
+  spec: KafkaSource["spec"],
+  resolve: Resolve,
+  stop: AbortSignal,
+): Promise<Delivered> {
+  const outcome = await sendWithRetries(resolve(spec.sink.ref.name), message, spec.delivery, stop);
+  if (isDelivered(outcome)) return { kind: "delivered" };
+  const errors: Record<string, string> = destinationOf(spec);
   if (outcome !== undefined) {
     errors["ce-knativeerrorcode"] = String(outcome.status);
     errors["ce-knativeerrordata"] = Buffer.from(outcome.text).subarray(0, ERROR_DATA_BYTES_MAX).toString("base64");
   }
-  const letter = { headers: { ...message.headers, ...errors }, body: message.body };
-  const buried = await sendWithRetries(resolve(delivery.deadLetterSink.ref.name), letter, delivery, stop);
-  return delivered(buried) ? "dead-letter" : "lost";
+  return toDeadLetterSink(message, errors, said(outcome), spec, resolve, stop);
+}
+
+/** Hands a record that cannot become an event to the dead-letter sink of its source, with the reason. */
+export function deliverUnreadable(
+  message: Message,
+  reason: string,
+  spec: KafkaSource["spec"],
+  resolve: Resolve,
+  stop: AbortSignal,
+): Promise<Delivered> {
+  const errors = {
+    ...destinationOf(spec),
+    "ce-knativeerrorcode": "400",
+    "ce-knativeerrordata": Buffer.from(reason).subarray(0, ERROR_DATA_BYTES_MAX).toString("base64"),
+  };
+  return toDeadLetterSink(message, errors, `was not called: ${reason}`, spec, resolve, stop);
 }

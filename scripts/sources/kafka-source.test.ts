@@ -244,6 +244,20 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     await eventually("it is delivered", () => source.of("delivered").length === 1);
   });
 
+  it("reports a record that it cannot decode in few lines, and less often the longer it stays", async () => {
+    const topic = await newTopic(1);
+    const sink = await sinkThat();
+    await produce(kafka.bootstrap, topic, [{ ...event(1), value: "x".repeat(2_000) }], "Snappy");
+    const source = read(topic, sink);
+    const began = performance.now();
+    await eventually("it says so", () => source.of("trouble").length > 0);
+    await eventually("ten seconds have passed", () => performance.now() - began > 10_000);
+    expect(source.told.length).toBeLessThanOrEqual(3);
+    expect(source.of("trouble")).toEqual([
+      { kind: "trouble", message: expect.stringMatching(/^Snappy compression not implemented\. /) },
+    ]);
+  });
+
   describe("as a program", () => {
     const program = (...flags: string[]): ChildProcess =>
       spawn(process.execPath, ["--import", "tsx", join(import.meta.dirname, "kafka-source.ts"), ...flags], {

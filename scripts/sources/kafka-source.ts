@@ -10,11 +10,11 @@ import { ROOT } from "../project/functions.ts";
 import { KafkaConsumer, type RunningSource, type SourceOptions } from "./consumer.ts";
 import { type KafkaSource, parseSource } from "./delivery.ts";
 
-export type { RunningSource, SourceEvent, SourceOptions } from "./consumer.ts";
+export { describe, type RunningSource, type SourceEvent, type SourceOptions } from "./consumer.ts";
 
 /**
- * Runs a source until it is stopped. Brokers that are down are waited for, and told of as trouble.
- * Each record is delivered at least once: one that was in flight when the source was killed comes again.
+ * Runs a source until it is stopped. It waits for brokers that are down, and reports them as trouble.
+ * It delivers each record at least once: a record in flight when the source is killed comes again.
  */
 export function runKafkaSource(source: KafkaSource, options: SourceOptions): RunningSource {
   return new KafkaConsumer(source, options);

@@ -65,15 +65,61 @@ export async function makeTopic(
   );
 }
 
-/** Produces records as somebody who is not Lotus. */
-export async function produce(bootstrap: readonly string[], topic: string, messages: Message[]): Promise<void> {
-  const { Partitioners } = await import("kafkajs");
+/** Codecs of Kafka's record batches that kafkajs does not contain. */
+export type Codec = "Snappy" | "LZ4" | "ZSTD";
+
+/** Frames of each codec that contain the data uncompressed, which every decompressor reads. Up to 64 KiB. */
+const FRAMES: Readonly<Record<Codec, (data: Buffer) => Buffer>> = {
+  // The length as a varint, then one literal with a length of two bytes.
+  Snappy: (data) =>
+    Buffer.concat([
+      Buffer.from([(data.length & 127) | 128, ((data.length >> 7) & 127) | 128, data.length >> 14]),
+      Buffer.from([61 << 2, (data.length - 1) & 255, (data.length - 1) >> 8]),
+      data,
+    ]),
+  // The frame's magic and descriptor with its checksum, one uncompressed block, the end mark.
+  LZ4: (data) => {
+    const size = Buffer.alloc(4);
+    size.writeUInt32LE(0x80000000 + data.length);
+    return Buffer.concat([Buffer.from("04224d18604082", "hex"), size, data, Buffer.alloc(4)]);
+  },
+  // The frame's magic, a descriptor of one segment with a size of two bytes, and one raw block, the last.
+  ZSTD: (data) => {
+    const header = Buffer.alloc(10);
+    header.writeUInt32LE(0xfd2fb528, 0);
+    header.writeUInt8(0x60, 4);
+    header.writeUInt16LE(data.length - 256, 5);
+    header.writeUIntLE((data.length << 3) | 1, 7, 3);
+    return Buffer.concat([header, data]);
+  },
+};
+
+/**
+ * Produces records as a program that is not Lotus.
+ * @param codec compresses them; each batch must have 256 bytes to 64 KiB
+ */
+export async function produce(
+  bootstrap: readonly string[],
+  topic: string,
+  messages: Message[],
+  codec?: Codec,
+): Promise<void> {
+  const { default: kafkajs } = await import("kafkajs");
+  const { CompressionCodecs, CompressionTypes, Partitioners } = kafkajs;
   const kafka = await kafkaClient(bootstrap, () => undefined);
   const producer = kafka.producer({ createPartitioner: Partitioners.DefaultPartitioner });
   await producer.connect();
+  // For this send only: the local consumer in this process shares the table.
+  const codecs: Record<number, unknown> = CompressionCodecs;
+  const type = codec === undefined ? CompressionTypes.None : CompressionTypes[codec];
+  const original = codecs[type];
+  if (codec !== undefined) {
+    codecs[type] = () => ({ compress: async ({ buffer }: { buffer: Buffer }) => FRAMES[codec](buffer) });
+  }
   try {
-    await producer.send({ topic, messages });
+    await producer.send({ topic, messages, compression: type });
   } finally {
+    if (codec !== undefined) codecs[type] = original;
     await producer.disconnect();
   }
 }

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { Message } from "kafkajs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Kafka } from "../../kafka/cluster.ts";
-import { asAdmin, kafkaSource, produce, startTestKafka } from "../kafka.ts";
+import { asAdmin, type Codec, kafkaSource, produce, startTestKafka } from "../kafka.ts";
 import { eventually, startTestLotus, type TestLotus } from "../lotus.ts";
 
 const TOPIC = "notification-requested";
@@ -21,6 +21,7 @@ const attributes = (type: string) => ({
 interface Case {
   readonly what: string;
   readonly record: Message;
+  readonly codec?: Codec;
   /** The notification that it becomes, or else why it is a dead letter. */
   readonly becomes: string | RegExp;
 }
@@ -55,6 +56,38 @@ const CASES: readonly Case[] = [
     what: "a plain record without content-type",
     record: { key: "k", value: JSON.stringify(fact("bare")) },
     becomes: "bare",
+  },
+  ...(["Snappy", "LZ4", "ZSTD"] as const).map((codec) => ({
+    what: `a record compressed with ${codec}`,
+    record: { headers: { ...attributes("sold"), ce_pad: "x".repeat(2_000) }, value: JSON.stringify(fact(codec)) },
+    codec,
+    becomes: codec,
+  })),
+  {
+    what: "a plain record with a key of 9000 bytes",
+    record: { key: "k".repeat(9_000), value: JSON.stringify(fact("long key")) },
+    becomes: "long key",
+  },
+  {
+    what: "an extension of 200 kB",
+    record: { headers: { ...attributes("sold"), ce_big: "x".repeat(200_000) }, value: JSON.stringify(fact("long")) },
+    becomes: "long",
+  },
+  {
+    what: "more than a thousand headers",
+    record: {
+      headers: {
+        ...attributes("sold"),
+        ...Object.fromEntries(Array.from({ length: 1_500 }, (_, n) => [`ce_ext${n}`, "x".repeat(50)])),
+      },
+      value: JSON.stringify(fact("many headers")),
+    },
+    becomes: "many headers",
+  },
+  {
+    what: "the largest key that the broker accepts",
+    record: { key: "k".repeat(1_240_000), value: JSON.stringify(fact("largest key")) },
+    becomes: "largest key",
   },
   {
     what: "a version that is not known",
@@ -95,9 +128,14 @@ describe.skipIf(kafkaSource === undefined)("of what other producers send to a to
   beforeAll(async () => {
     kafka = await startTestKafka();
     lotus = await startTestLotus({ kafka });
-    const records = [...CASES, { record: { headers: attributes("sold"), value: JSON.stringify(fact("the last")) } }];
+    const records: Pick<Case, "record" | "codec">[] = [
+      ...CASES,
+      { record: { headers: attributes("sold"), value: JSON.stringify(fact("the last")) } },
+    ];
     // One by one: together they would be a batch that is larger than the broker takes.
-    for (const { record } of records) await produce(kafka.bootstrap, TOPIC, [{ ...record, partition: 0 }]);
+    for (const { record, codec } of records) {
+      await produce(kafka.bootstrap, TOPIC, [{ ...record, partition: 0 }], codec);
+    }
     const committed = async () => {
       const [offsets] = await asAdmin(kafka.bootstrap, (admin) =>
         admin.fetchOffsets({ groupId: GROUP, topics: [TOPIC] }),
@@ -138,6 +176,6 @@ describe.skipIf(kafkaSource === undefined)("of what other producers send to a to
         (select count(*)::int from notification.notifications) as notifications,
         (select count(*)::int from events.dead_letters) as dead_letters`,
     );
-    expect(rows).toEqual([{ last: 1, notifications: 5, dead_letters: 7 }]);
+    expect(rows).toEqual([{ last: 1, notifications: 12, dead_letters: 7 }]);
   });
 });
