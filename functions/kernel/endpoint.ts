@@ -1,11 +1,9 @@
 /** An HTTP endpoint: what it takes, what it answers, and the handler between. */
-import { type IncomingMessage, type ServerResponse, STATUS_CODES } from "node:http";
-import type { Socket } from "node:net";
-import type { Duplex } from "node:stream";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import type * as v from "valibot";
 import { failure, log, type Trace, traceFrom, traceparent } from "./log.ts";
 import { type Envelope, publishLater } from "./outbox.ts";
-import { type CodeOf, Problem, type ProblemCode } from "./problem.ts";
+import { type CodeOf, Problem, type ProblemCode, writeProblem } from "./problem.ts";
 import {
   addressOf,
   check,
@@ -114,48 +112,6 @@ export function ok<Body>(body: Body, headers: Readonly<Record<string, string>> =
 /** 201 with a body. */
 export function created<Body>(body: Body): Success<201, Body> {
   return { status: 201, body };
-}
-
-/** A refusal as application/problem+json: its headers and its text. */
-function encode(problem: Problem): [headers: Record<string, string | number>, text: string] {
-  const text = JSON.stringify(problem);
-  const headers = {
-    "content-type": "application/problem+json",
-    "content-length": Buffer.byteLength(text),
-    "cache-control": "no-store",
-    ...problem.headers,
-  };
-  return [headers, text];
-}
-
-/** Writes a refusal as application/problem+json. */
-export function writeProblem(response: ServerResponse, problem: Problem): void {
-  const [headers, text] = encode(problem);
-  response.writeHead(problem.status, headers);
-  response.end(text);
-}
-
-/** Node's codes of what is no HTTP request, or none that comes to its end. */
-const BROKEN: Readonly<Record<string, readonly [ProblemCode, string]>> = {
-  HPE_HEADER_OVERFLOW: ["headers-too-large", "The request line and the headers are too long."],
-  ERR_HTTP_REQUEST_TIMEOUT: ["request-timeout", "The request did not come to its end in time."],
-};
-
-/** What Node's own default looks at: the answer that a socket is in the middle of. */
-type HttpSocket = Socket & { readonly _httpMessage?: { readonly headersSent: boolean } | null };
-
-/** Answers what Node could not read as a request, and hangs up. For a server's `clientError`, whose default has no body. */
-export function refuseBroken(error: NodeJS.ErrnoException, stream: Duplex): void {
-  const socket = stream as HttpSocket;
-  const begun = socket._httpMessage?.headersSent ?? false;
-  if (!socket.writable || begun || error.code === "ECONNRESET") return void socket.destroy(error);
-  const [code, detail] = BROKEN[error.code ?? ""] ?? ["malformed-request", "This is not an HTTP/1.1 request."];
-  const problem = new Problem(code, detail);
-  const [headers, text] = encode(problem);
-  const lines = Object.entries({ ...headers, connection: "close" }).map(([name, value]) => `${name}: ${value}`);
-  socket.write(`HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${lines.join("\r\n")}\r\n\r\n${text}`);
-  // Not only our half: the other side may never end its own, and its request would be in progress for ever.
-  socket.destroySoon();
 }
 
 function writeSuccess(response: ServerResponse, { status, body, headers }: Success<number, unknown>): void {

@@ -1,4 +1,5 @@
 /** Refusals, as RFC 9457 problem details. `code` is stable: clients may switch on it. */
+import type { ServerResponse } from "node:http";
 import * as v from "valibot";
 
 const PROBLEMS = {
@@ -91,6 +92,25 @@ export class Problem extends Error {
       ...this.members,
     };
   }
+}
+
+/** Encodes a refusal as application/problem+json: its headers and its body. */
+export function encodeProblem(problem: Problem): [headers: Record<string, string | number>, text: string] {
+  const text = JSON.stringify(problem);
+  const headers = {
+    "content-type": "application/problem+json",
+    "content-length": Buffer.byteLength(text),
+    "cache-control": "no-store",
+    ...problem.headers,
+  };
+  return [headers, text];
+}
+
+/** Writes a refusal as the whole response. */
+export function writeProblem(response: ServerResponse, problem: Problem): void {
+  const [headers, text] = encodeProblem(problem);
+  response.writeHead(problem.status, headers);
+  response.end(text);
 }
 
 /** The refusal of a request whose fields are wrong. */

@@ -5,6 +5,7 @@ import { parse as parseJson } from "lossless-json";
 import * as v from "valibot";
 import type { Repetition } from "./database.ts";
 import { type FieldError, fieldErrors, invalid, Problem } from "./problem.ts";
+import { bodyTooLarge } from "./receive.ts";
 import {
   CURSOR_LENGTH_MAX,
   IDEMPOTENCY_KEY_LENGTH_MAX,
@@ -134,11 +135,6 @@ export function textOrNumber<S extends Schema>(schema: S) {
     v.transform((value) => (value instanceof JsonNumber ? value.text : value)),
     schema,
   );
-}
-
-/** The refusal of a body over the limit. */
-export function bodyTooLarge(bytesMax: number): Problem {
-  return new Problem("body-too-large", `A body may have at most ${bytesMax} bytes.`);
 }
 
 export function readIdempotency(request: IncomingMessage, source: string, input: unknown): Idempotency {

@@ -2,32 +2,32 @@
  * The listener around the functions framework. The framework's own command line cannot drain, takes bodies of a gigabyte and
  * closes kept-alive connections after five seconds; everything else, the framework does.
  */
-import { createServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse } from "node:http";
+import type { IncomingMessage, RequestListener, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { cloudEvent, http } from "@google-cloud/functions-framework";
 // The framework gives its request handler away only here: its own server cannot be told how to listen (decision 0003).
 import { getTestServer } from "@google-cloud/functions-framework/testing";
 import { closeDatabase, openDatabase } from "./database.ts";
-import { type Endpoint, refuseBroken, toHttpFunction, type Use, writeProblem } from "./endpoint.ts";
+import { type Endpoint, toHttpFunction, type Use } from "./endpoint.ts";
 import { disconnectKafka } from "./kafka.ts";
+import { createHttpServer } from "./listener.ts";
 import { failure, log, logAs } from "./log.ts";
 import { flushQueue } from "./outbox.ts";
-import { Problem } from "./problem.ts";
-import { bodyTooLarge } from "./request.ts";
+import { Problem, writeProblem } from "./problem.ts";
+import { hasBody, Receiver } from "./receive.ts";
+import { addressOf } from "./request.ts";
 import {
   DRAIN_ARRIVAL_MILLISECONDS,
   DRAIN_DATABASE_MILLISECONDS_MAX,
   DRAIN_EVENTS_MILLISECONDS_MAX,
   DRAIN_REQUESTS_MILLISECONDS_MAX,
   EVENT_HEADER_BYTES_MAX,
-  KEEP_ALIVE_MILLISECONDS,
+  FORWARDED_HEADER_BYTES_MAX,
   RECORD_BYTES_MAX,
   REQUEST_BODY_BYTES_MAX,
-  REQUEST_HEADER_BYTES_MAX,
-  REQUEST_RECEIVE_CHECK_MILLISECONDS,
-  REQUEST_RECEIVE_MILLISECONDS_MAX,
   REQUESTS_IN_FLIGHT_MAX,
+  REQUESTS_INCOMPLETE_MAX,
   readSettingFile,
   required,
   SettingsError,
@@ -53,20 +53,6 @@ function percentDecoded(text: string): string {
   }
 }
 
-/** Reads a body up to a limit. Undefined: it is longer. */
-async function readBody(request: IncomingMessage, bytesMax: number): Promise<Buffer | undefined> {
-  if (Number(request.headers["content-length"] ?? 0) > bytesMax) return undefined;
-  const chunks: Buffer[] = [];
-  let length = 0;
-  // By itself the loop would destroy the connection when it is left early, and the refusal with it.
-  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
-    length += chunk.length;
-    if (length > bytesMax) return undefined;
-    chunks.push(chunk);
-  }
-  return Buffer.concat(chunks, length);
-}
-
 /**
  * A server for one function, not yet listening. The framework finds the body already read, so that it parses nothing itself.
  * @param name the function's name, such as order-pay
@@ -78,33 +64,32 @@ export function createFunctionServer(
   register(name, description);
   const framework = getTestServer(name).listeners("request")[0] as RequestListener;
   const isEndpoint = "method" in description;
-  const bodyBytesMax = isEndpoint ? REQUEST_BODY_BYTES_MAX : RECORD_BYTES_MAX;
+  const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, isEndpoint ? REQUEST_BODY_BYTES_MAX : RECORD_BYTES_MAX);
+  /** Requests without a complete answer, and those of them whose body is complete. */
+  const unfinished = new Set<ServerResponse>();
   const inFlight = new Set<ServerResponse>();
   let draining = false;
   let arriving = true;
 
   const serve = async (request: FrameworkRequest, response: ServerResponse): Promise<void> => {
     if (draining) response.setHeader("connection", "close");
+    unfinished.add(response);
+    response.once("close", () => {
+      unfinished.delete(response);
+      inFlight.delete(response);
+      if (draining) closeUnused();
+    });
+    if (hasBody(request)) {
+      const body = await receiver.receive(request, addressOf(request));
+      if (body instanceof Problem) return writeProblem(response, body);
+      request.body = body;
+      request.rawBody = body;
+    }
     if (inFlight.size >= REQUESTS_IN_FLIGHT_MAX) {
       const detail = `This function works on ${REQUESTS_IN_FLIGHT_MAX} requests already. Nothing was changed; try again in a moment.`;
       return writeProblem(response, new Problem("unavailable", detail, { headers: { "retry-after": "1" } }));
     }
     inFlight.add(response);
-    response.once("close", () => {
-      inFlight.delete(response);
-      if (draining) closeUnused();
-    });
-    const { "content-length": length, "transfer-encoding": encoding } = request.headers;
-    if (encoding !== undefined || length !== undefined) {
-      const body = await readBody(request, bodyBytesMax);
-      if (body === undefined) {
-        // The rest is thrown away as it comes: a client that still sends would not see the answer on a closed connection.
-        request.resume();
-        return writeProblem(response, bodyTooLarge(bodyBytesMax));
-      }
-      request.body = body;
-      request.rawBody = body;
-    }
     if (!isEndpoint) {
       // A source's trace header is that of some other record of its batch; the event's own extension is the one to follow.
       delete request.headers.traceparent;
@@ -117,36 +102,23 @@ export function createFunctionServer(
     framework(request, response);
   };
 
-  const server = createServer(
-    {
-      maxHeaderSize: isEndpoint ? REQUEST_HEADER_BYTES_MAX : EVENT_HEADER_BYTES_MAX,
-      keepAliveTimeout: KEEP_ALIVE_MILLISECONDS,
-      requestTimeout: REQUEST_RECEIVE_MILLISECONDS_MAX,
-      connectionsCheckingInterval: REQUEST_RECEIVE_CHECK_MILLISECONDS,
-    },
-    (request, response) => {
-      serve(request, response).catch((error: unknown) => {
-        // The client went away, or sent a body that breaks off: there is nobody to answer.
-        log("warning", "a request broke off", failure(error));
-        response.destroy();
-      });
-    },
-  );
-  server.on("clientError", refuseBroken);
-  // Node otherwise drops the headers after the thousandth without a word.
-  server.maxHeadersCount = 0;
-  // Requests in flight may take as long as Knative lets them; the database's limits end them long before.
-  server.timeout = 0;
+  const headerBytesMax = isEndpoint ? FORWARDED_HEADER_BYTES_MAX : EVENT_HEADER_BYTES_MAX;
+  const server = createHttpServer(headerBytesMax, (request, response) => {
+    serve(request, response).catch((error: unknown) => {
+      log("warning", "a request broke off", { reason: failure(error).reason ?? "" });
+      response.destroy();
+    });
+  });
 
   /** Node takes a connection on which nothing has been asked yet for a busy one: it would be waited for. */
   const closeUnused = () => {
-    if (inFlight.size === 0 && !arriving) server.closeAllConnections();
+    if (unfinished.size === 0 && !arriving) server.closeAllConnections();
     else server.closeIdleConnections();
   };
 
   const drain = async (): Promise<void> => {
     draining = true;
-    for (const response of inFlight) if (!response.headersSent) response.setHeader("connection", "close");
+    for (const response of unfinished) if (!response.headersSent) response.setHeader("connection", "close");
     const closed = new Promise<void>((resolve) => server.close(() => resolve()));
     closeUnused();
     const arrived = () => {

@@ -7,15 +7,20 @@ export const REQUEST_BODY_BYTES_MAX = 64 * 1024;
 export const EVENT_BODY_BYTES_MAX = 1024 * 1024;
 /** What a topic takes of a record. More than an event may have: what is too long is buried by what it says, not refused unread. */
 export const RECORD_BYTES_MAX = 1_250_000;
-/** Requests in progress in one process; one more is answered 503 at once. */
+/** Complete requests in progress in one process; one more is answered 503 at once. */
 export const REQUESTS_IN_FLIGHT_MAX = 1000;
-/** A request line and its headers. Node's default, named here because it is a limit that people meet. */
+/** Requests of one process whose body is still arriving; one more closes the one that waits longest. */
+export const REQUESTS_INCOMPLETE_MAX = 1000;
+/** A request line and its headers, as a client may send them: Node's default. */
 export const REQUEST_HEADER_BYTES_MAX = 16 * 1024;
+/** The same as a function accepts it: a proxy adds headers, and writes a space after each colon. */
+export const FORWARDED_HEADER_BYTES_MAX = 24 * 1024;
 /** KafkaSource sends a record's key in two headers and each record header in one: twice the record, and room for names. */
 export const EVENT_HEADER_BYTES_MAX = 2 * RECORD_BYTES_MAX + 1024 * 1024;
-export const REQUEST_RECEIVE_MILLISECONDS_MAX = 30_000;
+/** From the first byte of a request to the last byte of its body; then 408. */
+export const REQUEST_RECEIVE_MILLISECONDS_MAX = 5_000;
 /** How often Node looks for requests that take longer than that. */
-export const REQUEST_RECEIVE_CHECK_MILLISECONDS = 10_000;
+export const REQUEST_RECEIVE_CHECK_MILLISECONDS = 500;
 /** Above queue-proxy's 90 s, so that the proxy, never the function, gives up an idle connection. */
 export const KEEP_ALIVE_MILLISECONDS = 95_000;
 

@@ -1,10 +1,17 @@
 /** The broker of a run without Kafka: accepts CloudEvents over HTTP (K_SINK) and hands them to the sources of their topic. */
 import { setMaxListeners } from "node:events";
-import { createServer, type IncomingMessage, type Server } from "node:http";
-import { EVENT_BODY_BYTES_MAX, EVENT_HEADER_BYTES_MAX } from "#kernel/settings";
+import type { IncomingMessage, Server } from "node:http";
+import { createHttpServer } from "#kernel/listener";
+import { Receiver } from "#kernel/receive";
+import {
+  EVENT_BODY_BYTES_MAX,
+  EVENT_HEADER_BYTES_MAX,
+  RECORD_BYTES_MAX,
+  REQUESTS_INCOMPLETE_MAX,
+} from "#kernel/settings";
 import { type Delivered, deliver, type KafkaSource, type Message, type Resolve } from "../sources/delivery.ts";
+import { forward, receive } from "./forward.ts";
 import type { FunctionProcess } from "./function-process.ts";
-import { forward } from "./gateway.ts";
 
 /** Events in memory for one source. The bus refuses more with 503; they stay in the outbox. */
 const WAITING_EVENTS_MAX = 10_000;
@@ -78,17 +85,6 @@ class SourceQueue {
   }
 }
 
-/** Reads a body to its end, so that the client sees the answer. Returns undefined for a body that is too long. */
-async function readBody(incoming: IncomingMessage): Promise<Buffer | undefined> {
-  const chunks: Buffer[] = [];
-  let length = 0;
-  for await (const chunk of incoming as AsyncIterable<Buffer>) {
-    length += chunk.length;
-    if (length <= EVENT_BODY_BYTES_MAX) chunks.push(chunk);
-  }
-  return length > EVENT_BODY_BYTES_MAX ? undefined : Buffer.concat(chunks);
-}
-
 /** Returns the topic that the header names, or else the topic of a Lotus type: lotus.user-registered.v1 -> user-registered. */
 function topicOf({ "lotus-topic": topic, "ce-type": type }: IncomingMessage["headers"]): string | undefined {
   return typeof topic === "string" ? topic : /^lotus\.(.+)\.v\d+$/.exec(String(type))?.[1];
@@ -115,16 +111,16 @@ export function createEventBus(
   waitingMax = WAITING_EVENTS_MAX,
 ): EventBus {
   const queues: SourceQueue[] = [];
-  const take = async (incoming: IncomingMessage): Promise<number> => {
-    const topic = topicOf(incoming.headers);
-    const body = await readBody(incoming);
-    if (body === undefined) return 413;
+  const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, RECORD_BYTES_MAX);
+  const take = ({ headers: given }: IncomingMessage, body: Buffer): number => {
+    const topic = topicOf(given);
+    if (body.length > EVENT_BODY_BYTES_MAX) return 413;
     if (topic === undefined) return 400;
     // A topic without a source is no mistake of the producer.
     const takers = queues.filter((queue) => queue.takes(topic));
     if (takers.some((queue) => queue.full)) return 503;
     const headers = Object.fromEntries(
-      Object.entries(incoming.headers).filter(
+      Object.entries(given).filter(
         (entry): entry is [string, string] =>
           (entry[0].startsWith("ce-") || entry[0] === "content-type") && typeof entry[1] === "string",
       ),
@@ -133,17 +129,14 @@ export function createEventBus(
     return 202;
   };
   // A source makes headers of a record's key and headers; a smaller limit here would lose the event.
-  const server = createServer({ maxHeaderSize: EVENT_HEADER_BYTES_MAX }, (incoming, outgoing) => {
+  const server = createHttpServer(EVENT_HEADER_BYTES_MAX, async (incoming, outgoing) => {
+    const received = await receive(receiver, incoming, outgoing);
+    if (received === undefined) return;
     const fn = functions.get((incoming.url ?? "/").slice(1));
-    if (fn !== undefined) return void forward(fn, incoming, outgoing, "/");
-    take(incoming).then(
-      (status) =>
-        outgoing.writeHead(status, status === 503 ? { "retry-after": String(RETRY_AFTER_SECONDS) } : {}).end(),
-      () => outgoing.destroy(),
-    );
+    if (fn !== undefined) return forward(fn, incoming, outgoing, "/", received.body);
+    const status = take(incoming, received.body ?? Buffer.alloc(0));
+    outgoing.writeHead(status, status === 503 ? { "retry-after": String(RETRY_AFTER_SECONDS) } : {}).end();
   });
-  // Node otherwise drops the headers after the thousandth without a word.
-  server.maxHeadersCount = 0;
   return {
     server,
     add(sources) {

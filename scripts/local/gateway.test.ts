@@ -6,6 +6,7 @@ import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { REQUEST_BODY_BYTES_MAX } from "#kernel/settings";
 import { call, eventually } from "../testing/lotus.ts";
 import { FunctionProcess, type FunctionProcessOptions } from "./function-process.ts";
 import { createGateway, listen } from "./gateway.ts";
@@ -93,12 +94,12 @@ describe("the gateway", () => {
     expect(starts).toHaveLength(1);
   });
 
-  it("hands on the body, the query and the address of the client, but no header of the connection", async () => {
+  it("forwards the body, and replaces what the client says about its own address", async () => {
     const { url } = await serve();
-    const body = "x".repeat(1_000_000);
+    const body = "x".repeat(REQUEST_BODY_BYTES_MAX);
     const answer = await call({ url }, "POST /fn/echo", { body, headers: { "x-forwarded-for": "203.0.113.9" } });
     expect(answer.body).toBe(body);
-    expect(answer.headers.get("x-was")).toMatch(/^203\.0\.113\.9, (::ffff:)?127\.0\.0\.1$/);
+    expect(answer.headers.get("x-was")).toMatch(/^(::ffff:)?127\.0\.0\.1$/);
   });
 
   it("answers /healthz itself, and 404 where no function is", async () => {

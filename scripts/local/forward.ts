@@ -1,0 +1,129 @@
+/** Forwards a complete request to a function's process, and its answer back. */
+import { request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders, type ServerResponse } from "node:http";
+import { Problem, writeProblem } from "#kernel/problem";
+import { hasBody, type Receiver } from "#kernel/receive";
+import type { FunctionProcess, Running } from "./function-process.ts";
+
+/** Creates the refusal of a request that never reached a function. */
+export const unavailable = (detail: string) => new Problem("unavailable", detail, { headers: { "retry-after": "1" } });
+
+/** Headers of one connection, not of the request (RFC 9110 §7.6.1); `expect` is over once the body is complete. */
+const HOP_BY_HOP = [
+  "connection",
+  "keep-alive",
+  "proxy-connection",
+  "te",
+  "trailer",
+  "transfer-encoding",
+  "upgrade",
+  "expect",
+];
+/** Headers that the gateway writes itself: the frame of the body, and the address of the client (RFC 7239). */
+const REPLACED = ["content-length", "x-forwarded-for", "forwarded"];
+
+/** Returns headers without those of the connection and those that `Connection` names. */
+function endToEnd({ headers }: IncomingMessage): OutgoingHttpHeaders {
+  const named = (headers.connection ?? "").toLowerCase().split(/[\s,]+/);
+  return Object.fromEntries(
+    Object.entries(headers).filter(([name]) => !HOP_BY_HOP.includes(name) && !named.includes(name)),
+  );
+}
+
+/** Returns the headers of the request to the function. The length is counted, never copied. */
+function requestHeaders(incoming: IncomingMessage, body: Buffer | undefined): OutgoingHttpHeaders {
+  const headers = endToEnd(incoming);
+  for (const name of REPLACED) delete headers[name];
+  headers["x-forwarded-for"] = incoming.socket.remoteAddress;
+  if (body !== undefined) headers["content-length"] = body.length;
+  return headers;
+}
+
+/** Sends a request to a process. False: the process was gone, and the request has not left. */
+function send(
+  { port, agent }: Running,
+  incoming: IncomingMessage,
+  outgoing: ServerResponse,
+  path: string,
+  body: Buffer | undefined,
+): Promise<boolean> {
+  return new Promise((resolve) => {
+    // The client left while the process started.
+    if (outgoing.destroyed) return resolve(true);
+    const upstream = httpRequest(
+      {
+        host: "127.0.0.1",
+        port,
+        agent,
+        path,
+        method: incoming.method ?? "GET",
+        headers: requestHeaders(incoming, body),
+      },
+      (answer) => {
+        outgoing.writeHead(answer.statusCode ?? 502, endToEnd(answer));
+        answer.pipe(outgoing);
+        answer.once("error", () => outgoing.destroy());
+      },
+    );
+    upstream.maxHeadersCount = 0;
+    upstream.once("error", (error: NodeJS.ErrnoException) => {
+      if (error.code === "ECONNREFUSED") return resolve(false);
+      const detail =
+        "The function ended during this request. Check whether the request had its effect before you repeat it. With an Idempotency-Key a repeat is safe.";
+      if (outgoing.headersSent) outgoing.destroy();
+      else writeProblem(outgoing, new Problem("outcome-unknown", detail));
+    });
+    outgoing.once("close", () => {
+      upstream.destroy();
+      resolve(true);
+    });
+    upstream.end(body);
+  });
+}
+
+/**
+ * Receives the body of a request, or answers with a refusal.
+ * @returns undefined when the request is over: it was refused, or its client left
+ */
+export async function receive(
+  receiver: Receiver,
+  incoming: IncomingMessage,
+  outgoing: ServerResponse,
+): Promise<{ body: Buffer | undefined } | undefined> {
+  if (!hasBody(incoming)) return { body: undefined };
+  try {
+    const body = await receiver.receive(incoming, incoming.socket.remoteAddress ?? "");
+    if (!(body instanceof Problem)) return { body };
+    writeProblem(outgoing, body);
+  } catch {
+    // The client left: no connection is there to answer on.
+    outgoing.destroy();
+  }
+  return undefined;
+}
+
+/**
+ * Forwards a request to a function, which starts when it has no process.
+ * @param body the complete body; undefined when the request has none
+ * @returns when the answer has ended, however it ended
+ */
+export async function forward(
+  fn: FunctionProcess,
+  incoming: IncomingMessage,
+  outgoing: ServerResponse,
+  path: string,
+  body: Buffer | undefined,
+): Promise<void> {
+  try {
+    for (;;) {
+      const running = await fn.acquire();
+      try {
+        if (await send(running, incoming, outgoing, path, body)) return;
+        fn.discard(running);
+      } finally {
+        fn.release();
+      }
+    }
+  } catch (error) {
+    if (!outgoing.headersSent) writeProblem(outgoing, unavailable((error as Error).message));
+  }
+}
