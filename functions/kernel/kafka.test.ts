@@ -21,9 +21,9 @@ async function kernelWith(environment: Record<string, string>, PUBLISH_MILLISECO
   vi.doMock("./settings.ts", async (original) => ({ ...(await original<object>()), PUBLISH_MILLISECONDS_MAX }));
   for (const [name, value] of Object.entries(environment)) vi.stubEnv(name, value);
   const { sendToKafka, disconnectKafka, kafkaClient } = await import("./kafka.ts");
-  const { publish } = await import("./outbox.ts");
+  const { publish, publishLater, flushQueue } = await import("./outbox.ts");
   endings.push(disconnectKafka);
-  return { sendToKafka, disconnectKafka, kafkaClient, publish };
+  return { sendToKafka, disconnectKafka, kafkaClient, publish, publishLater, flushQueue };
 }
 
 const endings: (() => Promise<unknown>)[] = [];
@@ -159,6 +159,18 @@ describe.skipIf(kafkaSource === undefined)("Kafka", () => {
       }
     },
   );
+
+  it("publishes the events of a topic that is there beside those of a topic that is missing", async () => {
+    const topic = randomUUID();
+    await makeTopic(kafka.bootstrap, topic);
+    const lines = logLines();
+    const { flushQueue, publishLater } = await kernelWith({ KAFKA_BROKERS: kafka.bootstrap.join(",") });
+    const event = { specversion: "1.0", source: "/test", type: "test", data: {} } as const;
+    publishLater(["missing", topic].map((of) => ({ topic: of, event: { ...event, id: randomUUID() } })));
+    await flushQueue();
+    expect(await consume(kafka.bootstrap, topic, 1)).toHaveLength(1);
+    expect(lines).toContainEqual(expect.objectContaining({ topic: "missing", count: 1 }));
+  });
 
   it("says that a topic is missing", async () => {
     logLines();

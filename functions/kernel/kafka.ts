@@ -135,7 +135,7 @@ const REFUSALS = ["MESSAGE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD"
 function refusal(error: unknown): Refused | undefined {
   const { cause, type, message } = error as Error & { type?: string };
   if (cause instanceof Error) return refusal(cause);
-  return REFUSALS.includes(type ?? "") ? new Refused(`Kafka does not take it: ${message} (${type}).`) : undefined;
+  return REFUSALS.includes(type ?? "") ? new Refused(`Kafka does not accept it: ${message} (${type}).`) : undefined;
 }
 
 export interface KafkaRecord {

@@ -9,12 +9,16 @@ let sink: Server;
 const came: IncomingMessage["headers"][] = [];
 /** Held until somebody opens the gate. */
 let gate = Promise.resolve();
+/** Ids of events that the sink refuses once, because it is busy. */
+const busyFor = new Set<string>();
 
 beforeAll(async () => {
   sink = createServer(async (request, response) => {
     came.push(request.headers);
     await gate;
-    response.writeHead(request.headers["ce-type"] === "no-event" ? 400 : 202).end();
+    if (busyFor.delete(String(request.headers["ce-id"]))) {
+      response.writeHead(503, { "retry-after": "1" }).end();
+    } else response.writeHead(request.headers["ce-type"] === "no-event" ? 400 : 202).end();
   });
   await new Promise<void>((resolve) => sink.listen(0, "127.0.0.1", resolve));
   process.env.K_SINK = `http://127.0.0.1:${(sink.address() as AddressInfo).port}`;
@@ -44,7 +48,7 @@ it("holds as many events as its limit while the sink does not answer, says how m
   publishLater(many(PUBLISH_QUEUE_EVENTS_MAX + 7));
   written.mockRestore();
   expect(lines.map((line) => JSON.parse(line))).toMatchObject([
-    { level: "warning", message: "the publish queue is full; the relay will publish", count: 7 },
+    { level: "warning", message: "the publish queue is full; the relay publishes the rest", count: 7 },
   ]);
   open();
   await flushQueue();
@@ -67,7 +71,31 @@ it("tells those apart that the sink will never take, and sends all others", asyn
   const batch = [...many(9), envelope("bad", { type: "no-event" })];
   const refused = await publish(batch);
   expect(refused.map(({ envelope: { event }, reason }) => [event.id, reason])).toEqual([
-    ["bad", "The sink does not take it: to the sink it is no event (400)."],
+    ["bad", "The sink does not accept it: it is not an event (400)."],
   ]);
   expect(new Set(came.map((headers) => headers["ce-id"])).size).toBe(batch.length);
+});
+
+it("sends again only what a busy sink refused, when it has the time, and fails at once when it has not", async () => {
+  for (const id of ["2", "5"]) busyFor.add(id);
+  expect(await publish(many(10), performance.now() + 10_000)).toEqual([]);
+  expect(
+    came
+      .map((headers) => headers["ce-id"])
+      .slice(10)
+      .sort(),
+  ).toEqual(["2", "5"]);
+  busyFor.add("3");
+  await expect(publish(many(10))).rejects.toThrow("the sink answered 503");
+});
+
+it("publishes the events of one topic when those of another fail", async () => {
+  const lines: string[] = [];
+  const written = vi.spyOn(process.stdout, "write").mockImplementation((line) => lines.push(String(line)) > 0);
+  busyFor.add("0");
+  publishLater(many(4).map((one, index) => ({ ...one, topic: index === 0 ? "missing" : "sold" })));
+  await flushQueue();
+  written.mockRestore();
+  expect(came.map((headers) => headers["ce-id"]).sort()).toEqual(["0", "1", "2", "3"]);
+  expect(lines.map((line) => JSON.parse(line))).toMatchObject([{ level: "warning", topic: "missing", count: 1 }]);
 });

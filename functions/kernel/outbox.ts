@@ -1,11 +1,12 @@
-/** Publishing: after the answer, in the background, in small batches. The outbox row is what makes it safe to fail. */
+/** Publishes events after the answer, in the background, in small batches. A failure loses no event: its outbox row remains. */
 import { Agent as HttpAgent, request as httpRequest } from "node:http";
 import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
+import { setTimeout as delay } from "node:timers/promises";
 import { Refused, sendToKafka } from "./kafka.ts";
 import { failure, log } from "./log.ts";
 import { PUBLISH_BATCH_EVENTS_MAX, PUBLISH_MILLISECONDS_MAX, PUBLISH_QUEUE_EVENTS_MAX, settings } from "./settings.ts";
 
-/** A CloudEvent 1.0 in memory. `data` is what JSON carries. */
+/** A CloudEvent 1.0 in memory. `data` is a JSON value. */
 export interface CloudEvent {
   readonly specversion: "1.0";
   readonly id: string;
@@ -20,32 +21,41 @@ export interface CloudEvent {
   readonly [extension: string]: unknown;
 }
 
-/** An outbox row as `events.envelope` gives it. */
+/** An outbox row as `events.envelope` returns it. The topic has no prefix. */
 export interface Envelope {
   readonly topic: string;
   readonly event: CloudEvent;
 }
 
-/** A CloudEvent in binary mode: its attributes by name, and its data as text. */
+/** Returns a CloudEvent in binary mode: its attributes by name, and its data as text. */
 function encode({ data, datacontenttype: _alwaysJson, ...attributes }: CloudEvent) {
   return { attributes: Object.entries(attributes) as [string, string][], body: JSON.stringify(data) };
 }
 
-/** Node's servers close what has been idle for five seconds: whoever sends into that loses the event to the relay. */
+/** Below the five seconds after which Node's servers close an idle connection. */
 const SINK_IDLE_MILLISECONDS_MAX = 2_000;
 const SINK_CONNECTIONS_MAX = 16;
 const kept = { keepAlive: true, timeout: SINK_IDLE_MILLISECONDS_MAX, maxSockets: SINK_CONNECTIONS_MAX };
 let agent: HttpAgent | undefined;
 
-/** Sends a body; resolves to the answer's status. Not `fetch`: that costs three times as much as the payment itself. */
-function post(to: URL, headers: Readonly<Record<string, string | number>>, body: string): Promise<number> {
+interface Answer {
+  readonly status: number;
+  /** From Retry-After, in seconds. */
+  readonly retryAfter: number | undefined;
+}
+
+/** Sends a body. `fetch` would cost three times as much CPU as the payment itself. */
+function post(to: URL, headers: Readonly<Record<string, string | number>>, body: string): Promise<Answer> {
   const secure = to.protocol === "https:";
   agent ??= secure ? new HttpsAgent(kept) : new HttpAgent(kept);
   return new Promise((resolve, reject) => {
     const request = secure ? httpsRequest : httpRequest;
     const sending = request(to, { method: "POST", agent, headers }, (answer) => {
       answer.resume().once("error", reject);
-      answer.once("end", () => resolve(answer.statusCode ?? 0));
+      const seconds = Number(answer.headers["retry-after"]);
+      answer.once("end", () =>
+        resolve({ status: answer.statusCode ?? 0, retryAfter: seconds > 0 ? seconds : undefined }),
+      );
     });
     const late = setTimeout(
       () => sending.destroy(new Error("the sink did not answer in time")),
@@ -56,101 +66,130 @@ function post(to: URL, headers: Readonly<Record<string, string | number>>, body:
   });
 }
 
-/** What a header cannot hold, and what stands for it (CloudEvents HTTP binding §3.1.3.2). */
+/** Encodes the characters that a header cannot contain (CloudEvents HTTP binding §3.1.3.2). */
 const percentEncoded = (text: string) => text.replace(/[^!-~]|["%]/gu, encodeURIComponent);
 
-async function publishToSink(sink: URL, { topic, event }: Envelope): Promise<void> {
+/** @param until of performance.now(): a sink that is busy (503 with Retry-After) is tried again until then */
+async function publishToSink(sink: URL, { topic, event }: Envelope, until: number): Promise<void> {
   const { attributes, body } = encode(event);
-  const status = await post(
-    sink,
-    {
-      ...Object.fromEntries(attributes.map(([name, value]) => [`ce-${name}`, percentEncoded(value)])),
-      // CloudEvents over HTTP know no topics; an event of somebody else's type does not tell it by that.
-      "lotus-topic": topic,
-      "content-type": "application/json",
-      "content-length": Buffer.byteLength(body),
-    },
-    body,
-  );
-  if (status === 413) throw new Refused("The sink does not take it: it is too large (413).");
-  if (status === 400) throw new Refused("The sink does not take it: to the sink it is no event (400).");
-  if (status < 200 || status > 299) throw new Error(`the sink answered ${status}`);
+  const headers = {
+    ...Object.fromEntries(attributes.map(([name, value]) => [`ce-${name}`, percentEncoded(value)])),
+    // CloudEvents over HTTP have no topic, and the type of a foreign event does not name one.
+    "lotus-topic": topic,
+    "content-type": "application/json",
+    "content-length": Buffer.byteLength(body),
+  };
+  for (;;) {
+    const { status, retryAfter } = await post(sink, headers, body);
+    if (status >= 200 && status <= 299) return;
+    if (status === 413) throw new Refused("The sink does not accept it: it is too large (413).");
+    if (status === 400) throw new Refused("The sink does not accept it: it is not an event (400).");
+    const busy = status === 503 && retryAfter !== undefined && performance.now() + retryAfter * 1000 < until;
+    if (!busy) throw new Error(`the sink answered ${status}`);
+    await delay(retryAfter * 1000);
+  }
 }
 
-/** The Kafka protocol binding of CloudEvents 1.0, binary mode. KafkaSource does not deliver the key: hence `partitionkey`. */
-function toKafkaRecord({ topic, event }: Envelope) {
+/** Uses the Kafka protocol binding of CloudEvents 1.0 in binary mode. KafkaSource does not deliver the key: hence `partitionkey`. */
+function toKafkaRecord({ topic, event }: Envelope, prefix: string) {
   const { attributes, body } = encode(event);
   const headers = Object.fromEntries(attributes.map(([name, value]) => [`ce_${name}`, value]));
   return {
-    topic,
+    topic: prefix + topic,
     key: event.partitionkey ?? null,
     value: body,
     headers: { ...headers, "content-type": "application/json" },
   };
 }
 
-async function send(envelopes: readonly Envelope[]): Promise<void> {
-  const { KAFKA_BROKERS: brokers, K_SINK: sink } = settings();
-  if (brokers !== undefined) return sendToKafka(brokers, envelopes.map(toKafkaRecord));
+async function send(envelopes: readonly Envelope[], until: number): Promise<void> {
+  const { KAFKA_BROKERS: brokers, KAFKA_PREFIX: prefix, K_SINK: sink } = settings();
+  if (brokers !== undefined) {
+    return sendToKafka(
+      brokers,
+      envelopes.map((envelope) => toKafkaRecord(envelope, prefix)),
+    );
+  }
   if (sink === undefined) throw new Error("neither KAFKA_BROKERS nor K_SINK is set");
   const to = new URL(sink);
-  await Promise.all(envelopes.map((envelope) => publishToSink(to, envelope)));
+  await Promise.all(envelopes.map((envelope) => publishToSink(to, envelope, until)));
 }
 
-/** An event that the broker will never take, and why. */
+/** An event that the broker will never accept, and the reason. */
 export interface Refusal {
   readonly envelope: Envelope;
   readonly reason: string;
 }
 
+/** Groups events by topic, so that a topic that the broker lacks delays no other. */
+export function byTopic(envelopes: readonly Envelope[]): [topic: string, envelopes: Envelope[]][] {
+  const topics = new Map<string, Envelope[]>();
+  for (const envelope of envelopes) {
+    const others = topics.get(envelope.topic);
+    if (others === undefined) topics.set(envelope.topic, [envelope]);
+    else others.push(envelope);
+  }
+  return [...topics];
+}
+
 /**
- * Hands events to the broker: Kafka where KAFKA_BROKERS is set, else over HTTP to K_SINK. A batch that is refused is halved
- * until those are found that are to blame.
- * @returns those that were refused for good; the others have been accepted
- * @throws when the broker failed: some may have arrived all the same, and all stay in the outbox until they are settled
+ * Hands events of one topic to the broker: Kafka where KAFKA_BROKERS is set, else over HTTP to K_SINK. It halves a refused
+ * batch until the refused events stand alone.
+ * @param until of performance.now(): a sink that is busy is tried again until then; by default it is not
+ * @returns the refused events; all others were accepted
+ * @throws {Error} when the broker failed: some events may have arrived, and all stay in the outbox until they are settled
  */
-export async function publish(envelopes: readonly Envelope[]): Promise<Refusal[]> {
+export async function publish(envelopes: readonly Envelope[], until = 0): Promise<Refusal[]> {
   try {
-    await send(envelopes);
+    await send(envelopes, until);
     return [];
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     if (envelopes.length === 1) return envelopes.map((envelope) => ({ envelope, reason: error.message }));
     const half = Math.ceil(envelopes.length / 2);
-    return [...(await publish(envelopes.slice(0, half))), ...(await publish(envelopes.slice(half)))];
+    return [...(await publish(envelopes.slice(0, half), until)), ...(await publish(envelopes.slice(half), until))];
   }
 }
 
 const queue: Envelope[] = [];
 let publishing: Promise<void> | undefined;
 
+/** Publishes events of one topic. Reports failures to the log: the outbox rows remain. */
+async function publishTopic(topic: string, envelopes: readonly Envelope[]): Promise<void> {
+  try {
+    for (const { envelope, reason } of await publish(envelopes)) {
+      log("error", "the broker refused an event; the relay moves it to the dead letters", {
+        event: envelope.event.id,
+        reason,
+      });
+    }
+  } catch (error) {
+    log("warning", "events were not published; the relay publishes them", {
+      topic,
+      count: envelopes.length,
+      reason: failure(error).reason ?? "",
+    });
+  }
+}
+
 async function publishQueue(): Promise<void> {
   while (queue.length > 0) {
     const batch = queue.splice(0, PUBLISH_BATCH_EVENTS_MAX);
-    try {
-      for (const { envelope, reason } of await publish(batch)) {
-        log("error", "an event was refused; the relay will bury it", { event: envelope.event.id, reason });
-      }
-    } catch (error) {
-      log("warning", "events were not published; the relay will", {
-        count: batch.length,
-        reason: failure(error).reason ?? "",
-      });
-    }
+    await Promise.all(byTopic(batch).map(([topic, envelopes]) => publishTopic(topic, envelopes)));
   }
   publishing = undefined;
 }
 
-/** Queues events that the database has just recorded. Call it when the answer has been sent. Never waits, never throws. */
+/** Queues events that the database has just recorded. Call it after the answer. It never waits and never throws. */
 export function publishLater(envelopes: readonly Envelope[]): void {
   const room = PUBLISH_QUEUE_EVENTS_MAX - queue.length;
   queue.push(...envelopes.slice(0, room));
   if (envelopes.length > room)
-    log("warning", "the publish queue is full; the relay will publish", { count: envelopes.length - room });
+    log("warning", "the publish queue is full; the relay publishes the rest", { count: envelopes.length - room });
   if (queue.length > 0) publishing ??= publishQueue();
 }
 
-/** Resolves when nothing waits to be published any more. */
+/** Resolves when the queue is empty. */
 export async function flushQueue(): Promise<void> {
   while (publishing !== undefined) await publishing;
 }

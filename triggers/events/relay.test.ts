@@ -78,7 +78,7 @@ function refusesWhatIsTooLarge(lotusOf: () => TestLotus) {
     expect(rows).toEqual([
       {
         subscriber: "notification-store",
-        reason: expect.stringMatching(/ does not take it: .*larg/),
+        reason: expect.stringMatching(/ does not accept it: .*larg/),
         attributes: expect.objectContaining({ type: "lotus.notification-requested.v1", subject: user.id }),
         bytes: expect.any(Number),
       },

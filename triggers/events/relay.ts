@@ -1,7 +1,7 @@
 /** Every minute. Publishes what has been in the outbox for too long, and forgets old idempotency keys. */
 import { query } from "#kernel/database";
 import { failure, log } from "#kernel/log";
-import { type Envelope, publish } from "#kernel/outbox";
+import { byTopic, type Envelope, publish } from "#kernel/outbox";
 import {
   FORGET_BATCH_KEYS_MAX,
   FORGET_RUN_MILLISECONDS_MAX,
@@ -15,19 +15,13 @@ import { subscriber } from "#kernel/subscriber";
 
 const idsOf = (envelopes: readonly Envelope[]) => envelopes.map(({ event }) => event.id);
 
-function byTopic(envelopes: readonly Envelope[]): [topic: string, envelopes: Envelope[]][] {
-  const topics = new Map<string, Envelope[]>();
-  for (const envelope of envelopes) {
-    const others = topics.get(envelope.topic);
-    if (others === undefined) topics.set(envelope.topic, [envelope]);
-    else others.push(envelope);
-  }
-  return [...topics];
-}
-
-/** Publishes events, and buries those that no broker takes. Resolves to how many were published. */
-async function publishOrBury(envelopes: readonly Envelope[]): Promise<number> {
-  const refused = await publish(envelopes);
+/**
+ * Publishes events, and moves those that the broker refuses to the dead letters.
+ * @param until of performance.now(): when this run ends
+ * @returns how many were published
+ */
+async function publishOrBury(envelopes: readonly Envelope[], until: number): Promise<number> {
+  const refused = await publish(envelopes, until);
   for (const { envelope, reason } of refused) {
     log("error", "an event that no broker takes was buried", { event: envelope.event.id, reason });
     await query("bury-unpublishable", "select events.bury_unpublishable($1, $2)", [envelope.event.id, reason]);
@@ -49,7 +43,8 @@ async function claim(overdueSeconds: number, exceptTopics: readonly string[]): P
 /** Publishes what is overdue, until nothing is, or until the run has taken its time. */
 async function publishOverdue(): Promise<void> {
   const began = performance.now();
-  // A topic that brokers do not take, or lack, is left to the next run; it holds up no other.
+  const until = began + RELAY_RUN_MILLISECONDS_MAX;
+  // A topic that the brokers refuse or lack waits for the next run, and delays no other topic.
   const failed: string[] = [];
   let published = 0;
   for (let elapsed = 0; elapsed < RELAY_RUN_MILLISECONDS_MAX; elapsed = performance.now() - began) {
@@ -58,7 +53,7 @@ async function publishOverdue(): Promise<void> {
     if (overdue.length === 0) break;
     for (const [topic, envelopes] of byTopic(overdue)) {
       try {
-        published += await publishOrBury(envelopes);
+        published += await publishOrBury(envelopes, until);
       } catch (error) {
         const { reason = "" } = failure(error);
         log("error", "overdue events were not published; the next run tries again", {
@@ -80,7 +75,8 @@ async function forgetKeys(): Promise<void> {
   let forgotten: number;
   do {
     const [row] = await query<{ forgotten: number }>("forget-keys", "select events.forget_keys($1, $2) as forgotten", [
-      `${IDEMPOTENCY_KEY_DAYS} days`,
+      // Hours: a day has 23 or 25 of them when the session's time zone changes to or from summer time.
+      `${IDEMPOTENCY_KEY_DAYS * 24} hours`,
       FORGET_BATCH_KEYS_MAX,
     ]);
     forgotten = row?.forgotten ?? 0;
