@@ -112,18 +112,36 @@ const ROLLED_BACK = /^40/;
 /** Class 08: a pooler says that it has lost the server, and does not know what that has done. */
 const LOST = /^08/;
 const INVALID_PASSWORD = "28P01";
+/** A statement ended because it waited for a row, or ran, for too long. A second attempt would wait as long again. */
+const LOCK_NOT_AVAILABLE = "55P03";
+const QUERY_CANCELED = "57014";
 
 function sqlState(error: unknown): string | undefined {
   const code = (error as { code?: unknown } | null)?.code;
   return typeof code === "string" && /^[0-9A-Z]{5}$/.test(code) ? code : undefined;
 }
 
-const unavailable = () =>
+/** Makes the problem of a database that does not answer. */
+export const unavailable = () =>
   new Problem("unavailable", "The database does not answer. Nothing was changed; try again in a moment.", {
     headers: { "retry-after": "1" },
   });
 
-const outcomeUnknown = () =>
+/** Another transaction held a row for longer than ROW_WAIT_MILLISECONDS_MAX. Nothing was changed. */
+export class RowLocked extends Problem {
+  constructor() {
+    super(
+      "unavailable",
+      "Another request holds the same data for too long. Nothing was changed; try again in a moment.",
+      {
+        headers: { "retry-after": "1" },
+      },
+    );
+  }
+}
+
+/** Makes the problem of a statement that was cut off and may have been committed. */
+export const outcomeUnknown = () =>
   new Problem(
     "outcome-unknown",
     "The connection was lost before the outcome was known. A request that has an Idempotency-Key can simply be repeated with it; else look first whether it happened.",
@@ -157,11 +175,12 @@ export async function query<Row>(
       const state = sqlState(error);
       // Without a word of the server that was asked, nobody knows what it has done, and the connection is of no use.
       const lost = state === undefined || LOST.test(state);
-      client.release(lost || UNAVAILABLE.test(state));
+      client.release(lost || (UNAVAILABLE.test(state) && state !== QUERY_CANCELED));
+      if (state === LOCK_NOT_AVAILABLE && outcomeIsKnown) throw new RowLocked();
       if (!lost && !UNAVAILABLE.test(state) && !ROLLED_BACK.test(state)) throw error;
       log("warning", "a statement was cut off", { reason: failure(error).reason ?? "" });
       outcomeIsKnown &&= !lost;
-      if (attempt > 1 || (lost && repetition === "once")) throw giveUp();
+      if (attempt > 1 || state === QUERY_CANCELED || (lost && repetition === "once")) throw giveUp();
     }
   }
 }

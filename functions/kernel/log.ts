@@ -33,6 +33,7 @@ export interface LogFields {
   milliseconds?: number;
   event?: string;
   topic?: string;
+  statement?: string;
   count?: number;
   reason?: string;
   stack?: string;

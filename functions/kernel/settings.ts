@@ -36,6 +36,23 @@ export const POOL_CONNECTIONS_MAX = 4;
 export const POOL_WAIT_MILLISECONDS_MAX = 5_000;
 export const POOL_IDLE_MILLISECONDS_MAX = 30_000;
 export const STATEMENT_MILLISECONDS_MAX = 10_000;
+/** Wait of one statement for a locked row. Migrations set it for each role, as `lock_timeout`. */
+export const ROW_WAIT_MILLISECONDS_MAX = 1_000;
+
+/** Group commit (batch.ts). Calls in one statement: CPU per payment falls until about 64 rows, latency grows with each row. */
+export const BATCH_ROWS_MAX = 64;
+/** Statements of batches in flight, and of calls that run alone because their row is locked. Together at most the pool. */
+export const BATCH_STATEMENTS_MAX = 2;
+export const BATCH_LANE_STATEMENTS_MAX = 2;
+/** A single call in flight for longer than this counts as waiting for a locked row. */
+export const BATCH_SINGLE_MILLISECONDS = 50;
+/** Calls of one process that wait or are in flight, and those of one key: a quarter, so that one user cannot fill the queue. */
+export const BATCH_CALLS_MAX = 1_000;
+export const BATCH_KEY_CALLS_MAX = 250;
+/** Keys whose calls run alone. */
+export const BATCH_LANE_KEYS_MAX = 250;
+/** Wait of one call for its statement, locked rows included. */
+export const BATCH_WAIT_MILLISECONDS_MAX = 10_000;
 /** How long a trigger waits for a database that is away before it fails: below the 30 s that its source waits for an answer. */
 export const DATABASE_AWAY_MILLISECONDS_MAX = 20_000;
 export const DATABASE_AWAY_STEP_MILLISECONDS = 1_000;

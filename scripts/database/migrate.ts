@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { runner } from "node-pg-migrate";
 import { Client } from "pg";
-import { STATEMENT_MILLISECONDS_MAX } from "#kernel/settings";
+import { ROW_WAIT_MILLISECONDS_MAX, STATEMENT_MILLISECONDS_MAX } from "#kernel/settings";
 import { messageOf, runCommand } from "../cli/command.ts";
 import { findFunctions, ROOT } from "../project/functions.ts";
 import { adminUrl, SECRETS } from "./connect.ts";
@@ -38,6 +38,7 @@ async function createRoles(client: Client, passwords: Record<Role, string>): Pro
     if (rowCount === 0) await client.query(`create role ${name} login`);
     await client.query(`alter role ${name} password ${client.escapeLiteral(passwords[role])}`);
     await client.query(`alter role ${name} set statement_timeout = ${STATEMENT_MILLISECONDS_MAX}`);
+    await client.query(`alter role ${name} set lock_timeout = ${ROW_WAIT_MILLISECONDS_MAX}`);
   }
 }
 
