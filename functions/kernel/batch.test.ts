@@ -339,7 +339,7 @@ describe("calls in shared statements, with the database", () => {
       end $$;
       grant usage on schema test to public;
       grant execute on all functions in schema test to public`);
-    Object.assign(process.env, lotus.house.functions.get("order-pay"));
+    Object.assign(process.env, lotus.manifests.functions.get("order-pay"));
     run = batched({
       ...description,
       name: "test.add",
