@@ -82,9 +82,6 @@ export const FORGET_BATCH_KEYS_MAX = 5_000;
 export const FORGET_RUN_MILLISECONDS_MAX = 5_000;
 export const IDEMPOTENCY_KEY_LENGTH_MAX = 255;
 
-/** RFC 5321 §4.5.3.1.3: a path has 256, two of them brackets. */
-export const EMAIL_LENGTH_MAX = 254;
-
 export const PAGE_ROWS_DEFAULT = 50;
 export const PAGE_ROWS_MAX = 100;
 export const CURSOR_LENGTH_MAX = 200;

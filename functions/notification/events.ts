@@ -1,14 +1,14 @@
 /** The events that the notification service takes: facts, which it words itself. */
 import * as v from "valibot";
+import { Email } from "#kernel/email";
 import { AmountText } from "#kernel/money";
-import { EMAIL_LENGTH_MAX } from "#kernel/settings";
 
 const MESSAGE_LENGTH_MAX = 1000;
 
 const to = {
   userId: v.pipe(v.string(), v.uuid()),
   /** The email address that the message is for. */
-  recipient: v.pipe(v.string(), v.maxLength(EMAIL_LENGTH_MAX), v.rfcEmail()),
+  recipient: Email,
 };
 const money = { amount: AmountText, balance: AmountText };
 const order = { ...money, orderId: v.pipe(v.string(), v.uuid()) };

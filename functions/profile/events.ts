@@ -1,9 +1,9 @@
 /** The events of the profile service. */
 import * as v from "valibot";
-import { EMAIL_LENGTH_MAX } from "#kernel/settings";
+import { Email } from "#kernel/email";
 
-/** user-registered, version 1: somebody has become a user. */
+/** user-registered, version 1: a user registered. */
 export const UserRegistered = v.object({
   userId: v.pipe(v.string(), v.uuid()),
-  email: v.pipe(v.string(), v.maxLength(EMAIL_LENGTH_MAX), v.rfcEmail()),
+  email: Email,
 });

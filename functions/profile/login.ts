@@ -1,12 +1,13 @@
 /** POST /profile/login. Gives a token for an email and its password; too many attempts have to wait. */
 import * as v from "valibot";
 import { query } from "#kernel/database";
+import { Email } from "#kernel/email";
 import { endpoint, ok } from "#kernel/endpoint";
 import { Problem } from "#kernel/problem";
 import { TOKEN_SECONDS } from "#kernel/settings";
 import { passwordMatches } from "./password.ts";
 import { signToken } from "./signing.ts";
-import { Email, PASSWORD_LENGTH_MAX } from "./user.ts";
+import { PASSWORD_LENGTH_MAX } from "./user.ts";
 
 /** Attempts in one window. An address stands for many people behind one router, so it is allowed more. */
 const ATTEMPTS_PER_ACCOUNT_MAX = 10;

@@ -85,8 +85,6 @@ describe("POST /profile/register", () => {
     [{ email: " ada@example.com", password: PASSWORD }, ["email"]],
     [{ email: "ada@example.com\u0000", password: PASSWORD }, ["email"]],
     [{ email: "ada@example.com\n", password: PASSWORD }, ["email"]],
-    [{ email: "ada@exämple.com", password: PASSWORD }, ["email"]],
-    [{ email: "İ@example.com", password: PASSWORD }, ["email"]],
     [{ email: "a@example.com, b@example.com", password: PASSWORD }, ["email"]],
     [{ email: "a'; drop table profile.users; --@example.com", password: PASSWORD }, ["email"]],
     [{ email: `${"a".repeat(243)}@example.com`, password: PASSWORD }, ["email"]],

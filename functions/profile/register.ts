@@ -1,11 +1,12 @@
 /** POST /profile/register. Creates a user; user-registered opens the billing account, a notification welcomes. */
 import * as v from "valibot";
 import { query } from "#kernel/database";
+import { Email } from "#kernel/email";
 import { created, endpoint } from "#kernel/endpoint";
 import type { Envelope } from "#kernel/outbox";
 import { Problem } from "#kernel/problem";
 import { hashPassword } from "./password.ts";
-import { Email, Password, User, Username } from "./user.ts";
+import { Password, User, Username } from "./user.ts";
 
 interface Registered {
   created: v.InferInput<typeof User> | null;

@@ -1,19 +1,9 @@
 /** What a user is, and what an email and a password must be. */
 import * as v from "valibot";
-import { EMAIL_LENGTH_MAX } from "#kernel/settings";
 
 const PASSWORD_LENGTH_MIN = 8;
 export const PASSWORD_LENGTH_MAX = 128;
 const USERNAME_LENGTH_MAX = 100;
-
-const emailExpected = `must be an email address of at most ${EMAIL_LENGTH_MAX} characters`;
-/** As browsers have it (HTML, <input type=email>), so that O'Brien may register; but no address within a network, such as ada@localhost. */
-export const Email = v.pipe(
-  v.string(emailExpected),
-  v.maxLength(EMAIL_LENGTH_MAX, emailExpected),
-  v.rfcEmail(emailExpected),
-  v.regex(/\.[a-zA-Z-]{2,}$/, emailExpected),
-);
 
 const passwordExpected = `must be ${PASSWORD_LENGTH_MIN} to ${PASSWORD_LENGTH_MAX} characters of well-formed Unicode`;
 /**
