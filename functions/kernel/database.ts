@@ -1,9 +1,18 @@
-/** The database: Neon's driver over its WebSocket, one pool a process, prepared statements. */
-import { type Client, neonConfig, Pool, type PoolClient } from "@neondatabase/serverless";
-import { WebSocket } from "ws";
+/** The database: Neon's driver over a socket to Postgres, one pool a process, prepared statements. */
+import { setTimeout as delay } from "node:timers/promises";
+import { Client, neonConfig, Pool, type PoolClient } from "@neondatabase/serverless";
+import { type DatabaseAddress, isNeon, readDatabaseAddress } from "./database-url.ts";
 import { failure, log } from "./log.ts";
+import { NeonSocket } from "./neon-socket.ts";
+import { postgresSocket } from "./postgres-socket.ts";
 import { Problem } from "./problem.ts";
+import { scramProof } from "./scram.ts";
 import {
+  DATABASE_CONNECT_MILLISECONDS_MAX,
+  DATABASE_RETRY_AFTER_SECONDS,
+  DATABASE_RETRY_MILLISECONDS_MAX,
+  DATABASE_RETRY_PAUSE_MILLISECONDS_MAX,
+  DATABASE_RETRY_PAUSE_MILLISECONDS_MIN,
   POOL_CONNECTIONS_MAX,
   POOL_IDLE_MILLISECONDS_MAX,
   POOL_WAIT_MILLISECONDS_MAX,
@@ -14,51 +23,80 @@ import {
   settings,
 } from "./settings.ts";
 
-/**
- * Joins what the driver writes in one turn of the event loop into one message. The driver's own `coalesceWrites` waits for a
- * timer, a millisecond at least for every statement.
- */
-class CoalescingWebSocket extends WebSocket {
-  #pending: Uint8Array[] = [];
+/** The driver's SCRAM session. `message` is its state. */
+interface ScramSession {
+  clientNonce: string;
+  message: string;
+  response: string;
+  serverSignature: string;
+}
 
-  constructor(url: string) {
-    super(url, { perMessageDeflate: false });
-  }
+/** The parts of the driver's client that take part in a login; its type declarations omit them. */
+interface LoggingIn {
+  readonly password: string;
+  readonly saslSession: ScramSession;
+  readonly connection: {
+    sendSCRAMClientFinalMessage(message: string): void;
+    emit(name: "error", error: unknown): void;
+  };
+}
 
-  override send(data: Uint8Array): void {
-    if (this.#pending.push(data) > 1) return;
-    process.nextTick(() => {
-      const pending = this.#pending;
-      this.#pending = [];
-      if (this.readyState === WebSocket.OPEN) super.send(pending.length === 1 ? data : Buffer.concat(pending));
-      // Its close event tells whoever waits for an answer; a closing handshake may take half a minute to come to it.
-      else this.terminate();
-    });
+/** The driver's client with a fast SCRAM login. The tests log in to a server that asks for SCRAM, and so guard the override. */
+class ScramClient extends Client {
+  override async _handleAuthSASLContinue({ data }: { data: string }): Promise<void> {
+    const { saslSession, password, connection } = this as unknown as LoggingIn;
+    try {
+      const proof = await scramProof(saslSession.clientNonce, password ?? "", data);
+      Object.assign(saslSession, proof, { message: "SASLResponse" });
+      connection.sendSCRAMClientFinalMessage(proof.response);
+    } catch (error) {
+      connection.emit("error", error);
+    }
   }
 }
 
 let pool: Pool | undefined;
 
-function openPool(): Pool {
-  const { DATABASE_WSPROXY_URL: wsproxy, DATABASE_PASSWORD_FILE: passwordFile } = settings();
-  neonConfig.webSocketConstructor = CoalescingWebSocket;
+/** Tells the driver how connections are made: a socket to Postgres, or a WebSocket to Neon. */
+function configureTransport(address: DatabaseAddress): void {
   neonConfig.coalesceWrites = false;
-  if (wsproxy !== undefined) {
-    const { host, pathname, protocol } = new URL(wsproxy);
-    neonConfig.wsProxy = () => host + pathname;
-    neonConfig.useSecureWebSocket = protocol === "wss:";
+  const overWebSocket = settings().DATABASE_TRANSPORT === "websocket" || isNeon(address.host);
+  // Neon expects the password before it asks for it. Another server would refuse it, or read it in clear.
+  neonConfig.pipelineConnect = isNeon(address.host) ? "password" : false;
+  if (overWebSocket) {
+    neonConfig.webSocketConstructor = NeonSocket;
+    neonConfig.wsProxy = isNeon(address.host) ? (host) => `${host}/v2` : (host, port) => `${host}:${port}/v2`;
+    neonConfig.useSecureWebSocket = address.tlsMode !== "disable";
+  } else {
+    neonConfig.webSocketConstructor = postgresSocket(address);
+    neonConfig.wsProxy = (host, port) => `${host}:${port}`;
   }
-  const url = new URL(required("DATABASE_URL"));
-  if (passwordFile !== undefined) url.password = encodeURIComponent(readSettingFile("DATABASE_PASSWORD_FILE"));
+}
+
+function openPool(): Pool {
+  const { DATABASE_PASSWORD_FILE: passwordFile, DATABASE_CA_FILE: authorityFile } = settings();
+  const address = readDatabaseAddress(required("DATABASE_URL"), authorityFile);
+  configureTransport(address);
+  const { host, port, user, database, applicationName } = address;
   const opened = new Pool({
-    connectionString: url.href,
+    host,
+    port,
+    user,
+    database,
+    application_name: applicationName,
+    // Each login reads the file, so a rotated password needs no new process.
+    password: passwordFile === undefined ? address.password : () => readSettingFile("DATABASE_PASSWORD_FILE"),
     max: POOL_CONNECTIONS_MAX,
-    connectionTimeoutMillis: POOL_WAIT_MILLISECONDS_MAX,
+    connectionTimeoutMillis: Math.max(POOL_WAIT_MILLISECONDS_MAX, DATABASE_CONNECT_MILLISECONDS_MAX),
     idleTimeoutMillis: POOL_IDLE_MILLISECONDS_MAX,
-    // Above the server's limit, which migrations set for each role (a pooler such as Neon's takes none with a connection), so that
-    // this one speaks only when the server does not.
+    // The server's own limit, which migrations set for each role, comes first. This one ends a statement on a dead connection.
     query_timeout: STATEMENT_MILLISECONDS_MAX + 1_000,
+    // Towards Neon `connect` resolves before the login. An answered statement shows that the login succeeded.
+    ...(isNeon(host) && {
+      verify: (client: PoolClient, done: (error?: Error) => void) => void client.query("").then(() => done(), done),
+    }),
   });
+  Object.assign(opened, { Client: ScramClient });
   // Without listeners a connection that is cut while idle would end the process.
   const report = (error: unknown) =>
     log("warning", "a database connection was lost", { reason: failure(error).reason ?? "" });
@@ -67,64 +105,124 @@ function openPool(): Pool {
   return opened;
 }
 
+/** The message of pg-pool when all connections stay busy. Such a server answers, so no reconnect begins. */
+const POOL_BUSY = "timeout exceeded when trying to connect";
+
+let failures = 0;
+let recovery: Promise<void> | undefined;
+
+/** Returns a random pause that doubles with each attempt, so that many processes do not reconnect at the same moment. */
+function pauseMilliseconds(attempts: number): number {
+  const most = Math.min(DATABASE_RETRY_PAUSE_MILLISECONDS_MIN * 2 ** attempts, DATABASE_RETRY_PAUSE_MILLISECONDS_MAX);
+  return most * (0.5 + Math.random() / 2);
+}
+
+/** Takes a connection after its first ReadyForQuery. An error means that nothing was sent. */
+async function open(): Promise<PoolClient> {
+  try {
+    pool ??= openPool();
+    const client = await pool.connect();
+    failures = 0;
+    return client;
+  } catch (error) {
+    const reason = failure(error).reason ?? "";
+    if (reason !== POOL_BUSY) failures++;
+    log("error", "no database connection", { reason });
+    throw error;
+  }
+}
+
+/** Makes one attempt after a pause. All statements that wait share it. */
+function recover(): Promise<void> {
+  recovery ??= delay(pauseMilliseconds(failures), undefined, { ref: false })
+    .then(open)
+    .then((client) => client.release())
+    .finally(() => {
+      recovery = undefined;
+    });
+  return recovery;
+}
+
+/** Rejects at a time of `performance.now()` unless the work ends before. */
+async function until<T>(time: number, work: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error("The database did not come back in time.")), time - performance.now());
+  });
+  work.catch(() => undefined);
+  return Promise.race([work, late]).finally(() => clearTimeout(timer));
+}
+
+/**
+ * Takes a connection, and waits for a server that is being restarted.
+ * @param giveUpAt a time of `performance.now()`
+ */
+async function connect(giveUpAt: number): Promise<PoolClient> {
+  for (;;) {
+    try {
+      // The connection that opens already is ready sooner than another one.
+      await opening;
+      if (failures > 0) await until(giveUpAt, recover());
+      return await open();
+    } catch (error) {
+      if (failures === 0 || performance.now() >= giveUpAt) throw error;
+    }
+  }
+}
+
 let opening: Promise<void> | undefined;
 
-/** Opens the first connection while nobody waits for it yet. A failure shows at the first statement. */
+/** Opens the first connection before a request needs it. A failure shows at the first statement. */
 export function openDatabase(): void {
-  opening = connect()
+  opening = open()
     .then((client) => client.release())
+    .catch(() => undefined)
     .finally(() => {
       opening = undefined;
     });
-  opening.catch(() => undefined);
-}
-
-/** Connects, once more with the password that the file holds by now when the one we know has been changed. */
-async function connect(): Promise<PoolClient> {
-  pool ??= openPool();
-  const used = pool;
-  try {
-    return await used.connect();
-  } catch (error) {
-    if (sqlState(error) !== INVALID_PASSWORD || settings().DATABASE_PASSWORD_FILE === undefined) throw error;
-    if (pool === used) {
-      pool = openPool();
-      // What it still does, it may finish; nobody waits for it.
-      void used.end().catch(() => undefined);
-    }
-    return pool.connect();
-  }
 }
 
 /** What a lost connection means for a statement that was already sent. */
 export type Repetition =
-  /** It changes nothing, or nothing that anybody asked for: send it again. */
+  /** The statement changes nothing that a user asked for. It is sent again. */
   | "repeatable"
-  /** It happens once, however often it is sent: send it again, and when that fails too, say that it may have happened. */
+  /** The statement takes effect once, however often it is sent. It is sent again. */
   | "keyed"
-  /** It may have been committed: say so. */
+  /** The statement may have been committed. The answer says so. */
   | "once";
 
-/** SQLSTATE classes of a server that cannot work now, and has rolled back: 53 resources, 57 operator intervention. */
-const UNAVAILABLE = /^(53|57)/;
-/** Class 40: a deadlock, or a conflict of transactions. What was chosen to give way has been rolled back, and may try again. */
+/**
+ * SQLSTATEs of a server that cannot work now, and has rolled back: class 53 resources, 57 operator intervention, 58 input and
+ * output, XX internal errors, 28 login, 3D no such database; 25006 a read-only server, 55P03 a lock timeout.
+ */
+const UNAVAILABLE = /^(?:53|57|58|XX|28|3D)|^25006$|^55P03$/;
+/** Class 40: a deadlock or a conflict of transactions. This transaction has been rolled back. */
 const ROLLED_BACK = /^40/;
-/** Class 08: a pooler says that it has lost the server, and does not know what that has done. */
+/** Class 08: a pooler lost the server, and does not know what the server did. */
 const LOST = /^08/;
-const INVALID_PASSWORD = "28P01";
 /** A statement ended because it waited for a row, or ran, for too long. A second attempt would wait as long again. */
 const LOCK_NOT_AVAILABLE = "55P03";
 const QUERY_CANCELED = "57014";
+/** The driver's message when no answer came within `query_timeout`. */
+const READ_TIMEOUT = "Query read timeout";
+/** A pooler gave the statement to a server connection that does not know its name, or knows it already. */
+const UNPREPARED = /^26000$|^42P05$/;
 
-function sqlState(error: unknown): string | undefined {
-  const code = (error as { code?: unknown } | null)?.code;
-  return typeof code === "string" && /^[0-9A-Z]{5}$/.test(code) ? code : undefined;
+/** Returns the SQLSTATE of an error that the server sent. Node's codes, such as EPIPE, are none. */
+export function sqlState(error: unknown): string | undefined {
+  const { code, severity } = (error ?? {}) as { code?: unknown; severity?: unknown };
+  return typeof severity === "string" && typeof code === "string" ? code : undefined;
+}
+
+/** Whether a table was changed under a prepared statement. The server has executed nothing. */
+function isStalePlan(error: unknown): boolean {
+  return sqlState(error) === "0A000" && failure(error).reason?.includes("cached plan") === true;
 }
 
 /** Makes the problem of a database that does not answer. */
 export const unavailable = () =>
   new Problem("unavailable", "The database does not answer. Nothing was changed; try again in a moment.", {
-    headers: { "retry-after": "1" },
+    headers: { "retry-after": String(DATABASE_RETRY_AFTER_SECONDS) },
   });
 
 /** Another transaction held a row for longer than ROW_WAIT_MILLISECONDS_MAX. Nothing was changed. */
@@ -134,7 +232,7 @@ export class RowLocked extends Problem {
       "unavailable",
       "Another request holds the same data for too long. Nothing was changed; try again in a moment.",
       {
-        headers: { "retry-after": "1" },
+        headers: { "retry-after": String(DATABASE_RETRY_AFTER_SECONDS) },
       },
     );
   }
@@ -147,11 +245,54 @@ export const outcomeUnknown = () =>
     "The connection was lost before the outcome was known. A request that has an Idempotency-Key can simply be repeated with it; else look first whether it happened.",
   );
 
+let preparing: boolean | undefined;
+
+/** Whether statements are prepared by name. A pooler that loses names switches it off for this process. */
+function prepares(): boolean {
+  preparing ??= settings().DATABASE_PREPARE;
+  return preparing;
+}
+
 /**
- * Runs one prepared statement: one round trip, one transaction.
+ * Sends one statement. A statement that the server could not find by its name is sent once more without one: nothing was executed.
+ * Releases the connection, and drops it when it is of no use.
+ */
+async function send<Row>(client: PoolClient, name: string, text: string, values: unknown[]): Promise<Row[]> {
+  let drop = false;
+  try {
+    try {
+      return (await client.query({ ...(prepares() && { name }), text, values })).rows as Row[];
+    } catch (error) {
+      const unprepared = UNPREPARED.test(sqlState(error) ?? "");
+      if (!unprepared && !isStalePlan(error)) throw error;
+      if (unprepared && prepares()) {
+        preparing = false;
+        log("warning", "the pooler does not keep prepared statements; set DATABASE_PREPARE=false", {
+          reason: failure(error).reason ?? "",
+        });
+      }
+      // The connection keeps the stale plan under this name.
+      drop = !unprepared;
+      return (await client.query({ text, values })).rows as Row[];
+    }
+  } catch (error) {
+    const state = sqlState(error);
+    drop ||=
+      state === undefined ||
+      LOST.test(state) ||
+      (UNAVAILABLE.test(state) && state !== LOCK_NOT_AVAILABLE && state !== QUERY_CANCELED);
+    throw error;
+  } finally {
+    client.release(drop);
+  }
+}
+
+/**
+ * Runs one prepared statement: one round trip, one transaction. Repeats it with pauses, for DATABASE_RETRY_MILLISECONDS_MAX from the
+ * first failure, when it was not sent, was rolled back, or may be repeated.
  * @param name names the prepared statement; one text a name
- * @throws {Problem} `unavailable` when the database cannot be reached and nothing was changed, `outcome-unknown` when the
- *   statement was cut off and could not be repeated
+ * @throws {Problem} `unavailable` when the database cannot work and nothing was changed, `outcome-unknown` when the connection was
+ *   lost after the statement was sent and the statement could not be repeated
  */
 export async function query<Row>(
   name: string,
@@ -160,27 +301,28 @@ export async function query<Row>(
   repetition: Repetition = "repeatable",
 ): Promise<Row[]> {
   let outcomeIsKnown = true;
+  let giveUpAt = Number.POSITIVE_INFINITY;
   const giveUp = () => (outcomeIsKnown || repetition === "repeatable" ? unavailable() : outcomeUnknown());
-  for (let attempt = 1; ; attempt++) {
-    // What is being opened already is sooner there than one more connection.
-    const client = await (opening?.then(connect) ?? connect()).catch((error: unknown) => {
-      log("error", "no database connection", { reason: failure(error).reason ?? "" });
+  for (let attempt = 0; ; attempt++) {
+    const client = await connect(Math.min(giveUpAt, performance.now() + DATABASE_RETRY_MILLISECONDS_MAX)).catch(() => {
       throw giveUp();
     });
     try {
-      const { rows } = await client.query({ name, text, values: values as unknown[] });
-      client.release();
-      return rows as Row[];
+      return await send<Row>(client, name, text, values as unknown[]);
     } catch (error) {
       const state = sqlState(error);
-      // Without a word of the server that was asked, nobody knows what it has done, and the connection is of no use.
+      // Without an answer of the server nobody knows what it has done.
       const lost = state === undefined || LOST.test(state);
-      client.release(lost || (UNAVAILABLE.test(state) && state !== QUERY_CANCELED));
       if (state === LOCK_NOT_AVAILABLE && outcomeIsKnown) throw new RowLocked();
       if (!lost && !UNAVAILABLE.test(state) && !ROLLED_BACK.test(state)) throw error;
       log("warning", "a statement was cut off", { reason: failure(error).reason ?? "" });
       outcomeIsKnown &&= !lost;
-      if (attempt > 1 || state === QUERY_CANCELED || (lost && repetition === "once")) throw giveUp();
+      const waited = state === QUERY_CANCELED || failure(error).reason === READ_TIMEOUT;
+      if (waited || (lost && repetition === "once")) throw giveUp();
+      giveUpAt = Math.min(giveUpAt, performance.now() + DATABASE_RETRY_MILLISECONDS_MAX);
+      const pause = pauseMilliseconds(attempt);
+      if (performance.now() + pause >= giveUpAt) throw giveUp();
+      await delay(pause);
     }
   }
 }

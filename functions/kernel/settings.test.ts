@@ -10,6 +10,7 @@ describe("the settings", () => {
   it("have defaults for what a function can do without, and an empty variable counts as none", () => {
     expect(readSettings({ PORT: "", KAFKA_BROKERS: "" })).toEqual({
       PORT: 8080,
+      DATABASE_PREPARE: true,
       KAFKA_SASL_MECHANISM: "scram-sha-512",
     });
   });
@@ -26,9 +27,10 @@ describe("the settings", () => {
       "The environment variable DATABASE_URL must be a URL that begins with postgres:// or postgresql://; its value is not.",
     ],
     [
-      { DATABASE_WSPROXY_URL: "http://h" },
-      "The environment variable DATABASE_WSPROXY_URL must be a URL that begins with ws:// or wss://; its value is not.",
+      { DATABASE_TRANSPORT: "udp" },
+      'The environment variable DATABASE_TRANSPORT must be tcp or websocket; "udp" is not.',
     ],
+    [{ DATABASE_PREPARE: "no" }, 'The environment variable DATABASE_PREPARE must be true or false; "no" is not.'],
     [
       { KAFKA_BROKERS: "one:9092,two" },
       'The environment variable KAFKA_BROKERS must be host:port, several separated by commas; "one:9092,two" is not.',

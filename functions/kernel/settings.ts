@@ -53,6 +53,22 @@ export const BATCH_KEY_CALLS_MAX = 250;
 export const BATCH_LANE_KEYS_MAX = 250;
 /** Wait of one call for its statement, locked rows included. */
 export const BATCH_WAIT_MILLISECONDS_MAX = 10_000;
+/** Opening one connection: TCP, TLS, login. */
+export const DATABASE_CONNECT_MILLISECONDS_MAX = 5_000;
+/** How long a statement is repeated after its first failure: above a server's restart, below a client's patience. */
+export const DATABASE_RETRY_MILLISECONDS_MAX = 3_000;
+export const DATABASE_RETRY_PAUSE_MILLISECONDS_MIN = 20;
+export const DATABASE_RETRY_PAUSE_MILLISECONDS_MAX = 500;
+/** What `Retry-After` says while the database cannot work. */
+export const DATABASE_RETRY_AFTER_SECONDS = 1;
+/** Bytes of one connection that Postgres has not read yet. Above what one statement sends. */
+export const DATABASE_BUFFERED_BYTES_MAX = 64 * 1024 * 1024;
+/** How long a closing connection waits to send its last bytes. */
+export const DATABASE_CLOSE_MILLISECONDS_MAX = 500;
+/** Idle time after which TCP asks whether the server is still there. */
+export const DATABASE_KEEP_ALIVE_MILLISECONDS = 10_000;
+/** Postgres uses 4 096 by default. More than this would let a server occupy the processor. */
+export const SCRAM_ITERATIONS_MAX = 1_000_000;
 /** How long a trigger waits for a database that is away before it fails: below the 30 s that its source waits for an answer. */
 export const DATABASE_AWAY_MILLISECONDS_MAX = 20_000;
 export const DATABASE_AWAY_STEP_MILLISECONDS = 1_000;
@@ -133,8 +149,18 @@ const Variables = v.object({
   DATABASE_URL: v.optional(url("postgres:", "postgresql:")),
   /** A file that holds the password, when it is not in DATABASE_URL: a mounted secret. */
   DATABASE_PASSWORD_FILE: v.optional(v.string()),
-  /** The WebSocket in front of a Postgres that is not Neon (scripts/wsproxy.ts): ws://host:port. */
-  DATABASE_WSPROXY_URL: v.optional(url("ws:", "wss:")),
+  /** A PEM file: the authority that signed the database's certificate, when the URL names no sslrootcert. */
+  DATABASE_CA_FILE: v.optional(v.string()),
+  /** "websocket": reach the database as Neon is reached, at ws(s)://host:port/v2. Neon needs no setting. */
+  DATABASE_TRANSPORT: v.optional(v.picklist(["tcp", "websocket"], "tcp or websocket")),
+  /** "false": no prepared statements, for a transaction pooler that does not keep them. */
+  DATABASE_PREPARE: v.optional(
+    v.pipe(
+      v.picklist(["true", "false"], "true or false"),
+      v.transform((text) => text === "true"),
+    ),
+    "true",
+  ),
   /** Kafka's brokers. Without them events go to K_SINK. */
   KAFKA_BROKERS: v.optional(Brokers),
   /** The beginning of every topic and consumer group. */

@@ -1,4 +1,4 @@
-/** What the benches stand on: a Postgres, the wsproxy, a sink for events and the load generator, each a process; users with money. */
+/** The processes that the benches share: a Postgres, a sink for events and a load generator; users with money. */
 import { type ChildProcess, fork } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
@@ -102,8 +102,6 @@ async function startWorld(): Promise<World> {
     await ensureSecrets(secrets, postgres.adminUrl);
     const passwords = await readPasswords(secrets);
     await migrate(postgres.adminUrl, passwords);
-    const wsproxy = await start(program("wsproxy.ts"), { POSTGRES_PORT: String(postgres.port) });
-    endings.push(() => wsproxy.stop());
     const sink = await start(program("sink.ts"), {});
     endings.push(() => sink.stop());
     const generator = fork(program("load.ts"), [], { execArgv: ["--import", "tsx"] });
@@ -129,7 +127,6 @@ async function startWorld(): Promise<World> {
         directEnvironment,
         environment: {
           ...directEnvironment,
-          DATABASE_WSPROXY_URL: `ws://127.0.0.1:${wsproxy.port}`,
           K_SINK: `http://127.0.0.1:${sink.port}`,
         },
         async users(count) {

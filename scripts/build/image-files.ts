@@ -14,7 +14,6 @@ const DOCKERFILE = join(ROOT, "knative/images/Dockerfile");
 const PROGRAMS = {
   migrate: { entry: "scripts/database/migrate.ts", beside: "functions/*/schema" },
   topics: { entry: "scripts/kafka/topics.ts", beside: undefined },
-  wsproxy: { entry: "scripts/wsproxy.ts", beside: undefined },
 } as const;
 export const PROGRAM_NAMES = Object.keys(PROGRAMS) as (keyof typeof PROGRAMS)[];
 

@@ -29,7 +29,6 @@ async function rehearse(program: string, path: string, folder: string): Promise<
     env: {
       PORT: "0",
       DATABASE_URL: "postgres://nobody:nothing@127.0.0.1:1/none",
-      DATABASE_WSPROXY_URL: "ws://127.0.0.1:1",
       JWKS_FILE: join(folder, "public"),
       SIGNING_KEY_FILE: join(folder, "private"),
     },

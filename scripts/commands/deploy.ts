@@ -59,11 +59,10 @@ async function applyPlatform(plan: ClusterPlan, { database, kafka }: Backends, o
     const made = await ensureSecrets(database, options.kafkaCredentials);
     report(made.length === 0 ? "all there" : `made ${made.join(", ")}`);
   });
-  await step("Platform: policies, configuration, Kafka, Postgres, wsproxy", async (report) => {
+  await step("Platform: policies, configuration, Kafka, Postgres", async (report) => {
     report(changesIn(await apply(plan.platform)));
     if (kafka.kind === "cluster") await waitForRollout("statefulset", "kafka");
     if (database.kind === "cluster") await waitForRollout("statefulset", "postgres");
-    if (database.kind !== "neon") await waitForRollout("deployment", "database-wsproxy");
   });
   await step("Migrations", async (report) => report(await runJob(plan.migrate)));
   await step("Topics", async (report) => report(await runJob(plan.topics)));

@@ -6,7 +6,7 @@ import { main, Refusal, run, step } from "../kubernetes/shell.ts";
 
 const HELP = `Usage: scripts/undeploy [--delete-data]
 
-Removes sources, routes, functions, and the pods of Kafka, Postgres and the wsproxy. Kept: the disks of Postgres and Kafka, all
+Removes sources, routes, functions, and the pods of Kafka and Postgres. Kept: the disks of Postgres and Kafka, all
 secrets, the namespace. scripts/deploy brings everything back.
 
 Removing a KafkaSource removes its consumer group: after the next deployment the topics are read from their beginning
@@ -39,7 +39,7 @@ async function deleteRoutes(): Promise<void> {
 async function deletePlatform(): Promise<number> {
   const deleted = await deleteAll(PLATFORM);
   // By name: Knative made other Services here, and takes them with it.
-  const services = ["kafka", "kafka-brokers", "postgres", "database-wsproxy"];
+  const services = ["kafka", "kafka-brokers", "postgres"];
   await run("kubectl", ["delete", "service", ...services, "-n", NAMESPACE, "--ignore-not-found"]);
   return deleted;
 }
@@ -53,7 +53,7 @@ async function undeploy(deleteData: boolean): Promise<void> {
   await step("Sources", async (report) => report(`${await deleteAll(SOURCES)} removed`));
   await step("Routes", deleteRoutes);
   await step("Functions", async (report) => report(`${await deleteAll(["services.serving.knative.dev"])} removed`));
-  await step("Kafka, Postgres, wsproxy, jobs, policies", async (report) => report(`${await deletePlatform()} removed`));
+  await step("Kafka, Postgres, jobs, policies", async (report) => report(`${await deletePlatform()} removed`));
   if (deleteData) {
     await step("Data", async () => {
       await run("kubectl", ["delete", "namespace", NAMESPACE, "--timeout=300s"]);

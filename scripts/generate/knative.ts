@@ -29,8 +29,8 @@ function environmentOf(fn: LotusFunction) {
       { name: "DATABASE_URL", valueFrom: { secretKeyRef: { name: `database-${fn.service}`, key: "url" } } },
       { name: "DATABASE_PASSWORD_FILE", value: "/etc/lotus/database/password" },
       {
-        name: "DATABASE_WSPROXY_URL",
-        valueFrom: { configMapKeyRef: { name: "lotus", key: "database-wsproxy-url", optional: true } },
+        name: "DATABASE_PREPARE",
+        valueFrom: { configMapKeyRef: { name: "lotus", key: "database-prepare", optional: true } },
       },
     );
     mounts.push({ name: "database", secret: `database-${fn.service}`, path: "/etc/lotus/database" });

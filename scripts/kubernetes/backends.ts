@@ -8,8 +8,13 @@ export type Database =
   | { readonly kind: "cluster" }
   /** Speaks WebSocket itself. */
   | { readonly kind: "neon"; readonly adminUrl: string }
-  /** Any other Postgres: the wsproxy stands before it. */
-  | { readonly kind: "outside"; readonly adminUrl: string };
+  /** Any other Postgres. */
+  | {
+      readonly kind: "outside";
+      readonly adminUrl: string;
+      /** False: a transaction pooler that does not keep prepared statements. */
+      readonly prepare?: false;
+    };
 
 export type Kafka =
   | { readonly kind: "cluster"; readonly brokers: 1 | 3 }
@@ -28,7 +33,6 @@ export interface Previous {
 
 export const POSTGRES = `postgres.${NAMESPACE}.svc.cluster.local:5432`;
 const KAFKA = `kafka.${NAMESPACE}.svc.cluster.local:9092`;
-const WSPROXY_URL = `ws://database-wsproxy.${NAMESPACE}.svc.cluster.local:8081`;
 
 function databaseAt(adminUrl: string): Database {
   const { host, hostname } = new URL(adminUrl);
@@ -85,8 +89,11 @@ function kafkaOf(options: DeployOptions, previous: Readonly<Record<string, strin
  */
 export function choose(options: DeployOptions, previous: Previous): Backends {
   const adminUrl = options.database ?? previous.adminUrl;
+  const database: Database = adminUrl === undefined ? { kind: "cluster" } : databaseAt(adminUrl);
+  const remembered = options.database === undefined && previous.configuration?.["database-prepare"] === "false";
+  const unprepared = options.noPrepare || remembered;
   return {
-    database: adminUrl === undefined ? { kind: "cluster" } : databaseAt(adminUrl),
+    database: database.kind === "outside" && unprepared ? { ...database, prepare: false } : database,
     kafka: kafkaOf(options, previous.configuration),
   };
 }
@@ -108,8 +115,8 @@ export function configuration(backends: Backends): KubernetesObject {
       database: database.kind,
       kafka: kafka.kind === "cluster" ? `cluster-${kafka.brokers}` : "outside",
       "kafka-brokers": brokersOf(backends).join(","),
+      "database-prepare": String(database.kind !== "outside" || database.prepare !== false),
       ...(kafka.kind === "outside" && kafka.security && { "kafka-security": writtenSecurity(kafka.security) }),
-      ...(database.kind !== "neon" && { "database-wsproxy-url": WSPROXY_URL }),
     },
   };
 }

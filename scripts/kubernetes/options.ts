@@ -12,6 +12,8 @@ export interface DeployOptions {
   /** These functions only; empty: everything. */
   readonly functions: readonly string[];
   readonly database: string | undefined;
+  /** The database is behind a pooler that does not keep prepared statements. */
+  readonly noPrepare: boolean;
   readonly kafka: readonly string[] | undefined;
   readonly kafkaCredentials: KafkaCredentials;
   readonly brokers: 1 | 3 | undefined;
@@ -31,6 +33,7 @@ migrations, topics, functions, sources and routes. Safe to repeat: what has not 
 functions, such as order-pay, only these.
 
   --database URL        use this database, Neon or any Postgres, and none in the cluster; the URL is its owner's
+  --no-prepare          use no prepared statements: for a transaction pooler that does not keep them
   --kafka HOST:PORT,…   use this Kafka, and none in the cluster
   --kafka-tls           speak TLS to it; --kafka-authority FILE when its certificates are signed by an authority of its own
   --kafka-user NAME     say who we are; the password is read from the environment, KAFKA_PASSWORD
@@ -131,6 +134,7 @@ export function parseOptions(
   return {
     functions: positionals,
     database: values.database === undefined ? undefined : parseUrl(values.database),
+    noPrepare: values["no-prepare"],
     kafka: values.kafka === undefined ? undefined : parseHosts(values.kafka),
     kafkaCredentials: credentialsOf(values, environment.KAFKA_PASSWORD),
     brokers: brokers === undefined ? undefined : brokers === "3" ? 3 : 1,
@@ -149,6 +153,7 @@ function parse(args: readonly string[]) {
     allowPositionals: true,
     options: {
       database: { type: "string" },
+      "no-prepare": { type: "boolean", default: false },
       kafka: { type: "string" },
       "kafka-tls": { type: "boolean", default: false },
       "kafka-authority": { type: "string" },

@@ -1,7 +1,7 @@
 /** What a deployment decides before it changes anything: options, backends, and what is completed in the YAML. */
 import { describe, expect, it } from "vitest";
 import { PROGRAM_NAMES } from "../build/image-files.ts";
-import { type Backends, choose } from "./backends.ts";
+import { type Backends, choose, configuration } from "./backends.ts";
 import { toYaml } from "./kubectl.ts";
 import { BASE_DEFAULT, type DeployOptions, parseOptions } from "./options.ts";
 import { type ClusterPlan, makePlan } from "./plan.ts";
@@ -80,6 +80,16 @@ describe("backends", () => {
     expect(again).toEqual({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 3 } });
   });
 
+  it("keep that a pooler holds no prepared statements, until another database is named", () => {
+    const { database } = choose(options("--database", OWNER, "--no-prepare"), nothing);
+    const { data } = configuration({ database, kafka: { kind: "cluster", brokers: 1 } });
+    expect(data["database-prepare"]).toBe("false");
+    expect(choose(options(), { configuration: data, adminUrl: OWNER }).database).toEqual(database);
+    expect(choose(options("--database", OWNER), { configuration: data, adminUrl: OWNER }).database).not.toHaveProperty(
+      "prepare",
+    );
+  });
+
   it("do not change a running Kafka's voters", () => {
     const previous = { configuration: { kafka: "cluster-1" }, adminUrl: undefined };
     expect(() => choose(options("--brokers", "3"), previous)).toThrow("Kafka runs with 1 brokers here");
@@ -100,27 +110,22 @@ describe("the plan", () => {
     expect(plan.topics.spec.template.spec.containers[0].args.slice(-2)).toEqual(["--replication", "3"]);
   });
 
-  it("puts the wsproxy before a Postgres outside, and lets it out; nobody sees the owner's password", async () => {
+  it("lets functions reach a Postgres outside, and shows the owner's password nowhere", async () => {
     const plan = await planOf({
       database: { kind: "outside", adminUrl: OWNER },
       kafka: { kind: "outside", hosts: ["k:9093"], security: undefined },
     });
     expect(find(plan, "StatefulSet", "postgres")).toBeUndefined();
     expect(find(plan, "StatefulSet", "kafka")).toBeUndefined();
-    expect(find(plan, "Deployment", "database-wsproxy")?.spec.template.spec.containers[0].args).toContain(
-      "db.example:5433",
-    );
-    expect(find(plan, "NetworkPolicy", "wsproxy-outside")?.spec.egress[0].ports).toEqual([
-      { protocol: "TCP", port: 5433 },
-    ]);
+    for (const policy of ["functions-outside", "jobs-outside"]) {
+      expect(find(plan, "NetworkPolicy", policy)?.spec.egress[0].ports).toContainEqual({ protocol: "TCP", port: 5433 });
+    }
     expect(plan.functions[1]?.source?.spec.bootstrapServers).toEqual(["k:9093"]);
     expect(all(plan)).not.toContain("secret@");
   });
 
-  it("has no wsproxy before Neon", async () => {
+  it("lets functions reach Neon's WebSocket", async () => {
     const plan = await planOf({ database: { kind: "neon", adminUrl: NEON }, kafka: { kind: "cluster", brokers: 1 } });
-    expect(find(plan, "Deployment", "database-wsproxy")).toBeUndefined();
-    expect(find(plan, "ConfigMap", "lotus")?.data).not.toHaveProperty("database-wsproxy-url");
     expect(find(plan, "NetworkPolicy", "functions-outside")?.spec.egress[0].ports).toEqual([
       { protocol: "TCP", port: 443 },
     ]);

@@ -13,7 +13,7 @@ export interface FunctionPlan {
 
 export interface ClusterPlan {
   readonly namespace: readonly KubernetesObject[];
-  /** Policies, configuration, Kafka, Postgres, wsproxy. */
+  /** Policies, configuration, Kafka, Postgres. */
   readonly platform: readonly KubernetesObject[];
   readonly migrate: KubernetesObject;
   readonly topics: KubernetesObject;
@@ -65,29 +65,15 @@ function policy(name: string, labels: Record<string, string>, ports: readonly nu
 function policiesForOutside({ database, kafka }: Backends): KubernetesObject[] {
   const kafkaPorts = kafka.kind === "outside" ? [...new Set(kafka.hosts.map(portOf))] : [];
   const databasePort = database.kind === "cluster" ? undefined : Number(new URL(database.adminUrl).port || 5432);
-  const functionPorts = [...kafkaPorts, ...(database.kind === "neon" ? [443] : [])];
+  const functionPorts = [
+    ...kafkaPorts,
+    ...(databasePort === undefined ? [] : [database.kind === "neon" ? 443 : databasePort]),
+  ];
   const jobPorts = [...kafkaPorts, ...(databasePort === undefined ? [] : [databasePort])];
   return [
     ...(functionPorts.length > 0 ? [policy("functions-outside", { "lotus/database": "true" }, functionPorts)] : []),
     ...(jobPorts.length > 0 ? [policy("jobs-outside", { "app.kubernetes.io/component": "job" }, jobPorts)] : []),
-    ...(database.kind === "outside" && databasePort !== undefined
-      ? [policy("wsproxy-outside", { "app.kubernetes.io/name": "database-wsproxy" }, [databasePort])]
-      : []),
   ];
-}
-
-async function wsproxy({ database }: Backends, image: string): Promise<KubernetesObject[]> {
-  if (database.kind === "neon") return [];
-  return (await readDocuments("knative/platform/wsproxy.yaml")).map((document) => {
-    if (document.kind !== "Deployment") return document;
-    const copy = withImage(document, image);
-    if (database.kind === "outside") {
-      const { hostname, port } = new URL(database.adminUrl);
-      const args: string[] = copy.spec.template.spec.containers[0].args;
-      args[args.indexOf("--postgres") + 1] = `${hostname}:${port || 5432}`;
-    }
-    return copy;
-  });
 }
 
 async function oneDocument(file: string): Promise<KubernetesObject> {
@@ -152,7 +138,6 @@ export async function makePlan(
       ...policiesForOutside(backends),
       ...(kafka.kind === "cluster" ? await readDocuments(`knative/platform/${kafkaFile}`) : []),
       ...(database.kind === "cluster" ? await readDocuments("knative/platform/postgres.yaml") : []),
-      ...(await wsproxy(backends, imageOf(images, "wsproxy"))),
     ],
     migrate: withImage(await oneDocument("knative/platform/jobs/migrate.yaml"), imageOf(images, "migrate")),
     topics,

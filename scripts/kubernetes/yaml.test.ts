@@ -3,7 +3,6 @@ import { describe, expect, it } from "vitest";
 import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import { ROLES } from "../database/migrate.ts";
 import { KAFKA_VERSION } from "../kafka/java.ts";
-import { CONNECTIONS_MAX as WSPROXY_CONNECTIONS_MAX } from "../wsproxy.ts";
 import { configuration } from "./backends.ts";
 import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubectl.ts";
 
@@ -138,7 +137,7 @@ describe("functions", () => {
     expect([...databases]).toEqual(podLabels(document)["lotus/database"] === "true" ? [`database-${service}`] : []);
   });
 
-  it("all scaled out, with all their connections, are fewer than the database and the wsproxy take", () => {
+  it("all scaled out, with all their connections, are fewer than the database takes", () => {
     const pods = functions
       .filter(({ document }) =>
         below(document, "env")
@@ -152,7 +151,6 @@ describe("functions", () => {
     // Some are the superuser's, some the jobs'.
     expect(connections + 20).toBeLessThanOrEqual(Number(most));
     expect(connections).toBeGreaterThan(0);
-    expect(Number(most)).toBeLessThanOrEqual(WSPROXY_CONNECTIONS_MAX);
   });
 
   it("only login is given the private key", () => {

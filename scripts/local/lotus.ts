@@ -1,4 +1,4 @@
-/** The whole system on one machine: database, wsproxy, gateway, event bus, functions. What `npm start` and the tests run. */
+/** Runs Lotus on one machine: database, gateway, event bus and functions. `npm start` and the tests use it. */
 import { randomUUID } from "node:crypto";
 import { createServer, type Server } from "node:http";
 import { join } from "node:path";
@@ -11,7 +11,6 @@ import { createTopics } from "../kafka/topics.ts";
 import { findFunctions, ROOT } from "../project/functions.ts";
 import { ensureSecrets } from "../secrets/local.ts";
 import { describe, runKafkaSource } from "../sources/kafka-source.ts";
-import { startWsproxy, type Wsproxy } from "../wsproxy.ts";
 import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
@@ -54,7 +53,6 @@ export interface Lotus {
   readonly adminUrl: string;
   readonly manifests: Manifests;
   readonly functions: ReadonlyMap<string, FunctionProcess>;
-  readonly wsproxy: Wsproxy;
   /** The brokers, in a run with Kafka. */
   readonly kafka: Kafka | undefined;
   /** Fires the PingSources now. */
@@ -174,14 +172,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
             return postgres.adminUrl;
           })
         : options.databaseUrl;
-    const at = new URL(database);
     await ensureSecrets(secrets, database);
     await step("Migrating the database", async () => migrate(database, await readPasswords(secrets)));
-    const wsproxy = await startWsproxy(
-      { host: "127.0.0.1", port: 0 },
-      { host: at.hostname, port: Number(at.port || 5432) },
-    );
-    endings.push(() => wsproxy.stop());
     if (!options.built && !options.watch) await step("Building the functions", () => building);
 
     const kafka =
@@ -209,13 +201,11 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     });
     const busListening = await listen(bus.server, 0, "127.0.0.1");
     inside = `http://127.0.0.1:${busListening.port}`;
-    const manifests = await readManifests(
-      join(ROOT, "knative"),
-      secrets,
-      // Neon has its own, and takes no connection without TLS.
-      at.hostname.endsWith(".neon.tech") ? {} : { "database-wsproxy-url": wsproxy.url },
-      { ...passedOn(kafka !== undefined), K_SINK: inside, ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(",") }) },
-    );
+    const manifests = await readManifests(join(ROOT, "knative"), secrets, passedAsConfiguration(), {
+      ...passedOn(kafka !== undefined),
+      K_SINK: inside,
+      ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(",") }),
+    });
     if (kafka === undefined) bus.add(manifests.kafkaSources);
     for (const [name, environment] of manifests.functions) {
       functions.set(
@@ -280,18 +270,24 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const scheduled = options.scheduled === false ? [] : manifests.pingSources;
     const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
     endings.push(async () => crons.map((cron) => cron.stop()));
-    return { url, insideUrl: inside, adminUrl: database, kafka, manifests, functions, wsproxy, tick, stop };
+    return { url, insideUrl: inside, adminUrl: database, kafka, manifests, functions, tick, stop };
   } catch (error) {
     await stop().catch(() => undefined);
     throw error;
   }
 }
 
-/** What a function's process needs of ours: nothing of the person's secrets. */
+/** The entries of the ConfigMap `lotus` that a local run sets by variables of the same meaning. */
+function passedAsConfiguration(): Record<string, string> {
+  const { DATABASE_PREPARE: prepare } = process.env;
+  return prepare === undefined ? {} : { "database-prepare": prepare };
+}
+
+/** Returns the variables that a function's process needs. The user's secrets are not among them. */
 function passedOn(withKafka: boolean): Record<string, string> {
   const secured = Object.keys(process.env).filter((name) => withKafka && name.startsWith("KAFKA_"));
   return Object.fromEntries(
-    ["PATH", "TZ", "LANG", ...secured].flatMap((name) =>
+    ["PATH", "TZ", "LANG", "DATABASE_TRANSPORT", ...secured].flatMap((name) =>
       process.env[name] === undefined ? [] : [[name, process.env[name]]],
     ),
   );

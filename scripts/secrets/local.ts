@@ -14,12 +14,12 @@ export async function ensureSecrets(folder: string, adminUrl: string): Promise<v
   await ensureKeys(folder);
   await mkdir(join(folder, "database-admin"), { recursive: true, mode: 0o700 });
   await writeFile(join(folder, "database-admin", "url"), adminUrl, { mode: 0o600 });
-  const { host, pathname } = new URL(adminUrl);
+  const { host, pathname, search } = new URL(adminUrl);
   for (const role of ROLES) {
     const secret = join(folder, `database-${role}`);
     await mkdir(secret, { recursive: true, mode: 0o700 });
     const password = join(secret, "password");
     if (!existsSync(password)) await writeFile(password, randomBytes(24).toString("base64url"), { mode: 0o600 });
-    await writeFile(join(secret, "url"), `postgres://${role}@${host}${pathname}`, { mode: 0o600 });
+    await writeFile(join(secret, "url"), `postgres://${role}@${host}${pathname}${search}`, { mode: 0o600 });
   }
 }

@@ -7,12 +7,15 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
 import { inject } from "vitest";
 import { type Lotus, type LotusOptions, startLotus } from "../local/lotus.ts";
+import { type Network, startNetwork } from "./network.ts";
 
 const EVENTUALLY_MILLISECONDS_MAX = 60_000;
 const EVENTUALLY_STEP_MILLISECONDS = 10;
 
 export interface TestLotus extends Lotus {
-  /** Connected to its database as the owner. */
+  /** Lies between the functions and Postgres. */
+  readonly network: Network;
+  /** Connected to its database as the owner, past that network. */
   readonly database: Client;
   /** Every line that a function has written, by function. */
   readonly lines: ReadonlyMap<string, string[]>;
@@ -30,12 +33,14 @@ export async function startTestLotus(options: Partial<LotusOptions> = {}): Promi
   const folder = await mkdtemp(join(tmpdir(), "lotus-test-"));
   await cp(inject("secrets"), join(folder, "secrets"), { recursive: true });
   const databaseUrl = template.replace(/\/lotus$/, `/${name}`);
+  const network = await startNetwork(Number(new URL(template).port));
+  const behindNetwork = Object.assign(new URL(databaseUrl), { port: String(network.port) }).href;
   const lines = new Map<string, string[]>();
   const news: string[] = [];
   const lotus = await startLotus({
     port: 0,
     folder,
-    databaseUrl,
+    databaseUrl: behindNetwork,
     built: true,
     onLine(fn, line) {
       const written = lines.get(fn);
@@ -49,11 +54,14 @@ export async function startTestLotus(options: Partial<LotusOptions> = {}): Promi
   await database.connect();
   return {
     ...lotus,
+    adminUrl: databaseUrl,
+    network,
     database,
     lines,
     news,
     async stop() {
       await lotus.stop();
+      await network.stop();
       await database.end();
       // The sessions of functions that were killed end by themselves; the owner may not end those of other roles.
       await eventually("nobody is connected any more", async () => {

@@ -105,7 +105,7 @@ describe("a database connection that is cut", () => {
     const unkeyed = user.call("POST /billing/withdraw-money?money=30");
     const keyed = user.call("POST /order/pay?idSubscription=1", { headers: { "idempotency-key": "a" } });
     await eventually("both wait for the account", async () => (await account.waiting()) === 2);
-    lotus.wsproxy.cut();
+    lotus.network.cut();
     await account.release();
     const { status, body } = await unkeyed;
     expect([status, body.code]).toEqual([503, "outcome-unknown"]);
@@ -133,7 +133,7 @@ describe("a database connection that is cut", () => {
     };
     await meanwhile(
       25,
-      () => lotus.wsproxy.cut(),
+      () => lotus.network.cut(),
       () => Promise.all([keyed(), keyed(), unkeyed(), unkeyed()]),
     );
     expect(

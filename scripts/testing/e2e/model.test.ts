@@ -155,7 +155,7 @@ function requestWith(command: Command, key: string): [string, string, object | u
 const ticks: Promise<void>[] = [];
 
 function disturb(fault: string | undefined): void {
-  if (fault === "cut") lotus.wsproxy.cut();
+  if (fault === "cut") lotus.network.cut();
   else if (fault === "tick") ticks.push(relayNow(lotus));
   else if (fault !== undefined) killFunction(lotus, fault);
 }
