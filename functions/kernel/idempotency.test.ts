@@ -10,6 +10,8 @@ afterAll(() => lotus.stop());
 
 const keyed = (key: string, body?: object) => ({ headers: { "idempotency-key": key }, ...(body && { body }) });
 
+const serviceOf = (request: string) => request.split("/")[1];
+
 /** What moves money, beside order/pay, whose own test says the same of it: with 900 on the account before. */
 const MOVES = [
   {
@@ -50,22 +52,31 @@ describe("an Idempotency-Key", () => {
       expect((await user.call("GET /billing/balance")).body).toEqual({ balance });
     });
 
-    it("is refused for another request, here or elsewhere, and belongs to its user", async () => {
+    it("is refused for another request of the service, and belongs to its user", async () => {
       const [user, other] = [await newUser(lotus, 900), await newUser(lotus, 900)];
       await user.call(request, keyed("a", body));
-      for (const [elsewhere, given] of [
+      const others: readonly (readonly [request: string, body?: object | undefined])[] = [
         ["POST /billing/add-money?money=11"],
         ["POST /billing/withdraw-money?money=11"],
         ["POST /order/create", { price: 11 }],
         ["POST /order/pay?idSubscription=1"],
         ...MOVES.filter((move) => move.request !== request).map((move) => [move.request, move.body] as const),
-      ] as const) {
+      ];
+      for (const [elsewhere, given] of others.filter(([one]) => serviceOf(one) === serviceOf(request))) {
         const answer = await user.call(elsewhere, keyed("a", given));
         expect([elsewhere, answer.status, answer.body.code]).toEqual([elsewhere, 422, "idempotency-key-reused"]);
       }
       expect((await user.call("GET /billing/balance")).body).toEqual({ balance });
       expect((await other.call(request, keyed("a", body))).body.balance).toBe(balance);
     });
+  });
+
+  it("belongs to its service: the same key at another service is another request", async () => {
+    const user = await newUser(lotus, 900);
+    expect((await user.call("POST /billing/add-money?money=10", keyed("a"))).body.balance).toBe(910);
+    expect((await user.call("POST /order/create", keyed("a", { price: 10 }))).body.balance).toBe(900);
+    expect((await user.call("POST /billing/add-money?money=10", keyed("a"))).body.balance).toBe(910);
+    expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 900 });
   });
 
   it.each([

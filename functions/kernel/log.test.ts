@@ -1,7 +1,15 @@
 import { randomBytes } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { runScenario } from "../../scripts/scenario/run.ts";
-import { call, eventually, newUser, settled, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
+import {
+  call,
+  eventually,
+  newUser,
+  roleOf,
+  settled,
+  startTestLotus,
+  type TestLotus,
+} from "../../scripts/testing/lotus.ts";
 import { traceFrom } from "./log.ts";
 
 let lotus: TestLotus;
@@ -50,10 +58,10 @@ describe("the log", () => {
   });
 
   it("names the trace of what went wrong on our side, in the answer and in the line", async () => {
-    await lotus.database.query('revoke execute on function billing.charge from "order"');
+    await lotus.database.query(`revoke execute on function billing.charge from ${roleOf(lotus, "order")}`);
     const user = await newUser(lotus, 100);
     const { status, body } = await user.call("POST /order/pay?idSubscription=1");
-    await lotus.database.query('grant execute on function billing.charge to "order"');
+    await lotus.database.query(`grant execute on function billing.charge to ${roleOf(lotus, "order")}`);
     expect([status, body.code]).toEqual([500, "internal"]);
     const traceId = /trace ([0-9a-f]{32})/.exec(body.detail)?.[1];
     const line = await eventually("it has written its line", () =>

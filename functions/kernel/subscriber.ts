@@ -136,24 +136,28 @@ function readData({ topic, data }: OfTopic<Schema>, type: string | undefined, bo
 }
 
 /**
- * Puts an event among the dead letters and settles it, in one statement.
+ * Moves an event to the dead letters and settles it, in one statement.
  * @param attemptsBefore an event that is still in the outbox, and was published fewer times, stays there instead
- * @returns whether it was buried
+ * @returns whether the event was moved
  */
-export async function bury(
+export async function moveToDeadLetters(
   { key, attributes, body, subscriber }: Pick<Delivery<unknown>, "key" | "attributes" | "body" | "subscriber">,
   reason: string,
   attemptsBefore = 0,
 ): Promise<boolean> {
-  const [row] = await query<{ buried: boolean }>("bury", "select events.bury($1, $2, $3, $4, $5, $6) as buried", [
-    key,
-    subscriber,
-    storable(reason),
-    JSON.stringify(attributes, (_, value) => (typeof value === "string" ? storable(value) : value)),
-    body ?? null,
-    attemptsBefore,
-  ]);
-  return row?.buried ?? false;
+  const [row] = await query<{ moved: boolean }>(
+    "move-to-dead-letters",
+    "select events.move_to_dead_letters($1, $2, $3, $4, $5, $6) as moved",
+    [
+      key,
+      subscriber,
+      storable(reason),
+      JSON.stringify(attributes, (_, value) => (typeof value === "string" ? storable(value) : value)),
+      body ?? null,
+      attemptsBefore,
+    ],
+  );
+  return row?.moved ?? false;
 }
 
 /**
@@ -202,7 +206,9 @@ export function toCloudEventFunction(name: string, description: Subscriber) {
         if (!(error instanceof Unacceptable)) throw error;
         const why = error.message.slice(0, REASON_LENGTH_MAX);
         reason = why;
-        await withDatabase(() => bury({ key: keyOf(attributes, body), attributes, body, subscriber: name }, why));
+        await withDatabase(() =>
+          moveToDeadLetters({ key: keyOf(attributes, body), attributes, body, subscriber: name }, why),
+        );
       }
     } catch (error) {
       failed = failure(error);

@@ -114,8 +114,9 @@ describe("POST /order/pay", () => {
     it("refuses the key for another request, of this endpoint or another", async () => {
       const user = await newUser(lotus, 900);
       await user.call("POST /order/pay?idSubscription=1", keyed("a"));
-      for (const request of ["POST /order/pay?idSubscription=2", "POST /billing/withdraw-money?money=10"]) {
-        const { status, body } = await user.call(request, keyed("a"));
+      for (const request of ["POST /order/pay?idSubscription=2", "POST /order/create"]) {
+        const options = request === "POST /order/create" ? { ...keyed("a"), body: { price: 10 } } : keyed("a");
+        const { status, body } = await user.call(request, options);
         expect([status, body.code]).toEqual([422, "idempotency-key-reused"]);
       }
       expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 890 });

@@ -9,7 +9,8 @@ import { importJWK, SignJWT } from "jose";
 import { Client } from "pg";
 import { TOKEN_AUDIENCE, TOKEN_ISSUER, TOKEN_SECONDS } from "#kernel/settings";
 import { buildFunctions, programOf } from "../build/bundles.ts";
-import { migrate, readPasswords } from "../database/migrate.ts";
+import { migrate } from "../database/migrate.ts";
+import { readPasswords, roleUrl } from "../database/roles.ts";
 import { startPostgres } from "../local/postgres.ts";
 import { ensureSecrets } from "../secrets/local.ts";
 import { ending, readFlags } from "./flags.ts";
@@ -115,11 +116,13 @@ async function startWorld(): Promise<World> {
       await server.connect();
       await server.query(`create database ${name} template lotus`);
       await server.end();
-      const admin = new Client({ connectionString: postgres.adminUrl.replace(/\/lotus$/, `/${name}`) });
+      const url = postgres.adminUrl.replace(/\/lotus$/, `/${name}`);
+      await migrate(url, passwords);
+      const admin = new Client({ connectionString: url });
       await admin.connect();
       endings.push(() => admin.end());
       const directEnvironment = {
-        DATABASE_URL: `postgres://order:${passwords.order}@127.0.0.1:${postgres.port}/${name}`,
+        DATABASE_URL: Object.assign(new URL(roleUrl(url, "order")), { password: passwords.order }).href,
         JWKS_FILE: join(secrets, "public-keys", "jwks.json"),
       };
       return {
@@ -132,7 +135,7 @@ async function startWorld(): Promise<World> {
         async users(count) {
           const ids = Array.from({ length: count }, () => randomUUID());
           await admin.query(
-            `select billing.open_account(id, gen_random_uuid()), billing.transfer(id, 'deposit', $2, null)
+            `select billing.open_account(id, gen_random_uuid()), billing.transfer_unchecked(id, 'deposit', $2, null)
              from unnest($1::uuid[]) id`,
             [ids, DEPOSIT_MINOR_UNITS],
           );

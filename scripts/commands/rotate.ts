@@ -2,7 +2,7 @@
 import { parseArgs } from "node:util";
 import { TOKEN_SECONDS } from "#kernel/settings";
 import { UsageError } from "../cli/command.ts";
-import { ROLES } from "../database/migrate.ts";
+import { SERVICES } from "../database/sql.ts";
 import { get, NAMESPACE, readDocuments, runJob, secretValue } from "../kubernetes/kubectl.ts";
 import { checkReachable } from "../kubernetes/preflight.ts";
 import { attempt, main, Refusal, step } from "../kubernetes/shell.ts";
@@ -85,14 +85,15 @@ async function revokeKey(kid: string): Promise<void> {
 }
 
 async function rotatePasswords(services: readonly string[]): Promise<void> {
-  const unknown = services.find((service) => !(ROLES as readonly string[]).includes(service));
-  if (unknown !== undefined) throw new Refusal(`There is no service ${unknown}. There are: ${ROLES.join(", ")}.`);
+  const unknown = services.find((service) => !SERVICES.includes(service));
+  if (unknown !== undefined) throw new Refusal(`There is no service ${unknown}. There are: ${SERVICES.join(", ")}.`);
   const previous = await get("job", "migrate");
   const [job] = await readDocuments("knative/platform/jobs/migrate.yaml");
   if (previous === undefined || job === undefined) throw new Refusal("Lotus is not deployed here yet: scripts/deploy");
   job.spec.template.spec.containers[0].image = previous.spec.template.spec.containers[0].image;
+  job.spec.template.spec.containers[0].args.push("--change-passwords");
   const renewed = new Map<string, { url: string; password: string }>();
-  for (const role of services.length === 0 ? ROLES : services) {
+  for (const role of services.length === 0 ? SERVICES : services) {
     const url = secretValue(await get("secret", `database-${role}`), "url");
     if (url === undefined) throw new Refusal(`The secret database-${role} is missing; scripts/deploy makes it.`);
     renewed.set(`database-${role}`, { url, password: newPassword() });

@@ -65,7 +65,7 @@ describe("dead-letters", () => {
     const { code, out } = await command();
     expect(code).toBe(0);
     const lines = out.trimEnd().split("\n");
-    expect(lines[0]).toMatch(/^ +id +buried at +subscriber +type +reason$/);
+    expect(lines[0]).toMatch(/^ +id +moved at +subscriber +type +reason$/);
     expect(lines).toHaveLength(1 + 3);
     const [broken, wrong, early] = ["broken", "wrong", "early"].map((event) =>
       lines.find((line) => line.startsWith(`  ${letters.get(event)} `)),

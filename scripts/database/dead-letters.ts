@@ -19,7 +19,7 @@ interface DeadLetter {
   reason: string;
   attributes: Record<string, string>;
   body: Buffer | null;
-  buried_at: Date;
+  moved_at: Date;
 }
 
 async function list(client: Client): Promise<void> {
@@ -27,14 +27,14 @@ async function list(client: Client): Promise<void> {
     LISTED_MAX,
   ]);
   if (rows.length === 0) return console.log("There are no dead letters.");
-  const cells = rows.map(({ id, buried_at, subscriber, attributes, reason }) => [
+  const cells = rows.map(({ id, moved_at, subscriber, attributes, reason }) => [
     id,
-    buried_at.toISOString().slice(0, 19),
+    moved_at.toISOString().slice(0, 19),
     subscriber,
     attributes.type ?? "",
     reason.slice(0, REASON_LENGTH_MAX),
   ]);
-  console.log(table([["id", "buried at", "subscriber", "type", "reason"], ...cells]));
+  console.log(table([["id", "moved at", "subscriber", "type", "reason"], ...cells]));
 }
 
 async function show(client: Client, id: string): Promise<void> {

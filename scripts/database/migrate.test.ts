@@ -3,12 +3,14 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
-import { migrate, ROLES, type Role, readPasswords } from "./migrate.ts";
+import { migrate } from "./migrate.ts";
+import { readPasswords, roleName, rolesOf } from "./roles.ts";
+import { SERVICES } from "./sql.ts";
 
 const name = `test_${randomUUID().replaceAll("-", "")}`;
 const url = inject("templateUrl").replace(/\/lotus$/, `/${name}`);
 let server: Client;
-let passwords: Record<Role, string>;
+let passwords: Record<string, string>;
 beforeAll(async () => {
   server = new Client({ connectionString: inject("templateUrl").replace(/\/lotus$/, "/postgres") });
   await server.connect();
@@ -17,6 +19,7 @@ beforeAll(async () => {
 });
 afterAll(async () => {
   await server.query(`drop database ${name}`);
+  await server.query(`drop role ${[...rolesOf(name).values()].join(", ")}`);
   await server.end();
 });
 
@@ -36,19 +39,19 @@ async function shape(): Promise<unknown[]> {
 }
 
 describe("migrate", () => {
-  it("run twice at the same time on an empty database, applies each migration once", async () => {
+  it("run twice at the same time on an empty database, applies each file once", async () => {
     const applied = await Promise.all([migrate(url, passwords), migrate(url, passwords)]);
-    const [none, all] = applied.toSorted((one, other) => one.length - other.length);
-    expect(none).toEqual([]);
-    expect(all).toEqual([
-      "events/001-events",
-      "events/002-relay",
-      "events/003-grants",
-      "events/004-settle-replay",
-      "profile/001-users",
+    expect(applied.flat().sort()).toEqual([
       "billing/001-ledger",
-      "order/001-orders",
+      "billing/functions",
+      "events/001-events",
+      "events/functions",
       "notification/001-notifications",
+      "notification/functions",
+      "order/001-orders",
+      "order/functions",
+      "profile/001-users",
+      "profile/functions",
     ]);
   });
 
@@ -62,45 +65,49 @@ describe("migrate", () => {
     const client = new Client({ connectionString: url });
     await client.connect();
     const { rows } = await client.query(
-      "update migrations.digests d set sha256 = 'of other words' from migrations.digests old where d.name = 'billing/001-ledger' and old.name = d.name returning old.sha256",
+      "update migrations.applied d set sha256 = 'of other words' from migrations.applied old where d.name = 'billing/001-ledger' and old.name = d.name returning old.sha256",
     );
     const before = await shape();
-    await expect(migrate(url, passwords)).rejects.toThrow(/^billing\/001-ledger changed since .* new migration/);
+    await expect(migrate(url, passwords)).rejects.toThrow(
+      /^functions\/billing\/schema\/001-ledger\.sql changed after it was applied .* new migration/,
+    );
     expect(await shape()).toEqual(before);
-    await client.query("update migrations.digests set sha256 = $1 where name = 'billing/001-ledger'", [
+    await client.query("update migrations.applied set sha256 = $1 where name = 'billing/001-ledger'", [
       rows[0]?.sha256,
     ]);
     await client.end();
     expect(await migrate(url, passwords)).toEqual([]);
   });
 
-  it("writes down which trigger listens to which topic, and forgets one that is gone", async () => {
+  it("records which trigger handles which topic, and deletes a trigger that does not exist any more", async () => {
     const client = new Client({ connectionString: url });
     await client.connect();
-    await client.query("insert into events.subscriptions values ('user-registered', 'gone-long-ago')");
+    await client.query(
+      "insert into events.subscriptions (topic, subscriber, service) values ('user-registered', 'gone-long-ago', 'gone')",
+    );
     await migrate(url, passwords);
     const { rows } = await client.query("select * from events.subscriptions order by topic");
     await client.end();
     expect(rows).toEqual([
-      { topic: "notification-requested", subscriber: "notification-store" },
-      { topic: "user-registered", subscriber: "billing-open-account" },
+      { topic: "notification-requested", subscriber: "notification-store", service: "notification" },
+      { topic: "user-registered", subscriber: "billing-open-account", service: "billing" },
     ]);
   });
 
-  it("says whose password is missing", async () => {
+  it("names the service whose password is missing", async () => {
     await expect(readPasswords("/nowhere")).rejects.toThrow(
-      /^There is no password for the role events: \/nowhere\/database-events\/password cannot be read\. Start Lotus once, or write it\.$/,
+      /^The password of the role of events is missing: \/nowhere\/database-events\/password cannot be read\. Start Lotus once, or write the file\.$/,
     );
   });
 });
 
 describe("the role", () => {
   const user = "00000000-0000-0000-0000-00000000000a";
-  const everyone = ROLES.map((role) => role);
+  const everyone = SERVICES.map((role) => role);
 
-  async function as(role: Role, statement: string): Promise<string> {
+  async function as(role: string, statement: string): Promise<string> {
     const at = new URL(url);
-    at.username = role;
+    at.username = roleName(name, role);
     at.password = (await readFile(join(inject("secrets"), `database-${role}`, "password"), "utf8")).trim();
     const client = new Client({ connectionString: at.href });
     await client.connect();
@@ -114,45 +121,49 @@ describe("the role", () => {
     }
   }
 
-  const forbidden: [Role, string][] = [
-    ...everyone.flatMap((role): [Role, string][] => [
+  const forbidden: [string, string][] = [
+    ...everyone.flatMap((role): [string, string][] => [
       [role, `insert into billing.transfers select '${user}', 1, 'deposit', null, null, 1, 1, null, now(), ''`],
       [role, "update billing.accounts set balance = 1"],
       [role, "delete from billing.transfers"],
-      [role, `select billing.transfer('${user}', 'deposit', 1, null)`],
+      [role, `select billing.transfer_unchecked('${user}', 'deposit', 1, null)`],
       [role, "update events.outbox set awaiting = '{}'"],
       [role, "delete from events.idempotency_keys"],
       [role, "create table public.mine ()"],
     ]),
-    ...everyone.filter((role) => role !== "profile").map((role): [Role, string] => [role, "select from profile.users"]),
+    ...everyone
+      .filter((role) => role !== "profile")
+      .map((role): [string, string] => [role, "select from profile.users"]),
     ...everyone
       .filter((role) => role !== "billing")
-      .map((role): [Role, string] => [role, "select from billing.accounts"]),
+      .map((role): [string, string] => [role, "select from billing.accounts"]),
     ...everyone
       .filter((role) => role !== "order")
-      .map((role): [Role, string] => [role, `select billing.charge('${user}', 1, null)`]),
-    ...everyone.filter((role) => role !== "order").map((role): [Role, string] => [role, 'select from "order".orders']),
+      .map((role): [string, string] => [role, `select billing.charge('${user}', 1, null)`]),
+    ...everyone
+      .filter((role) => role !== "order")
+      .map((role): [string, string] => [role, 'select from "order".orders']),
     ...everyone
       .filter((role) => role !== "notification")
-      .map((role): [Role, string] => [role, "select from notification.notifications"]),
+      .map((role): [string, string] => [role, "select from notification.notifications"]),
     ...everyone
       .filter((role) => role !== "events")
-      .map((role): [Role, string] => [role, "select events.claim('1 second', 1, 1)"]),
+      .map((role): [string, string] => [role, "select events.claim('1 second', 1, 1)"]),
     ...everyone
       .filter((role) => role !== "notification")
-      .flatMap((role): [Role, string][] => [
+      .flatMap((role): [string, string][] => [
         [role, `select events.unsettled('${user}', 'user-registered', 'billing-open-account', 1)`],
         [role, `select events.settle('${user}', 'billing-open-account')`],
       ]),
-    ...(["billing", "notification", "events"] as const).flatMap((role): [Role, string][] => [
+    ...(["billing", "notification", "events"] as const).flatMap((role): [string, string][] => [
       [role, `select events.emit('notification-requested', 1, '', '${user}', null, '{}')`],
       [role, `select events.end_request('${user}', 'key', '{}')`],
     ]),
-    ...(["profile", "order"] as const).map((role): [Role, string] => [
+    ...(["profile", "order"] as const).map((role): [string, string] => [
       role,
-      `select events.bury('${user}', 'billing-open-account', '', '{}', null, 0)`,
+      `select events.move_to_dead_letters('${user}', 'billing-open-account', '', '{}', null, 0)`,
     ]),
-    ...everyone.flatMap((role): [Role, string][] => [
+    ...everyone.flatMap((role): [string, string][] => [
       [role, "select from events.dead_letters"],
       [role, "select events.replay(1)"],
     ]),
@@ -175,7 +186,7 @@ describe("the role", () => {
     // Anything else divides by zero.
     const check =
       "select 1 / (current_setting('statement_timeout') = '10s' and current_setting('lock_timeout') = '1s')::int";
-    for (const role of ROLES) expect(await as(role, check)).toBe("allowed");
+    for (const role of SERVICES) expect(await as(role, check)).toBe("allowed");
   });
 
   it("of another may not: each is refused what is not its own", async () => {

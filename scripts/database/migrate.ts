@@ -1,161 +1,117 @@
 /**
- * Brings a database up to date: a role a service, the numbered migrations of each service, and who listens to which topic.
- *   npm run migrate -- [--url postgres://owner:password@host:port/name] [--secrets FOLDER]
+ * Brings a database up to date: the services' roles, their tables and functions, and the subscribers of each topic.
+ *   npm run migrate -- [roles | schema] [--url postgres://owner:password@host:port/name] [--secrets FOLDER] [--change-passwords]
  */
-import { createHash } from "node:crypto";
-import { readdir, readFile } from "node:fs/promises";
-import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { runner } from "node-pg-migrate";
 import { Client } from "pg";
-import { ROW_WAIT_MILLISECONDS_MAX, STATEMENT_MILLISECONDS_MAX } from "#kernel/settings";
-import { messageOf, runCommand } from "../cli/command.ts";
-import { findFunctions, ROOT } from "../project/functions.ts";
+import { messageOf, runCommand, UsageError } from "../cli/command.ts";
 import { adminUrl, SECRETS } from "./connect.ts";
-
-/** The kernel's own schema first: the others stand on it. Billing before order, which charges through it. */
-const SCHEMAS = [
-  { service: "events", folder: "functions/kernel/schema" },
-  { service: "profile", folder: "functions/profile/schema" },
-  { service: "billing", folder: "functions/billing/schema" },
-  { service: "order", folder: "functions/order/schema" },
-  { service: "notification", folder: "functions/notification/schema" },
-] as const;
-
-/** The roles that functions connect with, one a service. */
-export const ROLES = SCHEMAS.map(({ service }) => service);
-export type Role = (typeof ROLES)[number];
+import { inTransaction, migrateSchemas } from "./migrations.ts";
+import { checkLogins, databaseOf, ensureRoles, readPasswords, requireRoles, rolesOf } from "./roles.ts";
+import { SERVICES } from "./sql.ts";
 
 const CONNECT_MILLISECONDS_MAX = 15_000;
 
-/** Two deployments at the same time wait for each other here; the number means nothing but this. */
-const LOCK = 7_505_131;
+export const STEPS = ["roles", "schema"] as const;
+export type Step = (typeof STEPS)[number];
 
-async function createRoles(client: Client, passwords: Record<Role, string>): Promise<void> {
-  for (const role of ROLES) {
-    const name = client.escapeIdentifier(role);
-    const { rowCount } = await client.query("select from pg_roles where rolname = $1", [role]);
-    if (rowCount === 0) await client.query(`create role ${name} login`);
-    await client.query(`alter role ${name} password ${client.escapeLiteral(passwords[role])}`);
-    await client.query(`alter role ${name} set statement_timeout = ${STATEMENT_MILLISECONDS_MAX}`);
-    await client.query(`alter role ${name} set lock_timeout = ${ROW_WAIT_MILLISECONDS_MAX}`);
-  }
+export interface MigrateOptions {
+  /** The default is both. Without `roles` the roles must exist. */
+  readonly steps?: readonly Step[];
+  /** The services whose existing role gets the password of `passwords`; a new role always gets it. The default is none. */
+  readonly changePasswords?: readonly string[];
+  /** Receives sentences about what the server did not accept. */
+  readonly tell?: (news: string) => void;
 }
 
-/** Who must settle an event: the triggers that name its topic. */
-async function writeSubscriptions(client: Client): Promise<void> {
-  const listening = (await findFunctions()).flatMap(({ name, description }) =>
-    "topic" in description ? [[description.topic, name] as const] : [],
-  );
-  const topics = listening.map(([topic]) => topic);
-  const names = listening.map(([, name]) => name);
-  await client.query(
-    "delete from events.subscriptions where (topic, subscriber) not in (select * from unnest($1::text[], $2::text[]))",
-    [topics, names],
-  );
-  await client.query(
-    "insert into events.subscriptions select * from unnest($1::text[], $2::text[]) on conflict do nothing",
-    [topics, names],
-  );
-}
-
-/** What each migration's file holds, by the migration's name. */
-async function digestMigrations(): Promise<Map<string, string>> {
-  const digests = new Map<string, string>();
-  for (const { service, folder } of SCHEMAS) {
-    for (const file of await readdir(join(ROOT, folder))) {
-      const text = await readFile(join(ROOT, folder, file));
-      digests.set(`${service}/${file.replace(/\.sql$/, "")}`, createHash("sha256").update(text).digest("hex"));
-    }
-  }
-  return digests;
-}
-
-/** An edited migration would leave this database other than a new one, and say nothing until a function fails on it. */
-async function refuseEdited(client: Client, digests: ReadonlyMap<string, string>): Promise<void> {
-  await client.query("create schema if not exists migrations");
-  await client.query("create table if not exists migrations.digests (name text primary key, sha256 text not null)");
-  const { rows } = await client.query<{ name: string; sha256: string }>("select name, sha256 from migrations.digests");
-  const edited = rows.filter(({ name, sha256 }) => (digests.get(name) ?? sha256) !== sha256).map(({ name }) => name);
-  if (edited.length === 0) return;
-  throw new Error(
-    `${edited.join(", ")} changed since this database has it. Put the file back as it was and write the change as a new migration; where the data does not matter, begin with an empty database (npm start -- --fresh).`,
-  );
-}
-
-/** Neon's pooler hands each transaction to another session, and a lock is a session's: past it, the same database. */
+/** Neon's pooler shares its host's name with the database behind it. */
 function withoutPooler(url: string): string {
   const direct = new URL(url);
   direct.hostname = direct.hostname.replace(/-pooler(?=\..*\.neon\.tech$)/, "");
   return direct.href;
 }
 
+async function connect(url: string): Promise<Client> {
+  const client = new Client({ connectionString: url, connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX });
+  // A connection that is cut fails the next statement; without a listener it would end the process.
+  client.on("error", () => undefined);
+  await client.connect();
+  return client;
+}
+
+async function serverProcess(client: Client): Promise<number | undefined> {
+  return (await client.query<{ pid: number }>("select pg_backend_pid() as pid")).rows[0]?.pid;
+}
+
+/**
+ * A transaction pooler gives each transaction to any session, and a migration uses settings and locks of one session. While
+ * another client is in a transaction, the pooler must give a different session to one of the two clients.
+ */
+async function refusePooler(client: Client, url: string): Promise<void> {
+  const other = await connect(url);
+  try {
+    const first = await serverProcess(client);
+    await other.query("begin");
+    const pooled = (await serverProcess(other)) === first || (await serverProcess(client)) !== first;
+    await other.query("rollback");
+    if (pooled)
+      throw new Error(
+        "The URL leads to a transaction pooler, which gives each statement to another session. Give the direct URL of the database.",
+      );
+  } finally {
+    await other.end();
+  }
+}
+
 /**
  * Migrates a database. Safe to repeat, and to run twice at the same time.
- * @param url connects as the owner of the database, who may create roles
- * @param passwords of the services' roles
- * @returns the names of the migrations that were applied
- * @throws {Error} a sentence, when a migration that this database has was edited since; nothing was changed then
+ * @param url connects as the owner of the database, who may create roles unless the roles exist
+ * @param passwords of the roles, by service
+ * @returns the names of the SQL files that were applied
+ * @throws {Error} a sentence: a migration was edited, a statement failed, a role is missing or foreign, the URL is pooled
  */
-export async function migrate(url: string, passwords: Record<Role, string>): Promise<string[]> {
-  const client = new Client({
-    connectionString: withoutPooler(url),
-    connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX,
-  });
-  await client.connect();
+export async function migrate(
+  url: string,
+  passwords: Readonly<Record<string, string>>,
+  { steps = STEPS, changePasswords = [], tell = () => undefined }: MigrateOptions = {},
+): Promise<string[]> {
+  const direct = withoutPooler(url);
+  const database = databaseOf(direct);
+  const client = await connect(direct);
+  let applied: string[] = [];
   try {
-    await client.query("select pg_advisory_lock($1)", [LOCK]);
-    const digests = await digestMigrations();
-    await refuseEdited(client, digests);
-    await createRoles(client, passwords);
-    const applied: string[] = [];
-    for (const { service, folder } of SCHEMAS) {
-      const done = await runner({
-        dbClient: client,
-        dir: join(ROOT, folder),
-        ignorePattern: "(?!.*\\.sql$).*",
-        direction: "up",
-        migrationsTable: service,
-        migrationsSchema: "migrations",
-        createMigrationsSchema: true,
-        checkOrder: true,
-        singleTransaction: true,
-        noLock: true,
-        log: () => undefined,
-      });
-      applied.push(...done.map(({ name }) => `${service}/${name}`));
-    }
-    await client.query(
-      "insert into migrations.digests select * from unnest($1::text[], $2::text[]) on conflict do nothing",
-      [[...digests.keys()], [...digests.values()]],
-    );
-    await writeSubscriptions(client);
-    return applied;
+    await refusePooler(client, direct);
+    if (steps.includes("roles"))
+      await inTransaction(client, undefined, () => ensureRoles(client, database, passwords, { changePasswords, tell }));
+    if (!steps.includes("schema")) return applied;
+    await requireRoles(client, database);
+    applied = await migrateSchemas(client, database, rolesOf(database));
   } finally {
     await client.end();
   }
-}
-
-/** The passwords of the roles, from files DIR/database-<role>/password. */
-export async function readPasswords(folder: string): Promise<Record<Role, string>> {
-  const passwords: [Role, string][] = [];
-  for (const role of ROLES) {
-    const file = join(folder, `database-${role}`, "password");
-    try {
-      passwords.push([role, (await readFile(file, "utf8")).trim()]);
-    } catch {
-      throw new Error(
-        `There is no password for the role ${role}: ${file} cannot be read. Start Lotus once, or write it.`,
-      );
-    }
-  }
-  return Object.fromEntries(passwords) as Record<Role, string>;
+  await checkLogins(direct, passwords);
+  return applied;
 }
 
 async function main(): Promise<void> {
-  const { values } = parseArgs({ options: { url: { type: "string" }, secrets: { type: "string", default: SECRETS } } });
-  const applied = await migrate(await adminUrl(values.url), await readPasswords(values.secrets));
-  console.log(applied.length === 0 ? "The database is up to date." : `Applied ${applied.join(", ")}.`);
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      url: { type: "string" },
+      secrets: { type: "string", default: SECRETS },
+      "change-passwords": { type: "boolean", default: false },
+    },
+  });
+  const steps = positionals.length === 0 ? STEPS : STEPS.filter((step) => positionals.includes(step));
+  const unknown = positionals.find((word) => !STEPS.some((step) => step === word));
+  if (unknown !== undefined) throw new UsageError(`"${unknown}" is not a step. The steps are ${STEPS.join(" and ")}.`);
+  const applied = await migrate(await adminUrl(values.url), await readPasswords(values.secrets), {
+    steps,
+    changePasswords: values["change-passwords"] ? SERVICES : [],
+    tell: console.log,
+  });
+  if (!steps.includes("schema")) console.log("The roles are up to date.");
+  else console.log(applied.length === 0 ? "The database is up to date." : `Applied ${applied.join(", ")}.`);
 }
 
 if (process.argv[1] === import.meta.filename) {

@@ -1,7 +1,7 @@
 /** Every YAML of knative/: well formed, made for restricted namespaces, and every name in it leads somewhere. */
 import { describe, expect, it } from "vitest";
 import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
-import { ROLES } from "../database/migrate.ts";
+import { SERVICES } from "../database/sql.ts";
 import { KAFKA_VERSION } from "../kafka/java.ts";
 import { configuration } from "./backends.ts";
 import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubectl.ts";
@@ -17,7 +17,7 @@ const CONTAINER_FIELDS = ["env", "image", "imagePullPolicy", "ports", "resources
 /** What scripts/secrets/cluster.ts makes. */
 const SECRETS = new Map([
   ["database-admin", ["url", "password"]],
-  ...ROLES.map((role): [string, string[]] => [`database-${role}`, ["url", "password"]]),
+  ...SERVICES.map((role): [string, string[]] => [`database-${role}`, ["url", "password"]]),
   ["public-keys", ["jwks.json"]],
   ["signing-key", ["key.json"]],
 ]);

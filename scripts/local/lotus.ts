@@ -5,7 +5,9 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Cron } from "croner";
 import { buildFunctions, programOf, watchFunctions } from "../build/bundles.ts";
-import { migrate, readPasswords } from "../database/migrate.ts";
+import { migrate } from "../database/migrate.ts";
+import { readPasswords } from "../database/roles.ts";
+import { SERVICES } from "../database/sql.ts";
 import { type Kafka, startKafka } from "../kafka/cluster.ts";
 import { createTopics } from "../kafka/topics.ts";
 import { findFunctions, ROOT } from "../project/functions.ts";
@@ -173,7 +175,13 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
           })
         : options.databaseUrl;
     await ensureSecrets(secrets, database);
-    await step("Migrating the database", async () => migrate(database, await readPasswords(secrets)));
+    await step("Migrating the database", async () =>
+      migrate(database, await readPasswords(secrets), {
+        // The Postgres of this folder serves no other installation.
+        changePasswords: options.databaseUrl === undefined ? SERVICES : [],
+        tell: (news) => onNews("migrate", news),
+      }),
+    );
     if (!options.built && !options.watch) await step("Building the functions", () => building);
 
     const kafka =

@@ -1,6 +1,7 @@
 /** The Secrets of a deployment: made once, in the cluster and nowhere else, and kept from then on. */
 import { randomBytes } from "node:crypto";
-import { ROLES } from "../database/migrate.ts";
+import { roleUrl } from "../database/roles.ts";
+import { SERVICES } from "../database/sql.ts";
 import { type Database, POSTGRES } from "../kubernetes/backends.ts";
 import { type KafkaCredentials, secretOf, securityOf } from "../kubernetes/kafka-security.ts";
 import { get, type KubernetesObject, NAMESPACE, secretValue, toYaml } from "../kubernetes/kubectl.ts";
@@ -36,14 +37,6 @@ export async function writeSecrets(
   // Server-side: the other way would copy the values into an annotation.
   const options = ["--server-side", "--force-conflicts", "--field-manager=lotus", "--validate=strict"];
   await run("kubectl", ["apply", ...options, "-f", "-"], { input: toYaml(secrets) });
-}
-
-/** Where a service finds the database: the owner's URL with the role's name, and no password. */
-function urlFor(role: string, adminUrl: string): string {
-  const url = new URL(adminUrl);
-  url.username = role;
-  url.password = "";
-  return url.href;
 }
 
 /** The Secrets of the keys, as the cluster has them now. */
@@ -87,10 +80,10 @@ export async function ensureSecrets(database: Database, kafka: KafkaCredentials)
     adminUrl = database.adminUrl;
     missing.set("database-admin", { url: adminUrl, password: decodeURIComponent(new URL(adminUrl).password) });
   }
-  for (const role of ROLES) {
+  for (const role of SERVICES) {
     const name = `database-${role}`;
     const found = await get("secret", name);
-    const url = urlFor(role, adminUrl ?? "");
+    const url = roleUrl(adminUrl ?? "", role);
     const password = secretValue(found, "password");
     if (password === undefined || secretValue(found, "url") !== url) {
       missing.set(name, { url, password: password ?? newPassword() });

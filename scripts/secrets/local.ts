@@ -3,7 +3,8 @@ import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { ROLES } from "../database/migrate.ts";
+import { roleUrl } from "../database/roles.ts";
+import { SERVICES } from "../database/sql.ts";
 import { ensureKeys } from "./keys.ts";
 
 /**
@@ -14,12 +15,11 @@ export async function ensureSecrets(folder: string, adminUrl: string): Promise<v
   await ensureKeys(folder);
   await mkdir(join(folder, "database-admin"), { recursive: true, mode: 0o700 });
   await writeFile(join(folder, "database-admin", "url"), adminUrl, { mode: 0o600 });
-  const { host, pathname, search } = new URL(adminUrl);
-  for (const role of ROLES) {
+  for (const role of SERVICES) {
     const secret = join(folder, `database-${role}`);
     await mkdir(secret, { recursive: true, mode: 0o700 });
     const password = join(secret, "password");
     if (!existsSync(password)) await writeFile(password, randomBytes(24).toString("base64url"), { mode: 0o600 });
-    await writeFile(join(secret, "url"), `postgres://${role}@${host}${pathname}${search}`, { mode: 0o600 });
+    await writeFile(join(secret, "url"), roleUrl(adminUrl, role), { mode: 0o600 });
   }
 }

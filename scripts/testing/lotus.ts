@@ -4,8 +4,9 @@ import { cp, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { Client } from "pg";
+import { Client, escapeIdentifier } from "pg";
 import { inject } from "vitest";
+import { databaseOf, roleName, rolesOf } from "../database/roles.ts";
 import { type Lotus, type LotusOptions, startLotus } from "../local/lotus.ts";
 import { type Network, startNetwork } from "./network.ts";
 
@@ -69,10 +70,16 @@ export async function startTestLotus(options: Partial<LotusOptions> = {}): Promi
         return rowCount === 0;
       });
       await server.query(`drop database ${name}`);
+      await server.query(`drop role ${[...rolesOf(name).values()].join(", ")}`);
       await server.end();
       await rm(folder, { recursive: true, force: true });
     },
   };
+}
+
+/** The quoted name of a service's role, for SQL. */
+export function roleOf(lotus: Pick<Lotus, "adminUrl">, service: string): string {
+  return escapeIdentifier(roleName(databaseOf(lotus.adminUrl), service));
 }
 
 /** An answer, read whole. */

@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
 import { buildFunctions } from "../build/bundles.ts";
-import { migrate, readPasswords } from "../database/migrate.ts";
+import { migrate } from "../database/migrate.ts";
+import { readPasswords } from "../database/roles.ts";
 import { startPostgres } from "../local/postgres.ts";
 import { ensureSecrets } from "../secrets/local.ts";
 

@@ -1,7 +1,7 @@
 /** The sources' dead-letter sink. Buries what could not be delivered, unless the relay will bring it again. */
 import { log } from "#kernel/log";
 import { PUBLISH_ATTEMPTS_MAX } from "#kernel/settings";
-import { bury, subscriber } from "#kernel/subscriber";
+import { moveToDeadLetters, subscriber } from "#kernel/subscriber";
 
 /** The function whose delivery failed: the first label of the host in `knativeerrordest`. */
 function destination(url: string | undefined): string {
@@ -19,8 +19,12 @@ export default subscriber({
         ? "It was not delivered: no answer, again and again."
         : `It was not delivered: the answer was ${knativeerrorcode}, again and again. ${answer}`.trim();
     const to = destination(knativeerrordest);
-    const buried = await bury({ ...delivery, attributes: event, subscriber: to }, reason, PUBLISH_ATTEMPTS_MAX);
-    if (!buried)
+    const moved = await moveToDeadLetters(
+      { ...delivery, attributes: event, subscriber: to },
+      reason,
+      PUBLISH_ATTEMPTS_MAX,
+    );
+    if (!moved)
       log("warning", "not delivered, not buried: the relay brings it again, unless it is settled", {
         event: attributes.id ?? "",
         reason,

@@ -184,8 +184,8 @@ describe("the relay", () => {
 
   it("forgets old idempotency keys, however many, and no others", async () => {
     await lotus.database.query(
-      `insert into events.idempotency_keys (user_id, key, fingerprint, created_at)
-       select gen_random_uuid(), 'a', 'b', now() - age * interval '1 day' from generate_series(1, 11_000), (values (6.9), (7.1)) ages (age)`,
+      `insert into events.idempotency_keys (service, user_id, key, fingerprint, created_at)
+       select 'billing', gen_random_uuid(), 'a', 'b', now() - age * interval '1 day' from generate_series(1, 11_000), (values (6.9), (7.1)) ages (age)`,
     );
     await lotus.tick();
     const { rows } = await lotus.database.query(

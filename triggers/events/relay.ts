@@ -20,11 +20,14 @@ const idsOf = (envelopes: readonly Envelope[]) => envelopes.map(({ event }) => e
  * @param until of performance.now(): when this run ends
  * @returns how many were published
  */
-async function publishOrBury(envelopes: readonly Envelope[], until: number): Promise<number> {
+async function publishOrMoveToDeadLetters(envelopes: readonly Envelope[], until: number): Promise<number> {
   const refused = await publish(envelopes, until);
   for (const { envelope, reason } of refused) {
     log("error", "an event that no broker takes was buried", { event: envelope.event.id, reason });
-    await query("bury-unpublishable", "select events.bury_unpublishable($1, $2)", [envelope.event.id, reason]);
+    await query("move-unpublishable-to-dead-letters", "select events.move_unpublishable_to_dead_letters($1, $2)", [
+      envelope.event.id,
+      reason,
+    ]);
   }
   await query("forget-unawaited", "select events.forget_unawaited($1)", [idsOf(envelopes)]);
   return envelopes.length - refused.length;
@@ -53,7 +56,7 @@ async function publishOverdue(): Promise<void> {
     if (overdue.length === 0) break;
     for (const [topic, envelopes] of byTopic(overdue)) {
       try {
-        published += await publishOrBury(envelopes, until);
+        published += await publishOrMoveToDeadLetters(envelopes, until);
       } catch (error) {
         const { reason = "" } = failure(error);
         log("error", "overdue events were not published; the next run tries again", {

@@ -5,7 +5,7 @@ create table "order".subscriptions (
   name text not null unique,
   price bigint not null check (price > 0)
 );
-insert into "order".subscriptions values (1, 'daily', 1000), (2, 'monthly', 9500), (3, 'yearly', 120000);
+insert into "order".subscriptions (id, name, price) values (1, 'daily', 1000), (2, 'monthly', 9500), (3, 'yearly', 120000);
 
 -- Refused orders are kept as well: people ask what became of them.
 create table "order".orders (
@@ -17,50 +17,3 @@ create table "order".orders (
   created_at timestamptz not null
 );
 create index orders_by_user on "order".orders (user_id, created_at desc, id desc);
-
--- Places an order for a subscription, or for a price of the caller's: charges the account, records the order, and tells the
--- user of the outcome. One transaction; a refusal is an outcome.
-create function "order".place(user_id uuid, email text, subscription_id integer, price bigint, key text, fingerprint text,
-  source text, traceparent text)
-returns table (answer jsonb, emitted jsonb) language plpgsql volatile set search_path = '' as $$
-declare
-  o "order".orders;
-  charged record;
-begin
-  emitted := '[]';
-  answer := events.begin_request(place.user_id, key, fingerprint);
-  if answer is not null then
-    return next;
-    return;
-  end if;
-  o.price := place.price;
-  if place.subscription_id is not null then
-    select s.price into o.price from "order".subscriptions s where s.id = place.subscription_id;
-  end if;
-  if o.price is null then
-    answer := jsonb_build_object('outcome', 'unknown-subscription');
-  else
-    o.id := events.uuid_v7();
-    select * into charged from billing.charge(place.user_id, o.price, o.id);
-    answer := jsonb_build_object('outcome', charged.outcome, 'balance', charged.balance);
-    if charged.outcome <> 'account-not-open' then
-      o.user_id := place.user_id;
-      o.subscription_id := place.subscription_id;
-      o.status := case charged.outcome when 'done' then 'paid' else 'refused' end;
-      o.created_at := clock_timestamp();
-      insert into "order".orders values (o.*);
-      answer := answer || jsonb_build_object('order', to_jsonb(o));
-      emitted := jsonb_build_array(events.emit('notification-requested', 1, source, place.user_id, traceparent,
-        jsonb_build_object('userId', place.user_id, 'recipient', email, 'kind', 'order-' || o.status, 'orderId', o.id,
-          'amount', events.decimal(o.price), 'balance', events.decimal(charged.balance))));
-    end if;
-  end if;
-  perform events.end_request(place.user_id, key, answer);
-  return next;
-end $$;
-
-revoke all on all functions in schema "order" from public;
-grant usage on schema "order" to "order";
-grant select on "order".subscriptions to "order";
-grant select, insert on "order".orders to "order";
-grant execute on all functions in schema "order" to "order";

@@ -1,0 +1,289 @@
+-- The service that a session acts for. Null: the session is the owner's, who may act for every service.
+create or replace function events.caller()
+returns text language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  found_service text;
+begin
+  select r.service into found_service from events.roles r where r.role = session_user;
+  if found or pg_has_role(session_user, current_user, 'member') then return found_service; end if;
+  raise insufficient_privilege using message = format('the role %s belongs to no service', session_user);
+end $$;
+
+-- Refuses a subscriber of another service. The service `events` contains the dead-letter sink, which acts for every subscriber.
+create or replace function events.check_subscriber(subscriber text)
+returns void language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  acting text := events.caller();
+begin
+  if acting is null or acting = 'events' then return; end if;
+  if exists (select from events.subscriptions s
+    where s.subscriber = check_subscriber.subscriber and s.service = acting) then return; end if;
+  raise insufficient_privilege
+    using message = format('the service %s may not act for the subscriber %s', acting, check_subscriber.subscriber);
+end $$;
+
+-- RFC 9562 version 7. PostgreSQL has uuidv7() only from version 18 on.
+create or replace function events.uuid_v7() returns uuid language sql volatile parallel safe
+return encode(
+  set_bit(set_bit(
+    overlay(uuid_send(gen_random_uuid())
+      placing substring(int8send(floor(extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+      from 1 for 6),
+    52, 1), 53, 1), 'hex')::uuid;
+
+-- Minor units as decimal text without trailing zeros: 89050 -> 890.5
+create or replace function events.decimal(minor_units bigint) returns text language sql immutable parallel safe
+return trim_scale(minor_units::numeric / 100)::text;
+
+-- One outbox row as a CloudEvent in the JSON event format, with `topic` beside it for the transport.
+create or replace function events.envelope(o events.outbox)
+returns jsonb language sql stable set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object(
+    'topic', o.topic,
+    'event', jsonb_strip_nulls(jsonb_build_object(
+      'specversion', '1.0', 'id', o.id, 'source', o.source, 'type', o.type, 'subject', o.subject,
+      'time', to_char(o.time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+      'datacontenttype', 'application/json', 'partitionkey', o.subject, 'traceparent', o.traceparent))
+      || jsonb_build_object('data', o.data))
+$$;
+
+-- Writes an event to the outbox and returns its envelope, in the transaction of the change that the event describes.
+-- `source` is the name of the function that causes the event. The caller's service must own the function and publish the topic.
+create or replace function events.emit(topic text, version integer, source text, subject uuid, traceparent text, data jsonb)
+returns jsonb language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  acting text := events.caller();
+  o events.outbox;
+begin
+  if acting is not null then
+    if emit.source is distinct from acting and not coalesce(starts_with(emit.source, acting || '-'), false) then
+      raise insufficient_privilege
+        using message = format('the service %s may not publish as the function %s', acting, emit.source);
+    end if;
+    if not exists (select from events.publications p where p.service = acting and p.topic = emit.topic) then
+      raise insufficient_privilege
+        using message = format('the service %s may not publish the topic %s', acting, emit.topic);
+    end if;
+  end if;
+  insert into events.outbox (id, topic, type, source, subject, time, traceparent, data, awaiting)
+  values (events.uuid_v7(), emit.topic, 'lotus.' || emit.topic || '.v' || emit.version, '/lotus/' || emit.source,
+    emit.subject, clock_timestamp(), emit.traceparent, emit.data,
+    coalesce((select array_agg(s.subscriber) from events.subscriptions s where s.topic = emit.topic), '{}'))
+  returning * into o;
+  return events.envelope(o);
+end $$;
+
+-- Records that a subscriber has handled an event. The row goes with its last subscriber. Two subscribers that settle the same
+-- event at the same time do not miss each other: the second one waits for the first, and looks again.
+create or replace function events.settle_unchecked(event_key uuid, subscriber text)
+returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from events.outbox o where o.id = settle_unchecked.event_key and o.awaiting <@ array[settle_unchecked.subscriber];
+  if found then return; end if;
+  perform from events.outbox o where o.id = settle_unchecked.event_key for update;
+  if not found then return; end if;
+  delete from events.outbox o where o.id = settle_unchecked.event_key and o.awaiting <@ array[settle_unchecked.subscriber];
+  if found then return; end if;
+  update events.outbox o set awaiting = array_remove(o.awaiting, settle_unchecked.subscriber)
+  where o.id = settle_unchecked.event_key;
+end $$;
+
+-- Settles an event for a subscriber of the caller's service.
+create or replace function events.settle(event_key uuid, subscriber text)
+returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform events.check_subscriber(settle.subscriber);
+  perform events.settle_unchecked(settle.event_key, settle.subscriber);
+end $$;
+
+-- Returns the envelopes of a user's events that a subscriber has not settled, oldest first.
+create or replace function events.unsettled_unchecked(subject uuid, topic text, subscriber text, most integer)
+returns jsonb language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select coalesce(jsonb_agg(events.envelope(o) order by o.time), '[]')
+  from (
+    select * from events.outbox u
+    where u.subject = unsettled_unchecked.subject::text and u.topic = unsettled_unchecked.topic
+      and u.awaiting @> array[unsettled_unchecked.subscriber]
+    order by u.time desc limit most
+  ) o
+$$;
+
+-- The same for a subscriber of the caller's service.
+create or replace function events.unsettled(subject uuid, topic text, subscriber text, most integer)
+returns jsonb language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform events.check_subscriber(unsettled.subscriber);
+  return events.unsettled_unchecked(unsettled.subject, unsettled.topic, unsettled.subscriber, unsettled.most);
+end $$;
+
+-- Claims events that no subscriber has settled for a while, so that two relays do not publish the same ones: at most `most`, and
+-- `bytes_most` of data unless the first event has more. `except_topics` are the topics that this run could not publish.
+-- Each attempt doubles the wait before the next. A long outbox adds the time that the relay needs for it, at 300 events a second,
+-- so that the relay does not publish an event again that a queue still contains. The wait is ten minutes at most.
+create or replace function events.claim(older_than interval, most integer, bytes_most integer, except_topics text[] default '{}')
+returns jsonb language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  with queue as (
+    select count(*) * interval '1 second' / 300 as wait from events.outbox
+  ), due as (
+    select o.id, o.attempted_at, octet_length(o.data::text) as bytes from events.outbox o, queue q
+    where o.attempted_at < statement_timestamp() - older_than
+      and o.attempted_at < statement_timestamp() - least(interval '10 minutes',
+        older_than * (2 ^ least(o.attempts, 20)) + case when o.attempts = 0 then interval '0' else q.wait end)
+      and o.topic <> all (except_topics)
+    order by o.attempted_at limit most for update of o skip locked
+  ), fitting as (
+    select d.id, row_number() over w as place, sum(d.bytes) over w as bytes
+    from due d window w as (order by d.attempted_at, d.id)
+  ), claimed as (
+    update events.outbox o set attempts = o.attempts + 1, attempted_at = clock_timestamp()
+    from fitting f where o.id = f.id and (f.bytes <= bytes_most or f.place = 1) returning o.*
+  )
+  select coalesce(jsonb_agg(events.envelope(c::events.outbox) order by c.time), '[]') from claimed c
+$$;
+
+-- Gives back events that were claimed and not published, and makes them due at once: a missing broker must not delay an event
+-- once a broker is there. The rows are locked in the order in which readers settle them, so that the two cannot deadlock.
+create or replace function events.release(event_keys uuid[])
+returns void language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  with claimed as materialized (
+    select o.id from events.outbox o where o.id = any(event_keys) order by o.time for update
+  )
+  update events.outbox o set attempts = greatest(o.attempts - 1, 0), attempted_at = '-infinity'
+  from claimed where o.id = claimed.id
+$$;
+
+-- Deletes published events that have no subscriber.
+create or replace function events.forget_unawaited(event_keys uuid[])
+returns void language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  delete from events.outbox o where o.id = any(event_keys) and o.awaiting = '{}'
+$$;
+
+-- Moves an event that brokers refuse to the dead letters, for every subscriber that has not settled it.
+create or replace function events.move_unpublishable_to_dead_letters(event_key uuid, reason text)
+returns void language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  with gone as (
+    delete from events.outbox o where o.id = move_unpublishable_to_dead_letters.event_key returning o.*
+  )
+  insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
+  select g.id, awaited, move_unpublishable_to_dead_letters.reason, (events.envelope(g::events.outbox) -> 'event') - 'data',
+    convert_to(g.data::text, 'UTF8')
+  from gone g, unnest(g.awaiting) as awaited
+  on conflict do nothing
+$$;
+
+-- Moves an event that `subscriber` can never handle to the dead letters. With `attempts_before` above 0 an event stays in the outbox
+-- when it was published fewer times than that: the relay publishes it again. Returns whether the event was moved.
+create or replace function events.move_to_dead_letters(event_key uuid, subscriber text, reason text, attributes jsonb, body bytea,
+  attempts_before integer)
+returns boolean language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform events.check_subscriber(move_to_dead_letters.subscriber);
+  if exists (select from events.outbox o
+    where o.id = move_to_dead_letters.event_key and o.attempts < move_to_dead_letters.attempts_before) then
+    return false;
+  end if;
+  -- An event of Lotus that no longer awaits this subscriber has had its effect: only the answer was lost.
+  if move_to_dead_letters.attempts_before > 0 and move_to_dead_letters.attributes ->> 'source' like '/lotus/%' and not exists (
+    select from events.outbox o
+    where o.id = move_to_dead_letters.event_key and move_to_dead_letters.subscriber = any (o.awaiting)
+  ) then
+    return false;
+  end if;
+  insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
+  values (move_to_dead_letters.event_key, move_to_dead_letters.subscriber, move_to_dead_letters.reason,
+    move_to_dead_letters.attributes, move_to_dead_letters.body)
+  on conflict do nothing;
+  perform events.settle_unchecked(move_to_dead_letters.event_key, move_to_dead_letters.subscriber);
+  return true;
+end $$;
+
+-- Puts a dead letter back into the outbox for its subscriber; the relay publishes it. Fails, and changes nothing, when the data is
+-- not JSON. A dead letter without a usable time receives the time of its move. Only the owner may call this.
+create or replace function events.replay(letter_id bigint)
+returns boolean language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  l events.dead_letters;
+  occurred_at timestamptz;
+begin
+  delete from events.dead_letters d where d.id = letter_id returning * into l;
+  if not found then return false; end if;
+  begin
+    occurred_at := (l.attributes ->> 'time')::timestamptz;
+  exception when data_exception then
+    occurred_at := null;
+  end;
+  if occurred_at is null or not isfinite(occurred_at) then occurred_at := l.moved_at; end if;
+  insert into events.outbox as o (id, topic, type, source, subject, time, traceparent, data, awaiting, attempted_at)
+  select l.event_key, s.topic, coalesce(l.attributes ->> 'type', 'unknown'), coalesce(l.attributes ->> 'source', 'unknown'),
+    coalesce(l.attributes ->> 'subject', l.event_key::text), occurred_at,
+    l.attributes ->> 'traceparent', convert_from(l.body, 'UTF8')::jsonb, array[l.subscriber], '-infinity'
+  from events.subscriptions s where s.subscriber = l.subscriber
+  on conflict (id) do update set awaiting = array_append(o.awaiting, l.subscriber), attempted_at = '-infinity';
+  if not found then raise 'there is no subscriber % any more', l.subscriber; end if;
+  return true;
+end $$;
+
+-- The service in the primary key of idempotency keys: the caller's, or `owner`.
+create or replace function events.key_service()
+returns text language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select coalesce(events.caller(), 'owner')
+$$;
+
+-- Opens a keyed request. Null: the request is new. Otherwise the first answer, or {"outcome":"idempotency-key-reused"}.
+-- A concurrent repeat waits here, on the primary key, until the first request has committed.
+create or replace function events.begin_request(user_id uuid, key text, fingerprint text)
+returns jsonb language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  acting text;
+  recorded events.idempotency_keys;
+begin
+  if key is null then return null; end if;
+  acting := events.key_service();
+  insert into events.idempotency_keys (service, user_id, key, fingerprint)
+  values (acting, begin_request.user_id, begin_request.key, begin_request.fingerprint) on conflict do nothing;
+  if found then return null; end if;
+  select * into recorded from events.idempotency_keys k
+  where k.service = acting and k.user_id = begin_request.user_id and k.key = begin_request.key;
+  if recorded.fingerprint <> begin_request.fingerprint then
+    return jsonb_build_object('outcome', 'idempotency-key-reused');
+  end if;
+  return recorded.answer;
+end $$;
+
+-- Records the answer of a keyed request of the caller's service. `account-not-open` is not recorded: the account may open in a moment.
+create or replace function events.end_request(user_id uuid, key text, answer jsonb)
+returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  acting text;
+begin
+  if end_request.key is null then return; end if;
+  acting := events.key_service();
+  if end_request.answer ->> 'outcome' = 'account-not-open' then
+    delete from events.idempotency_keys k
+    where k.service = acting and k.user_id = end_request.user_id and k.key = end_request.key;
+  else
+    update events.idempotency_keys k set answer = end_request.answer
+    where k.service = acting and k.user_id = end_request.user_id and k.key = end_request.key;
+  end if;
+end $$;
+
+-- Deletes at most `most` idempotency keys older than `age`. Returns how many.
+create or replace function events.forget_keys(age interval, most integer)
+returns integer language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  with old as (
+    select ctid from events.idempotency_keys k where k.created_at < clock_timestamp() - age
+    order by k.created_at limit most for update skip locked
+  ), gone as (
+    delete from events.idempotency_keys k using old where k.ctid = old.ctid returning 1
+  )
+  select count(*)::integer from gone
+$$;
+
+-- A role may execute only what its service calls by itself. A security definer function needs no grant of its caller's.
+grant usage on schema events to "lotus:profile", "lotus:billing", "lotus:order", "lotus:notification", "lotus:events";
+grant execute on function events.emit, events.uuid_v7 to "lotus:profile";
+grant execute on function events.emit, events.uuid_v7, events.decimal, events.begin_request, events.end_request to "lotus:order";
+grant execute on function events.settle, events.unsettled to "lotus:notification";
+grant execute on function events.move_to_dead_letters to "lotus:billing", "lotus:notification", "lotus:events";
+grant execute on function events.claim, events.release, events.forget_unawaited, events.move_unpublishable_to_dead_letters,
+  events.forget_keys to "lotus:events";
