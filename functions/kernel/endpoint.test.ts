@@ -4,7 +4,14 @@ import { connect } from "node:net";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { findFunctions } from "../../scripts/project/functions.ts";
-import { call, newUser, startTestLotus, type TestLotus, type TestUser } from "../../scripts/testing/lotus.ts";
+import {
+  call,
+  eventually,
+  newUser,
+  startTestLotus,
+  type TestLotus,
+  type TestUser,
+} from "../../scripts/testing/lotus.ts";
 import { REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX } from "./settings.ts";
 
 const endpoints = (await findFunctions()).filter((fn) => fn.kind === "endpoint");
@@ -100,13 +107,22 @@ describe("an address", () => {
 
 describe("a method", () => {
   it.each(endpoints)("other than that of $name is refused, and the answer names the right one", async (fn) => {
-    const allow = fn.description.method === "GET" ? "GET, HEAD" : "POST";
+    const allow = fn.description.method === "GET" ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
     for (const method of ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]) {
       if (allow.includes(method)) continue;
       const answer = await send(method, fn.path);
       expect([method, answer.status, answer.headers.allow]).toEqual([method, 405, allow]);
       if (method !== "HEAD") expect(refusal(answer)).toEqual([405, "method-not-allowed"]);
     }
+  });
+
+  it.each(endpoints)("OPTIONS names the methods of $name, without a token", async (fn) => {
+    const { status, headers, text } = await send("OPTIONS", fn.path);
+    expect([status, headers.allow, text]).toEqual([
+      204,
+      fn.description.method === "GET" ? "GET, HEAD, OPTIONS" : "POST, OPTIONS",
+      "",
+    ]);
   });
 
   it("HEAD gives the headers of GET, and nothing else", async () => {
@@ -213,6 +229,143 @@ describe("a body", () => {
     expect(
       refusal(await create({ ...json, "content-length": length }, ...Array.from({ length: 64 }, () => part))),
     ).toEqual([413, "body-too-large"]);
+  });
+});
+
+/** Sends bytes to the gateway; returns what came back until the connection was closed, or until `end` matches it. */
+function exchange(text: string, end?: RegExp): Promise<string> {
+  const { port } = new URL(lotus.url);
+  return new Promise((resolve) => {
+    const socket = connect(Number(port), "127.0.0.1");
+    let answer = "";
+    socket.on("error", () => undefined).on("close", () => resolve(answer));
+    socket.setEncoding("latin1").on("data", (data) => {
+      answer += data;
+      if (end?.test(answer)) socket.destroy();
+    });
+    socket.write(text);
+  });
+}
+const CLOSE = "Host: x\r\nConnection: close\r\n";
+
+describe("a header", () => {
+  it.each([
+    ["Authorization", (token: string) => `Authorization: Bearer ${token}\r\nAuthorization: Bearer ${token}\r\n`],
+    ["Authorization", (token: string) => `Authorization: Bearer ${token}\r\nAuthorization: Basic YTpi\r\n`],
+    ["Host", (token: string) => `Host: y\r\nAuthorization: Bearer ${token}\r\n`],
+  ])("%s may occur once: %s", async (name, lines) => {
+    const answer = await exchange(`GET /profile/me HTTP/1.1\r\n${CLOSE}${lines(user.token)}\r\n`);
+    expect(answer).toMatch(/^HTTP\/1\.1 400 Bad Request\r\n/);
+    expect(answer.split("\r\n\r\n")[1]).toContain(`{"field":"${name.toLowerCase()}","detail":"must be given once"}`);
+  });
+
+  it("line of HTTP/2.0 is refused", async () => {
+    const answer = await exchange(`GET /order/subscriptions HTTP/2.0\r\n${CLOSE}\r\n`);
+    expect(answer).toMatch(/^HTTP\/1\.1 400 Bad Request\r\n/);
+  });
+});
+
+describe("a broken request behind a complete one", () => {
+  it("does not answer for it: the payment is answered 200, and the connection closes", async () => {
+    const payer = await newUser(lotus, 100);
+    const head = `POST /order/pay?idSubscription=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${payer.token}\r\n`;
+    for (const broken of ["GARBAGE\r\n\r\n", "GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", "\0\0\0\0"]) {
+      const before = (await payer.call("GET /billing/balance")).body.balance;
+      const answer = await exchange(`${head}Content-Length: 0\r\n\r\n${broken}`);
+      expect(answer.match(/HTTP\/1\.1 \d+/g)).toEqual(["HTTP/1.1 200"]);
+      expect((await payer.call("GET /billing/balance")).body.balance).toBe(before - 10);
+    }
+  });
+
+  it("does not answer for two of them", async () => {
+    const one = "GET /order/subscriptions HTTP/1.1\r\nHost: x\r\n\r\n";
+    expect((await exchange(`${one}${one}GARBAGE\r\n\r\n`)).match(/HTTP\/1\.1 \d+/g)).toEqual([
+      "HTTP/1.1 200",
+      "HTTP/1.1 200",
+    ]);
+  });
+
+  it("is refused itself when the answers before it are complete", async () => {
+    const one = "GET /order/subscriptions HTTP/1.1\r\nHost: x\r\n\r\n";
+    const { port } = new URL(lotus.url);
+    const socket = connect(Number(port), "127.0.0.1");
+    let answer = "";
+    socket.setEncoding("latin1").on("data", (data) => (answer += data));
+    socket.write(one);
+    await eventually("it is answered", () => /\]$/.test(answer));
+    socket.write("GARBAGE\r\n\r\n");
+    await once(socket, "close");
+    expect(answer.match(/HTTP\/1\.1 \d+/g)).toEqual(["HTTP/1.1 200", "HTTP/1.1 400"]);
+  });
+});
+
+describe("a HEAD", () => {
+  it("that is broken is refused without a body", async () => {
+    const broken = [
+      `HEAD /order/subscriptions HTTP/1.1\r\nHost: x\r\nlong: ${"x".repeat(REQUEST_HEADER_BYTES_MAX)}\r\n\r\n`,
+      "HEAD /order/subscriptions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ];
+    for (const text of broken) {
+      const answer = await exchange(text);
+      expect(answer).toMatch(/^HTTP\/1\.1 4(00|31) .*\r\n/);
+      expect(answer.split("\r\n\r\n")[1]).toBe("");
+    }
+  });
+
+  it("and a GET with as many headers as the gateway accepts reach the function", async () => {
+    for (const method of ["HEAD", "GET"]) {
+      const line = `${method} /order/subscriptions HTTP/1.1\r\n${CLOSE}`;
+      let headers = "";
+      for (let n = 0; line.length + headers.length < REQUEST_HEADER_BYTES_MAX - 100; n++)
+        headers += `x${n.toString(36)}:\r\n`;
+      expect(await exchange(`${line}${headers}\r\n`)).toMatch(/^HTTP\/1\.1 200 OK\r\n/);
+    }
+  });
+});
+
+describe("a refusal", () => {
+  /** A problem document with its headers, whatever the request says. */
+  const FLOOR_BYTES = 1024;
+  const token = () => `Authorization: Bearer ${user.token}\r\n`;
+  const many = (part: string) => part.repeat(Math.floor(15_000 / part.length));
+  const json = (body: string) => `Content-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
+  it.each([
+    ["many repeated parameters", () => `GET /order/subscriptions?${many("a=&")} HTTP/1.1\r\n${CLOSE}\r\n`],
+    [
+      "many different repeated parameters",
+      () =>
+        `GET /order/subscriptions?${Array.from({ length: 1500 }, (_, n) => `${n}=&${n}=&`).join("")} HTTP/1.1\r\n${CLOSE}\r\n`,
+    ],
+    [
+      "a long repeated parameter that grows in JSON",
+      () => `GET /order/subscriptions?${"%00".repeat(2000)}=&${"%00".repeat(2000)}= HTTP/1.1\r\n${CLOSE}\r\n`,
+    ],
+    ["a long path", () => `GET /${many('"')} HTTP/1.1\r\n${CLOSE}\r\n`],
+    ["a long path behind a function's", () => `GET /order/pay/${many('"')} HTTP/1.1\r\n${CLOSE}\r\n`],
+    [
+      "a long coding",
+      () => `POST /order/create HTTP/1.1\r\n${CLOSE}${token()}Content-Encoding: ${many('"')}\r\n${json("{}")}`,
+    ],
+    [
+      "a long key",
+      () => `POST /order/pay?idSubscription=1 HTTP/1.1\r\n${CLOSE}${token()}Idempotency-Key: ${many("k")}\r\n\r\n`,
+    ],
+    ["a long token", () => `GET /profile/me HTTP/1.1\r\n${CLOSE}Authorization: Bearer ${many("t")}\r\n\r\n`],
+    ["a long cursor", () => `GET /order/list?cursor=${many("c")} HTTP/1.1\r\n${CLOSE}${token()}\r\n`],
+    ["many fields of a body", () => `POST /profile/register HTTP/1.1\r\n${CLOSE}${json(`{${many('"a":1,')}"b":1}`)}`],
+    ["a long broken body", () => `POST /order/create HTTP/1.1\r\n${CLOSE}${token()}${json(`{"price":${many("x")}`)}`],
+    ["an empty request", () => `GET / HTTP/1.1\r\n${CLOSE}\r\n`],
+    ["garbage", () => "GARBAGE\r\n\r\n"],
+  ])("of %s is at most twice as long as the request, or 1 KiB", async (_, request) => {
+    const text = request();
+    const answer = await exchange(text);
+    expect(answer).toMatch(/^HTTP\/1\.1 4\d\d /);
+    expect(answer.length).toBeLessThanOrEqual(Math.max(2 * text.length, FLOOR_BYTES));
+  });
+
+  it("names a parameter once, however often it is repeated", async () => {
+    const { text } = await send("GET", `/order/subscriptions?${"a=&".repeat(4000)}`);
+    expect(JSON.parse(text).errors).toEqual([{ field: "a", detail: "must be given once" }]);
   });
 });
 

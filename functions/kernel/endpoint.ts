@@ -3,7 +3,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type * as v from "valibot";
 import { failure, log, type Trace, traceFrom, traceparent } from "./log.ts";
 import { type Envelope, publishLater } from "./outbox.ts";
-import { type CodeOf, Problem, type ProblemCode, writeProblem } from "./problem.ts";
+import { type CodeOf, Problem, type ProblemCode, quoted, writeProblem } from "./problem.ts";
 import {
   addressOf,
   check,
@@ -58,7 +58,7 @@ export interface EndpointRequest<
   readonly body: OutputOf<B>;
   readonly page: P extends Schema ? Page<v.InferOutput<P>> : undefined;
   readonly idempotency: I extends true ? Idempotency : undefined;
-  /** Where the call comes from, as far as the proxies in between can be believed. */
+  /** The client's address, by which limits count: see `addressOf`. */
   readonly address: string;
   /** The function's name, and its place in the trace: what an event records of its origin. */
   readonly source: string;
@@ -115,6 +115,11 @@ export function created<Body>(body: Body): Success<201, Body> {
 }
 
 function writeSuccess(response: ServerResponse, { status, body, headers }: Success<number, unknown>): void {
+  if (body === undefined) {
+    response.writeHead(status, { ...headers });
+    response.end();
+    return;
+  }
   const text = JSON.stringify(body);
   response.writeHead(status, {
     "content-type": "application/json",
@@ -125,6 +130,51 @@ function writeSuccess(response: ServerResponse, { status, body, headers }: Succe
   response.end(text);
 }
 
+/** The outcome of the checks that need no body: the caller, or the answer that ends the request. */
+export interface Admission {
+  readonly user?: User;
+  readonly answer?: Success<number, unknown> | Problem;
+}
+const admissions = new WeakMap<IncomingMessage, Admission>();
+
+/** Returns the methods of an endpoint, as `Allow` names them. */
+function methodsOf({ method }: Endpoint): string[] {
+  return method === "GET" ? ["GET", "HEAD", "OPTIONS"] : ["POST", "OPTIONS"];
+}
+
+async function judge(description: Endpoint, source: string, request: IncomingMessage): Promise<Admission> {
+  const path = pathOf(source);
+  const [requested] = splitTarget(request);
+  if (requested !== path) {
+    const detail = `There is nothing at ${quoted(requested)}; this function serves ${path}.`;
+    return { answer: new Problem("not-found", detail) };
+  }
+  const methods = methodsOf(description);
+  const headers = { allow: methods.join(", ") };
+  if (request.method === "OPTIONS") return { answer: { status: 204, body: undefined, headers } };
+  if (!methods.includes(request.method ?? ""))
+    return { answer: new Problem("method-not-allowed", `${path} accepts ${headers.allow}.`, { headers }) };
+  if (description.caller !== "user") return {};
+  try {
+    return { user: await authenticate(request.headers.authorization) };
+  } catch (error) {
+    if (error instanceof Problem) return { answer: error };
+    throw error;
+  }
+}
+
+/**
+ * Checks path, method and token of a request, before its body is received.
+ * @param source the function's name, such as order-pay
+ */
+export async function admit(description: Endpoint, source: string, request: IncomingMessage): Promise<Admission> {
+  const known = admissions.get(request);
+  if (known !== undefined) return known;
+  const admission = await judge(description, source, request);
+  admissions.set(request, admission);
+  return admission;
+}
+
 async function answer(
   description: Endpoint,
   source: string,
@@ -132,21 +182,16 @@ async function answer(
   trace: Trace,
   outcome: { user?: User; emitted: Envelope[] },
 ): Promise<Success<number, unknown> | Problem> {
+  const admission = await admit(description, source, request);
+  if (admission.answer !== undefined) return admission.answer;
+  if (admission.user !== undefined) outcome.user = admission.user;
   const path = pathOf(source);
-  const [requested, search] = splitTarget(request);
-  if (requested !== path)
-    throw new Problem("not-found", `There is nothing at ${requested}; this function serves ${path}.`);
-  const allowed = description.method === "GET" ? ["GET", "HEAD"] : ["POST"];
-  if (!allowed.includes(request.method ?? "")) {
-    const allow = allowed.join(", ");
-    throw new Problem("method-not-allowed", `${path} takes ${allow}.`, { headers: { allow } });
-  }
-  if (description.caller === "user") outcome.user = await authenticate(request.headers.authorization);
+  const [, search] = splitTarget(request);
   const given = readQuery(search);
   const query = description.query === undefined ? undefined : check(description.query, given);
   const body = description.body === undefined ? undefined : check(description.body, readBody(request));
   return description.handle({
-    user: outcome.user,
+    user: admission.user,
     query,
     body,
     page: description.page && readPage(description.page, path, given),

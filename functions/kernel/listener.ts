@@ -9,7 +9,7 @@ import {
 } from "node:http";
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
-import { encodeProblem, Problem, type ProblemCode } from "./problem.ts";
+import { encodeProblem, invalid, Problem, type ProblemCode, writeProblem } from "./problem.ts";
 import {
   KEEP_ALIVE_MILLISECONDS,
   REQUEST_RECEIVE_CHECK_MILLISECONDS,
@@ -24,14 +24,19 @@ export function createHttpServer(headerBytesMax: number, listener: RequestListen
   const server = createServer(
     {
       maxHeaderSize: headerBytesMax,
-      // Node drops the second `authorization`; joined by a comma it is refused.
+      // By default Node hides the second header of a name such as `authorization`.
       joinDuplicateHeaders: true,
       keepAliveTimeout: KEEP_ALIVE_MILLISECONDS,
       headersTimeout: REQUEST_RECEIVE_MILLISECONDS_MAX,
       requestTimeout: REQUEST_RECEIVE_MILLISECONDS_MAX,
       connectionsCheckingInterval: REQUEST_RECEIVE_CHECK_MILLISECONDS,
     },
-    listener,
+    (request, response) => {
+      const malformed = malformedHead(request);
+      if (malformed === undefined) return void listener(request, response);
+      request.resume();
+      writeProblem(response, malformed);
+    },
   );
   // By default Node shows 1 000 headers and frames the body by all of them.
   server.maxHeadersCount = 0;
@@ -40,6 +45,20 @@ export function createHttpServer(headerBytesMax: number, listener: RequestListen
   server.prependListener("request", (request: IncomingMessage) => lastRequests.set(request.socket, request));
   server.on("clientError", refuseBroken);
   return server;
+}
+
+/** Headers that may occur once. Node joins several by a comma. */
+const SINGLE = ["authorization", "host"] as const;
+
+/** Returns the refusal of a head that Node accepts and HTTP forbids (RFC 9110 §5.3, RFC 9112 §2.3 and §3.2). */
+function malformedHead({ headers, rawHeaders, httpVersionMajor }: IncomingMessage): Problem | undefined {
+  if (httpVersionMajor !== 1) return new Problem("malformed-request", "This is not an HTTP/1.1 request.");
+  for (const name of SINGLE) {
+    const repeated =
+      headers[name]?.includes(",") && rawHeaders.filter((text) => text.toLowerCase() === name).length > 1;
+    if (repeated) return invalid([{ field: name, detail: "must be given once" }]);
+  }
+  return undefined;
 }
 
 /** Node error codes for malformed or incomplete requests. */
@@ -64,7 +83,6 @@ function closeAfterAnswers(socket: HttpSocket): void {
     socket.destroySoon();
     return;
   }
-  if (!response.headersSent) response.setHeader("connection", "close");
   // Node's own listener comes first and moves the next response to the socket.
   response.once("finish", () => closeAfterAnswers(socket));
 }

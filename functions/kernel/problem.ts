@@ -1,6 +1,7 @@
 /** Refusals, as RFC 9457 problem details. `code` is stable: clients may switch on it. */
 import type { ServerResponse } from "node:http";
 import * as v from "valibot";
+import { FIELD_ERRORS_MAX, QUOTE_LENGTH_MAX } from "./settings.ts";
 
 const PROBLEMS = {
   "invalid-request": [400, "The request is not valid"],
@@ -113,8 +114,14 @@ export function writeProblem(response: ServerResponse, problem: Problem): void {
   response.end(text);
 }
 
-/** The refusal of a request whose fields are wrong. */
-export function invalid(errors: readonly FieldError[]): Problem {
+/** Cuts a text of the request for a refusal that quotes it, so that no refusal is much longer than its request. */
+export function quoted(text: string): string {
+  return text.length > QUOTE_LENGTH_MAX ? `${text.slice(0, QUOTE_LENGTH_MAX)}…` : text;
+}
+
+/** Creates the refusal of a request with wrong fields. It names the first FIELD_ERRORS_MAX of them. */
+export function invalid(wrong: readonly FieldError[]): Problem {
+  const errors = wrong.slice(0, FIELD_ERRORS_MAX);
   const detail = errors.map(({ field, detail }) => `${field}: ${detail}.`).join(" ");
   return new Problem("invalid-request", detail, { members: { errors } });
 }

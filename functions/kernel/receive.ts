@@ -18,6 +18,8 @@ const crowdedOut = () =>
     headers: { "retry-after": "1", connection: "close" },
   });
 
+const brokenOff = () => new Error("the client closed the connection before its body was complete");
+
 /** Receives bodies for one process. `listener.ts` limits the time that each may take. */
 export class Receiver {
   readonly #requestsMax: number;
@@ -46,6 +48,7 @@ export class Receiver {
       request.resume();
       return Promise.resolve(bodyTooLarge(this.#bytesMax));
     }
+    if (request.destroyed) return Promise.reject(brokenOff());
     return new Promise((resolve, reject) => {
       const chunks: Buffer[] = [];
       let length = 0;
@@ -60,7 +63,7 @@ export class Receiver {
       };
       const breakOff = () => {
         leave();
-        reject(new Error("the client closed the connection before its body was complete"));
+        reject(brokenOff());
       };
       const refuse = (refusal: Problem) => {
         leave();

@@ -1,10 +1,11 @@
 /** What a request says: read, checked, and refused by what is wrong with it. */
 import { createHash } from "node:crypto";
 import type { IncomingMessage } from "node:http";
+import { isIPv4, isIPv6 } from "node:net";
 import { parse as parseJson } from "lossless-json";
 import * as v from "valibot";
 import type { Repetition } from "./database.ts";
-import { type FieldError, fieldErrors, invalid, Problem } from "./problem.ts";
+import { fieldErrors, invalid, Problem, quoted } from "./problem.ts";
 import { bodyTooLarge } from "./receive.ts";
 import {
   CURSOR_LENGTH_MAX,
@@ -12,6 +13,7 @@ import {
   PAGE_ROWS_DEFAULT,
   PAGE_ROWS_MAX,
   REQUEST_BODY_BYTES_MAX,
+  settings,
 } from "./settings.ts";
 
 // Schemas of any input and output: `unknown` would refuse those that transform.
@@ -76,16 +78,17 @@ export function check<S extends Schema>(schema: S, value: unknown): v.InferOutpu
   throw invalid(fieldErrors(result.issues, "body"));
 }
 
+/** Reads a query string. @throws {Problem} `invalid-request`, which names each repeated parameter once */
 export function readQuery(search: string): Record<string, string> {
   // Without a prototype: no parameter's name means anything.
   const given: Record<string, string> = Object.create(null);
-  const repeated: FieldError[] = [];
+  const repeated = new Set<string>();
   for (const [name, value] of new URLSearchParams(search)) {
-    if (Object.hasOwn(given, name)) repeated.push({ field: name, detail: "must be given once" });
+    if (Object.hasOwn(given, name)) repeated.add(name);
     given[name] = value;
   }
-  if (repeated.length > 0) throw invalid(repeated);
-  return given;
+  if (repeated.size === 0) return given;
+  throw invalid([...repeated].map((name) => ({ field: quoted(name), detail: "must be given once" })));
 }
 
 const utf8 = new TextDecoder("utf-8", { fatal: true });
@@ -101,7 +104,7 @@ export function readBody(request: IncomingMessage & { rawBody?: Buffer }): unkno
   }
   const { "content-encoding": coding = "identity" } = request.headers;
   if (coding.toLowerCase() !== "identity")
-    throw new Problem("unsupported-media-type", `Send the body as it is, without content-encoding: ${coding}.`);
+    throw new Problem("unsupported-media-type", `Send the body as it is, without content-encoding: ${quoted(coding)}.`);
   const raw = request.rawBody ?? Buffer.alloc(0);
   // Under the framework's own command line nobody has looked at the size before.
   if (raw.length > REQUEST_BODY_BYTES_MAX) throw bodyTooLarge(REQUEST_BODY_BYTES_MAX);
@@ -173,23 +176,39 @@ export function readPage<Position>(schema: Schema, path: string, query: Record<s
   };
 }
 
-/** An IPv6 address with a zone fits; what a client makes up is cut. */
-const ADDRESS_LENGTH_MAX = 64;
+/** Returns the first four groups of an IPv6 address, which is what one subscriber gets (RFC 6177), or the mapped IPv4 address. */
+function ipv6Client(address: string): string {
+  // URL writes an address in its shortest form: hexadecimal, with at most one `::`.
+  const canonical = new URL(`http://[${address.split("%", 1)[0]}]`).hostname.slice(1, -1);
+  const mapped = /^::ffff:([0-9a-f]+):([0-9a-f]+)$/.exec(canonical);
+  if (mapped !== null) {
+    const [high, low] = [Number.parseInt(mapped[1] ?? "", 16), Number.parseInt(mapped[2] ?? "", 16)];
+    return [high >> 8, high & 255, low >> 8, low & 255].join(".");
+  }
+  const [front = "", back] = canonical.split("::");
+  const groups = front === "" ? [] : front.split(":");
+  const behind = back === undefined || back === "" ? [] : back.split(":");
+  while (back !== undefined && groups.length + behind.length < 8) groups.push("0");
+  return `${[...groups, ...behind].slice(0, 4).join(":")}::/64`;
+}
 
-/** Addresses of a cluster's own network, such as those of its proxies. Not loopback: whoever came from there is a client. */
-const CLUSTER_ADDRESS =
-  /^(?:::ffff:)?(?:10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.|f[cd])/i;
+/** Returns the client that an address stands for; undefined when the text is no IP address. */
+function clientOf(address: string): string | undefined {
+  if (isIPv4(address)) return address;
+  const bare = address.replace(/^\[(.*)\](?::\d+)?$/, "$1").replace(/^(\d+\.\d+\.\d+\.\d+):\d+$/, "$1");
+  if (isIPv4(bare)) return bare;
+  return isIPv6(bare) ? ipv6Client(bare) : undefined;
+}
 
 /**
- * The last address in X-Forwarded-For that is not the cluster's: what stands before it the client may have made up. It is to be
- * believed when the outermost proxy adds the address it sees, and when clients do not come from within such a network.
+ * Returns the address that limits count a client by: an IPv4 address, or the /64 of an IPv6 address.
+ * @param trustedProxies how many proxies append to X-Forwarded-For: the client is that entry from the right. An entry further
+ *   left is the client's own claim. With fewer entries, or without an address there, the peer of the connection counts.
  */
-export function addressOf(request: IncomingMessage): string {
-  const forwarded = String(request.headers["x-forwarded-for"] ?? "")
-    .split(",")
-    .map((entry) => entry.trim())
-    .filter(Boolean);
-  const address =
-    forwarded.findLast((entry) => !CLUSTER_ADDRESS.test(entry)) ?? forwarded[0] ?? request.socket.remoteAddress;
-  return (address ?? "unknown").slice(0, ADDRESS_LENGTH_MAX);
+export function addressOf(request: IncomingMessage, trustedProxies = settings().TRUSTED_PROXIES): string {
+  const forwarded = request.headers["x-forwarded-for"];
+  const entries = typeof forwarded === "string" ? forwarded.split(",") : [];
+  const entry = trustedProxies === 0 ? undefined : entries.at(-trustedProxies);
+  const client = entry === undefined ? undefined : clientOf(entry.trim());
+  return client ?? clientOf(request.socket.remoteAddress ?? "") ?? "unknown";
 }

@@ -9,7 +9,7 @@ import { cloudEvent, http } from "@google-cloud/functions-framework";
 // The framework gives its request handler away only here: its own server cannot be told how to listen (decision 0003).
 import { getTestServer } from "@google-cloud/functions-framework/testing";
 import { closeDatabase, openDatabase } from "./database.ts";
-import { type Endpoint, toHttpFunction, type Use } from "./endpoint.ts";
+import { type Admission, admit, type Endpoint, toHttpFunction, type Use } from "./endpoint.ts";
 import { disconnectKafka } from "./kafka.ts";
 import { createHttpServer } from "./listener.ts";
 import { failure, log, logAs } from "./log.ts";
@@ -79,7 +79,13 @@ export function createFunctionServer(
       inFlight.delete(response);
       if (draining) closeUnused();
     });
-    if (hasBody(request)) {
+    if (!isEndpoint && request.method !== "POST") {
+      const headers = { allow: "POST" };
+      return writeProblem(response, new Problem("method-not-allowed", "A trigger accepts POST.", { headers }));
+    }
+    // The framework's function writes and logs an answer that needs no body, and meets an error again to answer 500.
+    const admission: Admission = isEndpoint ? await admit(description, name, request).catch(() => ({})) : {};
+    if (admission.answer === undefined && hasBody(request)) {
       const body = await receiver.receive(request, addressOf(request));
       if (body instanceof Problem) return writeProblem(response, body);
       request.body = body;

@@ -11,7 +11,9 @@ describe("the settings", () => {
     expect(readSettings({ PORT: "", KAFKA_BROKERS: "" })).toEqual({
       PORT: 8080,
       DATABASE_PREPARE: true,
+      KAFKA_PREFIX: "",
       KAFKA_SASL_MECHANISM: "scram-sha-512",
+      TRUSTED_PROXIES: 0,
     });
   });
 
@@ -34,6 +36,10 @@ describe("the settings", () => {
     [
       { KAFKA_BROKERS: "one:9092,two" },
       'The environment variable KAFKA_BROKERS must be host:port, several separated by commas; "one:9092,two" is not.',
+    ],
+    [
+      { TRUSTED_PROXIES: "-1" },
+      'The environment variable TRUSTED_PROXIES must be a number of proxies, 0 to 9; "-1" is not.',
     ],
     [
       { K_SINK: "broker" },

@@ -98,6 +98,11 @@ export const FORGET_BATCH_KEYS_MAX = 5_000;
 export const FORGET_RUN_MILLISECONDS_MAX = 5_000;
 export const IDEMPOTENCY_KEY_LENGTH_MAX = 255;
 
+/** Wrong fields that one refusal names. */
+export const FIELD_ERRORS_MAX = 20;
+/** Of a text from the request that a refusal quotes. */
+export const QUOTE_LENGTH_MAX = 100;
+
 export const PAGE_ROWS_DEFAULT = 50;
 export const PAGE_ROWS_MAX = 100;
 export const CURSOR_LENGTH_MAX = 200;
@@ -145,6 +150,11 @@ export const KafkaPrefix = v.pipe(
 const Variables = v.object({
   /** Knative's: the port to listen on. */
   PORT: v.optional(port, "8080"),
+  /** How many proxies in front of the function append an address to X-Forwarded-For. 0: the header counts for nothing. */
+  TRUSTED_PROXIES: v.optional(
+    v.pipe(v.string(), v.regex(/^\d$/, "a number of proxies, 0 to 9"), v.transform(Number)),
+    "0",
+  ),
   /** Where the database is: postgres://role:password@host:port/name. */
   DATABASE_URL: v.optional(url("postgres:", "postgresql:")),
   /** A file that holds the password, when it is not in DATABASE_URL: a mounted secret. */

@@ -49,6 +49,8 @@ function environmentOf(fn: LotusFunction) {
       valueFrom: { configMapKeyRef: { name: "lotus", key: "kafka-brokers", optional: true } },
     });
   }
+  // Kourier sees the client and appends its address.
+  if (fn.kind === "endpoint") env.push({ name: "TRUSTED_PROXIES", value: "1" });
   return { env, mounts };
 }
 

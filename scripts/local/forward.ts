@@ -2,6 +2,7 @@
 import { request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders, type ServerResponse } from "node:http";
 import { Problem, writeProblem } from "#kernel/problem";
 import { hasBody, type Receiver } from "#kernel/receive";
+import { addressOf } from "#kernel/request";
 import type { FunctionProcess, Running } from "./function-process.ts";
 
 /** Creates the refusal of a request that never reached a function. */
@@ -33,7 +34,7 @@ function endToEnd({ headers }: IncomingMessage): OutgoingHttpHeaders {
 function requestHeaders(incoming: IncomingMessage, body: Buffer | undefined): OutgoingHttpHeaders {
   const headers = endToEnd(incoming);
   for (const name of REPLACED) delete headers[name];
-  headers["x-forwarded-for"] = incoming.socket.remoteAddress;
+  headers["x-forwarded-for"] = addressOf(incoming, 0);
   if (body !== undefined) headers["content-length"] = body.length;
   return headers;
 }
@@ -91,7 +92,7 @@ export async function receive(
 ): Promise<{ body: Buffer | undefined } | undefined> {
   if (!hasBody(incoming)) return { body: undefined };
   try {
-    const body = await receiver.receive(incoming, incoming.socket.remoteAddress ?? "");
+    const body = await receiver.receive(incoming, addressOf(incoming, 0));
     if (!(body instanceof Problem)) return { body };
     writeProblem(outgoing, body);
   } catch {

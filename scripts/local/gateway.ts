@@ -2,7 +2,7 @@
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { createHttpServer } from "#kernel/listener";
-import { Problem, writeProblem } from "#kernel/problem";
+import { Problem, quoted, writeProblem } from "#kernel/problem";
 import { Receiver } from "#kernel/receive";
 import { originForm } from "#kernel/request";
 
@@ -53,7 +53,7 @@ export function createGateway(routes: Manifests["routes"], functions: ReadonlyMa
     if (path === "/healthz") return void outgoing.writeHead(200).end();
     if (fn === undefined) {
       incoming.resume();
-      return writeProblem(outgoing, new Problem("not-found", `There is nothing at ${path}.`));
+      return writeProblem(outgoing, new Problem("not-found", `There is nothing at ${quoted(path)}.`));
     }
     const received = await receive(receiver, incoming, outgoing);
     if (received === undefined) return;
