@@ -14,6 +14,7 @@ afterEach(async () => {
   await server.stop();
   vi.unstubAllEnvs();
   vi.doUnmock("./neon-socket.ts");
+  vi.doUnmock("./settings.ts");
 });
 
 /** The same database, reached at another host and port. */
@@ -58,6 +59,10 @@ describe("a database that is reached over a WebSocket", () => {
           super(`ws://127.0.0.1:${server.port}/v2`);
         }
       },
+    }));
+    vi.doMock("./settings.ts", async (original) => ({
+      ...(await original<object>()),
+      DATABASE_RETRY_MILLISECONDS_MAX: 100,
     }));
     const wrong = Object.assign(new URL(urlAt("ep-quiet-1.aws.neon.tech", 5432)), { password: "wrong" }).href;
     vi.stubEnv("DATABASE_URL", wrong);

@@ -1,0 +1,245 @@
+import { writeFile } from "node:fs/promises";
+import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import {
+  AUTHORITY,
+  OTHER_AUTHORITY,
+  startTestPostgres,
+  type TestPostgres,
+} from "../../scripts/testing/postgres-server.ts";
+import type { Repetition } from "./database.ts";
+
+/** Limits for servers that never answer well. The tests would wait for the real ones again and again. */
+const SHORT = {
+  DATABASE_CONNECT_MILLISECONDS_MAX: 500,
+  POOL_WAIT_MILLISECONDS_MAX: 500,
+  DATABASE_RETRY_MILLISECONDS_MAX: 200,
+};
+/** A statement must end within this time: the connect timeout, the repetitions, and a busy machine. */
+const MILLISECONDS_MAX = 1_500;
+const REPETITIONS: Repetition[] = ["repeatable", "keyed", "once"];
+
+/** database.ts keeps one pool for the process, so each test loads it again. */
+async function load(url: string, limits: object = {}) {
+  vi.doMock("./settings.ts", async (original) => ({ ...(await original<object>()), ...limits }));
+  vi.stubEnv("DATABASE_URL", url);
+  return import("./database.ts");
+}
+
+beforeEach(() => {
+  vi.resetModules();
+});
+afterEach(async () => {
+  await (await import("./database.ts")).closeDatabase();
+  vi.unstubAllEnvs();
+  vi.doUnmock("./settings.ts");
+});
+
+describe("a server that does not finish a login", () => {
+  const servers: Server[] = [];
+  const sockets = new Set<Socket>();
+
+  /** Starts a server on 127.0.0.1. Resolves to the URL of a database there. */
+  async function serve(onConnection: (socket: Socket) => void): Promise<string> {
+    const server = createServer((socket) => {
+      sockets.add(socket);
+      onConnection(socket.on("error", () => undefined));
+    });
+    servers.push(server);
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    return `postgres://someone:secret@127.0.0.1:${(server.address() as AddressInfo).port}/lotus`;
+  }
+
+  afterEach(async () => {
+    for (const socket of sockets) socket.destroy();
+    sockets.clear();
+    for (const server of servers.splice(0)) await new Promise((resolve) => server.close(resolve));
+  });
+
+  /** Runs a statement of each kind. Every one must be answered as unavailable, in time. */
+  async function expectUnavailable(url: string): Promise<void> {
+    const { query } = await load(url, SHORT);
+    const began = performance.now();
+    const outcomes = REPETITIONS.map((repetition) =>
+      query(repetition, "select 1", [], repetition).then(
+        () => "answered",
+        ({ code, headers }) => `${code} ${headers?.["retry-after"]}`,
+      ),
+    );
+    expect(await Promise.all(outcomes)).toEqual(REPETITIONS.map(() => "unavailable 1"));
+    expect(performance.now() - began).toBeLessThan(MILLISECONDS_MAX);
+  }
+
+  it("and closes the connection at once", async () => {
+    await expectUnavailable(await serve((socket) => socket.end()));
+  });
+
+  it("and resets the connection", async () => {
+    await expectUnavailable(await serve((socket) => socket.once("data", () => socket.resetAndDestroy())));
+  });
+
+  it("and says nothing", async () => {
+    await expectUnavailable(await serve((socket) => socket.resume()));
+  });
+
+  it("and says nothing to the request for TLS", async () => {
+    await expectUnavailable(`${await serve((socket) => socket.resume())}?sslmode=require`);
+  });
+
+  it("and refuses TLS, or sends more than its answer", async () => {
+    const answer = (bytes: string) => serve((socket) => socket.once("data", () => socket.write(bytes)));
+    await expectUnavailable(`${await answer("N")}?sslmode=require`);
+    await (await import("./database.ts")).closeDatabase();
+    vi.resetModules();
+    await expectUnavailable(`${await answer("SE")}?sslmode=require`);
+  });
+
+  it("and closes the connection after each message of a login", async () => {
+    const message = (type: string, ...parts: Buffer[]) => {
+      const body = Buffer.concat(parts);
+      const head = Buffer.alloc(5);
+      head.write(type);
+      head.writeInt32BE(body.length + 4, 1);
+      return Buffer.concat([head, body]);
+    };
+    const int = (value: number) => {
+      const bytes = Buffer.alloc(4);
+      bytes.writeInt32BE(value);
+      return bytes;
+    };
+    const messages = [
+      message("R", int(3)),
+      message("R", int(0)),
+      message("S", Buffer.from("server_version\x0018.0\0")),
+      message("K", int(1), int(2)),
+    ];
+    for (let sent = 0; sent <= messages.length; sent++) {
+      const url = await serve((socket) => {
+        let next = 0;
+        socket.on("data", () => {
+          // A password is answered by all that remains of the messages.
+          const upTo = next === 0 ? Math.min(sent, 1) : sent;
+          socket.write(Buffer.concat(messages.slice(next, upTo)));
+          next = upTo;
+          if (next === sent) socket.end();
+        });
+      });
+      await expectUnavailable(url);
+      await (await import("./database.ts")).closeDatabase();
+      vi.resetModules();
+    }
+  });
+
+  it("receives no password before it asks for one", async () => {
+    let received = "";
+    const url = await serve((socket) => socket.on("data", (data) => (received += data.toString("latin1"))));
+    await expectUnavailable(url);
+    expect(received).toContain("someone");
+    expect(received).not.toContain("secret");
+  });
+
+  it("receives no startup packet without TLS when it is remote", async () => {
+    const { readDatabaseAddress } = await import("./database-url.ts");
+    for (const host of ["db.example", "10.0.0.1", "db", "localhost.example"])
+      expect(readDatabaseAddress(`postgres://a@${host}/b`).tlsMode).toBe("verify-full");
+    for (const host of ["localhost", "127.0.0.1", "[::1]", "postgres.lotus.svc.cluster.local", "postgres.lotus.svc"])
+      expect(readDatabaseAddress(`postgres://a@${host}/b`).tlsMode).toBe("disable");
+  });
+
+  it("is unavailable when its name does not exist, or its port is closed", async () => {
+    await expectUnavailable("postgres://someone@lotus.invalid/lotus?sslmode=disable");
+    await (await import("./database.ts")).closeDatabase();
+    vi.resetModules();
+    await expectUnavailable("postgres://someone@127.0.0.1:1/lotus");
+  });
+});
+
+describe("a login", () => {
+  let postgres: TestPostgres;
+  const urls: Record<string, string> = {};
+  beforeAll(async () => {
+    postgres = await startTestPostgres();
+    for (const name of ["scram", "scram_tls", "md5", "clear", "trusted"])
+      urls[name] = await postgres.createDatabase(name);
+  });
+  afterAll(() => postgres.stop());
+
+  const one = async (url: string, limits?: object) =>
+    (await load(url, limits)).query<{ user: string; tls: boolean }>(
+      "one",
+      "select current_user as user, ssl as tls from pg_stat_ssl where pid = pg_backend_pid()",
+      [],
+      "once",
+    );
+
+  it.each(["scram", "md5", "clear", "trusted"])("with %s succeeds", async (name) => {
+    expect(await one(urls[name] ?? "")).toEqual([{ user: name, tls: false }]);
+  });
+
+  const byName = () => urls.scram_tls?.replace("127.0.0.1", "localhost");
+
+  it.each(["verify-full", "verify-ca", "require"])("over TLS with sslmode=%s succeeds", async (mode) => {
+    expect(await one(`${byName()}?sslmode=${mode}&sslrootcert=${AUTHORITY}`)).toEqual([
+      { user: "scram_tls", tls: true },
+    ]);
+  });
+
+  it("with sslmode=require accepts any certificate, and with verify-ca any name of the authority", async () => {
+    expect(await one(`${urls.scram_tls}?sslmode=require`)).toMatchObject([{ tls: true }]);
+    await (await import("./database.ts")).closeDatabase();
+    vi.resetModules();
+    expect(await one(`${urls.scram_tls}?sslmode=verify-ca&sslrootcert=${AUTHORITY}`)).toMatchObject([{ tls: true }]);
+  });
+
+  it("with the authority of DATABASE_CA_FILE succeeds", async () => {
+    vi.stubEnv("DATABASE_CA_FILE", AUTHORITY);
+    expect(await one(`${byName()}?sslmode=verify-full`)).toMatchObject([{ tls: true }]);
+  });
+
+  it.each([
+    ["another authority", () => `${byName()}?sslmode=verify-full&sslrootcert=${OTHER_AUTHORITY}`, "is refused"],
+    ["an unknown authority", () => `${byName()}?sslmode=verify-full`, "Name its authority"],
+    [
+      "another host name",
+      () => `${urls.scram_tls}?sslmode=verify-full&sslrootcert=${AUTHORITY}`,
+      "does not name the host 127.0.0.1",
+    ],
+    ["a server that demands TLS", () => `${urls.scram_tls}?sslmode=disable`, "pg_hba.conf rejects"],
+    ["a wrong password", () => urls.scram?.replace(":owner@", ":wrong@"), "password authentication failed"],
+    ["a wrong database", () => urls.scram?.replace(/scram$/, "nowhere"), 'nowhere\\" does not exist'],
+  ])("with %s is answered as unavailable, and logged with its reason", async (_, url, reason) => {
+    const written = vi.spyOn(console, "log").mockImplementation(() => undefined);
+    const lines: string[] = [];
+    vi.spyOn(process.stdout, "write").mockImplementation((text) => lines.push(String(text)) > 0);
+    await expect(one(url() ?? "", SHORT)).rejects.toMatchObject({
+      code: "unavailable",
+      headers: { "retry-after": "1" },
+    });
+    lines.push(...written.mock.calls.map(([text]) => String(text)));
+    vi.restoreAllMocks();
+    expect(lines.join("\n")).toContain(reason);
+  });
+
+  it("reads a rotated password from its file, and sends the statement", async () => {
+    const file = join(tmpdir(), `lotus-password-${process.pid}`);
+    await writeFile(file, "owner\n");
+    vi.stubEnv("DATABASE_PASSWORD_FILE", file);
+    expect(await one(urls.scram ?? "")).toMatchObject([{ user: "scram" }]);
+    await postgres.superuser.query("alter role scram password 'rotated'");
+    await postgres.superuser.query("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'scram'");
+    const late = one(urls.scram ?? "");
+    await writeFile(file, "rotated\n");
+    expect(await late).toMatchObject([{ user: "scram" }]);
+    await postgres.superuser.query("alter role scram password 'owner'");
+  });
+
+  it("is repeated while the server starts: no statement fails", async () => {
+    const { query } = await load(urls.scram ?? "");
+    await postgres.superuser.query("alter database scram allow_connections false");
+    const statements = REPETITIONS.map((repetition) => query(repetition, "select 1 as one", [], repetition));
+    setTimeout(() => void postgres.superuser.query("alter database scram allow_connections true"), 1_200);
+    expect(await Promise.all(statements)).toEqual(REPETITIONS.map(() => [{ one: 1 }]));
+  });
+});
