@@ -1,12 +1,15 @@
 /** POST /billing/add-money?money=1000. Puts money on the caller's account; a notification tells of it. */
+import * as v from "valibot";
 import { endpoint } from "#kernel/endpoint";
 import { Balance, MoneyQuery, moveMoney } from "./money-movement.ts";
 
 export default endpoint({
   method: "POST",
   caller: "user",
+  summary: "Puts money on the caller's account.",
+  description: "A notification reports the outcome.",
   idempotent: true,
-  query: MoneyQuery,
+  query: v.pipe(MoneyQuery, v.metadata({ examples: [{ money: 100 }] })),
   answers: { 200: Balance, 400: ["balance-limit"], 409: ["account-not-open"] },
   handle: (request) => moveMoney("deposit", request),
 });

@@ -8,6 +8,8 @@ import { Balance } from "./money-movement.ts";
 export default endpoint({
   method: "GET",
   caller: "user",
+  summary: "Returns the balance of the caller's account.",
+  description: "It includes events that are still on their way, such as the opening of a new account.",
   answers: { 200: Balance, 409: ["account-not-open"] },
   async handle({ user }) {
     const [row] = await query<{ balance: string | null }>("balance", "select billing.balance($1) as balance", [

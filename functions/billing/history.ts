@@ -31,6 +31,7 @@ const SELECT = `select number, kind, amount, balance_after, reference, created_a
 export default endpoint({
   method: "GET",
   caller: "user",
+  summary: "Lists the transfers of the caller's account, newest first.",
   page: v.tuple([v.pipe(v.number(), v.safeInteger(), v.minValue(1))]),
   answers: { 200: v.array(Transfer) },
   async handle({ user, page }) {

@@ -5,6 +5,8 @@ import { Balance, MoneyQuery, moveMoney } from "./money-movement.ts";
 export default endpoint({
   method: "POST",
   caller: "user",
+  summary: "Takes money off the caller's account.",
+  description: "A notification reports the outcome, done or refused.",
   idempotent: true,
   query: MoneyQuery,
   answers: { 200: Balance, 400: ["insufficient-funds"], 409: ["account-not-open"] },

@@ -80,6 +80,10 @@ export interface Endpoint<
 > {
   readonly method: "GET" | "POST";
   readonly caller: C;
+  /** One sentence with a verb: what the endpoint does. OpenAPI shows it. */
+  readonly summary: string;
+  /** More sentences for OpenAPI: what a client must know beyond the summary. */
+  readonly description?: string;
   readonly query?: Q;
   readonly body?: B;
   /** The schema of a row's position, for an endpoint that answers page by page. */

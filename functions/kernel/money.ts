@@ -40,18 +40,28 @@ export function readBalance(value: string | number): Money {
   return balance;
 }
 
-function isAmount(text: string): boolean {
-  const money = parseMoney(text);
-  return money !== undefined && money > 0n && money <= AMOUNT_MAX;
-}
+const AMOUNT_MAX_TEXT = String(AMOUNT_MAX / MINOR_UNITS);
+/**
+ * Decimal text of an amount: above 0, at most AMOUNT_MAX (a power of ten), at most two decimals.
+ * Without lookahead, which RE2 and the regex crate of Rust do not know: OpenAPI clients use this pattern too.
+ */
+export const AMOUNT_PATTERN = `^(?:[1-9][0-9]{0,${AMOUNT_MAX_TEXT.length - 2}}(?:\\.[0-9]{1,2})?|${AMOUNT_MAX_TEXT}(?:\\.0{1,2})?|0\\.(?:0[1-9]|[1-9][0-9]?))$`;
+const AMOUNT = new RegExp(AMOUNT_PATTERN);
 
-const EXPECTED = "must be an amount above 0 and at most 1000000000, with at most two decimals, such as 10 or 10.50";
+const EXPECTED = `must be an amount above 0 and at most ${AMOUNT_MAX_TEXT}, with at most two decimals, such as 10 or 10.50`;
 
-/** An amount that a person asks for: decimal text, or the text of a JSON number. */
+/** An amount in a request: decimal text, or the text of a JSON number. OpenAPI shows it as a number. */
 export const Amount = v.pipe(
   v.string(EXPECTED),
-  v.metadata({ description: `An amount of money: it ${EXPECTED}.`, pattern: DECIMAL.source, examples: ["10.50"] }),
-  v.check(isAmount, EXPECTED),
+  v.metadata({
+    description: `An amount of money: it ${EXPECTED}.`,
+    type: "number",
+    exclusiveMinimum: 0,
+    maximum: Number(AMOUNT_MAX_TEXT),
+    multipleOf: 1 / Number(MINOR_UNITS),
+    examples: [10.5],
+  }),
+  v.check((text) => AMOUNT.test(text), EXPECTED),
   v.transform((text) => parseMoney(text) as Money),
 );
 

@@ -10,6 +10,7 @@ import { bodyTooLarge } from "./receive.ts";
 import {
   CURSOR_LENGTH_MAX,
   IDEMPOTENCY_KEY_LENGTH_MAX,
+  IDEMPOTENCY_KEY_PATTERN,
   PAGE_ROWS_DEFAULT,
   PAGE_ROWS_MAX,
   REQUEST_BODY_BYTES_MAX,
@@ -130,20 +131,25 @@ class JsonNumber {
   }
 }
 
-/** In a body: a JSON number or a string, handed on as the text that was sent, to a schema that reads text. */
-export function textOrNumber<S extends Schema>(schema: S) {
+/**
+ * A JSON number or a string of a body. The schema receives its text, exactly as it was sent.
+ * @param shownAs keywords of JSON Schema that OpenAPI shows beside those of the schema, such as the pattern of the text
+ */
+export function textOrNumber<S extends Schema>(schema: S, shownAs: Readonly<Record<string, unknown>>) {
   return v.pipe(
     v.unknown(),
-    v.metadata({ type: ["string", "number"], ...v.getMetadata(schema) }),
+    v.metadata({ ...v.getMetadata(schema), ...shownAs }),
     v.transform((value) => (value instanceof JsonNumber ? value.text : value)),
     schema,
   );
 }
 
+const IDEMPOTENCY_KEY = new RegExp(IDEMPOTENCY_KEY_PATTERN);
+
 export function readIdempotency(request: IncomingMessage, source: string, input: unknown): Idempotency {
   const key = request.headers["idempotency-key"];
   if (key === undefined) return { key: null, fingerprint: null, repetition: "once" };
-  if (typeof key !== "string" || !/^[\x21-\x7e]+$/.test(key) || key.length > IDEMPOTENCY_KEY_LENGTH_MAX) {
+  if (typeof key !== "string" || !IDEMPOTENCY_KEY.test(key) || key.length > IDEMPOTENCY_KEY_LENGTH_MAX) {
     const detail = `must be 1 to ${IDEMPOTENCY_KEY_LENGTH_MAX} visible ASCII characters`;
     throw invalid([{ field: "Idempotency-Key", detail }]);
   }

@@ -70,6 +70,7 @@ describe("a request that does not come to its end", () => {
     const description = endpoint({
       method: "POST",
       caller: "anyone",
+      summary: "Answers 200.",
       body: v.object({}),
       answers: { 200: v.object({}) },
       handle: async () => ok({}),

@@ -97,6 +97,8 @@ export const IDEMPOTENCY_KEY_DAYS = 7;
 export const FORGET_BATCH_KEYS_MAX = 5_000;
 export const FORGET_RUN_MILLISECONDS_MAX = 5_000;
 export const IDEMPOTENCY_KEY_LENGTH_MAX = 255;
+/** Visible ASCII. */
+export const IDEMPOTENCY_KEY_PATTERN = "^[!-~]+$";
 
 /** Wrong fields that one refusal names. */
 export const FIELD_ERRORS_MAX = 20;

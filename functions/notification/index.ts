@@ -47,6 +47,8 @@ const present = ({ id, message, email, created_at }: NotificationRow) => ({
 export default endpoint({
   method: "GET",
   caller: "user",
+  summary: "Lists the caller's notifications, newest first.",
+  description: "It stores notifications that are still on their way first.",
   page: v.tuple([v.pipe(v.string(), v.uuid())]),
   answers: { 200: v.array(Notification) },
   async handle({ user, page }) {

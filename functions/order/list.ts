@@ -14,6 +14,7 @@ const SELECT = `select id, subscription_id, price, status, created_at from "orde
 export default endpoint({
   method: "GET",
   caller: "user",
+  summary: "Lists the caller's orders, paid and refused, newest first.",
   page: v.tuple([v.pipe(v.string(), v.uuid())]),
   answers: { 200: v.array(Order) },
   async handle({ user, page }) {

@@ -12,6 +12,7 @@ const Subscription = v.pipe(
 export default endpoint({
   method: "GET",
   caller: "anyone",
+  summary: "Lists the subscriptions and their prices.",
   answers: { 200: v.array(Subscription) },
   async handle() {
     const rows = await query<{ id: number; name: string; price: string }>(

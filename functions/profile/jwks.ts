@@ -9,6 +9,7 @@ const CACHE_SECONDS = 60;
 export default endpoint({
   method: "GET",
   caller: "anyone",
+  summary: "Returns the public keys that verify tokens (RFC 7517).",
   uses: ["public-keys"],
   answers: { 200: v.object({ keys: v.array(PublicKey) }) },
   async handle() {

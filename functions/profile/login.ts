@@ -7,7 +7,7 @@ import { Problem } from "#kernel/problem";
 import { TOKEN_SECONDS } from "#kernel/settings";
 import { passwordMatches } from "./password.ts";
 import { signToken } from "./signing.ts";
-import { PASSWORD_LENGTH_MAX } from "./user.ts";
+import { PasswordAttempt } from "./user.ts";
 
 /** Attempts in one window. An address stands for many people behind one router, so it is allowed more. */
 const ATTEMPTS_PER_ACCOUNT_MAX = 10;
@@ -24,15 +24,10 @@ interface Opened {
 export default endpoint({
   method: "POST",
   caller: "anyone",
+  summary: "Issues a token for an email and its password.",
+  description: "Failed attempts make later ones wait: Retry-After states the seconds.",
   uses: ["database", "signing-key"],
-  // Any text may be tried as a password: whether it would be accepted for a new one is not asked here.
-  body: v.object({
-    email: Email,
-    password: v.pipe(
-      v.string("must be text"),
-      v.maxLength(PASSWORD_LENGTH_MAX, `must be at most ${PASSWORD_LENGTH_MAX} characters`),
-    ),
-  }),
+  body: v.object({ email: Email, password: PasswordAttempt }),
   answers: {
     200: v.object({ token: v.string(), expiresIn: v.pipe(v.number(), v.integer()) }),
     401: ["invalid-credentials"],

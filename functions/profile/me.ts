@@ -12,6 +12,7 @@ interface Row extends Omit<v.InferInput<typeof User>, "createdAt"> {
 export default endpoint({
   method: "GET",
   caller: "user",
+  summary: "Returns the caller's profile.",
   answers: { 200: User },
   async handle({ user }) {
     const [row] = await query<Row>("me", "select id, email, username, created_at from profile.users where id = $1", [

@@ -16,7 +16,13 @@ interface Registered {
 export default endpoint({
   method: "POST",
   caller: "anyone",
-  body: v.object({ email: Email, password: Password, username: v.optional(v.nullable(Username)) }),
+  summary: "Creates a user, opens their account and sends a welcome notification.",
+  body: v.pipe(
+    v.object({ email: Email, password: Password, username: v.optional(v.nullable(Username)) }),
+    v.metadata({
+      examples: [{ email: "grace@example.com", password: "correct horse battery", username: "Grace" }],
+    }),
+  ),
   answers: { 201: User, 409: ["email-taken"] },
   async handle({ body, source, traceparent, publish }) {
     const [row] = await query<Registered>(

@@ -1,29 +1,48 @@
-/** What a user is, and what an email and a password must be. */
+/** The rules for a user, a username and a password. functions/kernel/email.ts has those for an email. */
 import * as v from "valibot";
 
 const PASSWORD_LENGTH_MIN = 8;
-export const PASSWORD_LENGTH_MAX = 128;
+const PASSWORD_LENGTH_MAX = 128;
 const USERNAME_LENGTH_MAX = 100;
 
-const passwordExpected = `must be ${PASSWORD_LENGTH_MIN} to ${PASSWORD_LENGTH_MAX} characters of well-formed Unicode`;
-/**
- * NIST SP 800-63B §5.1.1.2: a length, and no rules about what it is made of. But half a surrogate pair is no character: all
- * such halves are hashed alike.
- */
-export const Password = v.pipe(
-  v.string(passwordExpected),
-  v.minLength(PASSWORD_LENGTH_MIN, passwordExpected),
-  v.maxLength(PASSWORD_LENGTH_MAX, passwordExpected),
-  v.regex(/^\P{Cs}*$/u, passwordExpected),
+/** JSON Schema counts characters (code points), as people do; JavaScript's `length` counts UTF-16 units. */
+const charactersOf = (text: string) => [...text].length;
+/** Whether the text contains no half of a surrogate pair. Halves are hashed alike, and Postgres cannot store them. */
+const isWellFormed = (text: string) => !/\p{Cs}/u.test(text);
+
+const attemptExpected = `must be at most ${PASSWORD_LENGTH_MAX} characters`;
+/** A password that a login tries: any text. The rules for new passwords do not apply. */
+export const PasswordAttempt = v.pipe(
+  v.string("must be text"),
+  v.metadata({ maxLength: PASSWORD_LENGTH_MAX, format: "password", examples: ["correct horse battery"] }),
+  v.check((text) => charactersOf(text) <= PASSWORD_LENGTH_MAX, attemptExpected),
 );
 
-const usernameExpected = `must be 1 to ${USERNAME_LENGTH_MAX} characters, none of them a control character`;
-/** Cc: control characters, of which Postgres cannot keep NUL. Cs: half a surrogate pair, which it would keep as another. */
+const passwordExpected = `must be ${PASSWORD_LENGTH_MIN} to ${PASSWORD_LENGTH_MAX} characters of well-formed Unicode`;
+/** NIST SP 800-63B §5.1.1.2: a length, and no rules about the characters. */
+export const Password = v.pipe(
+  v.string(passwordExpected),
+  v.metadata({
+    description: "The characters are well-formed Unicode.",
+    minLength: PASSWORD_LENGTH_MIN,
+    maxLength: PASSWORD_LENGTH_MAX,
+    format: "password",
+    examples: ["correct horse battery"],
+  }),
+  v.check((text) => charactersOf(text) >= PASSWORD_LENGTH_MIN, passwordExpected),
+  v.check((text) => charactersOf(text) <= PASSWORD_LENGTH_MAX, passwordExpected),
+  v.check(isWellFormed, passwordExpected),
+);
+
+const usernameExpected = `must be 1 to ${USERNAME_LENGTH_MAX} characters without control characters`;
+/** Postgres cannot store NUL; the other control characters would break lines of logs and terminals. A text, because OpenAPI clients use it too. */
+const USERNAME_PATTERN = "^[^\\x00-\\x1f\\x7f-\\x9f]+$";
 export const Username = v.pipe(
   v.string(usernameExpected),
-  v.minLength(1, usernameExpected),
-  v.maxLength(USERNAME_LENGTH_MAX, usernameExpected),
-  v.regex(/^[^\p{Cc}\p{Cs}]*$/u, usernameExpected),
+  v.metadata({ minLength: 1, maxLength: USERNAME_LENGTH_MAX, examples: ["Ada"] }),
+  v.regex(new RegExp(USERNAME_PATTERN), usernameExpected),
+  v.check((text) => charactersOf(text) <= USERNAME_LENGTH_MAX, usernameExpected),
+  v.check(isWellFormed, usernameExpected),
 );
 
 /** A user as the API shows one. */

@@ -219,7 +219,7 @@ export async function manifests(): Promise<Map<string, string>> {
     if (itsSource !== undefined) files.set(`knative/sources/${fn.name}.yaml`, yaml([itsSource]));
   }
   files.set("knative/routes.yaml", yaml(routes(functions)));
-  files.set("docs/openapi.json", json(await openApi(functions, [`http://${HOST}`, "http://localhost:8080"])));
+  files.set("docs/openapi.json", json(openApi(functions, [`http://${HOST}`, "http://localhost:8080"])));
   for (const [name, schema] of eventSchemas(functions)) files.set(`docs/events/${name}.schema.json`, json(schema));
   return files;
 }

@@ -3,8 +3,11 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import addFormats from "ajv-formats";
+import * as fc from "fast-check";
 import { importJWK, SignJWT } from "jose";
+import * as v from "valibot";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { Amount } from "#kernel/money";
 import { type ProblemCode, statusOf, titleOf } from "#kernel/problem";
 import { REQUEST_BODY_BYTES_MAX } from "#kernel/settings";
 import { findFunctions, ROOT } from "../project/functions.ts";
@@ -15,8 +18,26 @@ interface Response {
   headers?: Record<string, { required?: boolean }>;
   content: Record<string, { schema: object }>;
 }
+interface Parameter {
+  name: string;
+  in: string;
+  example?: unknown;
+  description?: string;
+  schema: object;
+}
+interface Operation {
+  summary: string;
+  description: string;
+  tags: string[];
+  security: object[];
+  parameters?: Parameter[];
+  requestBody?: { content: { "application/json": { schema: object; example?: unknown } } };
+  responses: Record<string, Response>;
+}
 interface Document {
-  paths: Record<string, Record<string, { responses: Record<string, Response> }>>;
+  info: { license?: object };
+  tags: { name: string }[];
+  paths: Record<string, Record<string, Operation>>;
 }
 
 const endpoints = (await findFunctions()).flatMap((fn) => (fn.kind === "endpoint" ? [fn] : []));
@@ -123,6 +144,88 @@ async function requests(): Promise<Call[]> {
     ]),
   ];
 }
+
+/** Every operation of the document, with its method and path. */
+const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
+  Object.entries(methods).map(([method, operation]) => ({ ...operation, path, method: method.toUpperCase() })),
+);
+
+describe("the document", () => {
+  it("has patterns that every dialect of regular expressions reads alike", () => {
+    const patterns: string[] = [];
+    JSON.stringify(document, (key, value) => {
+      if (key === "pattern" && typeof value === "string") patterns.push(value);
+      return value;
+    });
+    expect(patterns.length).toBeGreaterThan(5);
+    for (const pattern of patterns) {
+      expect(pattern).toMatch(/^\^.*\$$/s);
+      expect(() => new RegExp(pattern)).not.toThrow();
+      // RE2 and Rust know no lookaround and no backreference; Python knows no \\p; only ECMAScript knows \\u0000.
+      expect(pattern).not.toMatch(/\\[pPu1-9]|\(\?[=!<]/);
+    }
+  });
+
+  it.each(operations)("describes $method $path for people and for linters", (operation) => {
+    const { caller } = endpoints.find(({ path }) => path === operation.path)?.description ?? {};
+    expect(operation.security).toEqual(caller === "user" ? [{ token: [] }] : []);
+    const tags = document.tags.map(({ name }) => name);
+    for (const tag of operation.tags) expect(tags).toContain(tag);
+    expect(operation.summary).toMatch(/^[A-Z][a-z]+s /);
+    expect(operation.description).toMatch(/\.$/);
+    for (const { description } of operation.parameters ?? []) expect(description).toMatch(/\.$/);
+  });
+
+  it("names its licence", () => expect(document.info.license).toEqual({ name: "MIT", identifier: "MIT" }));
+
+  it("has numbers where the server reads numbers", () => {
+    const types = new Map(
+      operations.flatMap(({ parameters = [] }) =>
+        parameters.map(({ name, schema }) => [name, (schema as { type: string }).type] as const),
+      ),
+    );
+    expect([types.get("money"), types.get("idSubscription"), types.get("limit")]).toEqual([
+      "number",
+      "integer",
+      "integer",
+    ]);
+  });
+
+  it("has amounts that the server accepts, and no others", () => {
+    const { schema } = document.paths["/order/create"]?.post?.requestBody?.content["application/json"] ?? {};
+    const { price } = (schema as { properties: { price: { pattern: string } } }).properties;
+    const text = fc.oneof(
+      fc.stringMatching(new RegExp(price.pattern)),
+      fc.stringMatching(/^[-+ 0-9.,eE]{0,12}$/),
+      fc.constantFrom("0", "0.00", "0.01", "1000000000", "1000000000.00", "1000000000.01", "01", "1.", ".5"),
+    );
+    const validate = ajv.compile(price);
+    fc.assert(fc.property(text, (amount) => v.safeParse(Amount, amount).success === validate(amount)));
+    const cents = fc.integer({ min: 1, max: 1e11 });
+    fc.assert(fc.property(cents, (n) => v.safeParse(Amount, JSON.stringify(n / 100)).success));
+    for (const number of [0, -1, 1e9 + 1]) expect([number, validate(number)]).toEqual([number, false]);
+  });
+
+  it("has an example of each parameter and body; it matches its schema, and the server accepts it", async () => {
+    // The user whom the examples log in.
+    const login = document.paths["/profile/login"]?.post?.requestBody?.content["application/json"].example;
+    expect((await call(lotus, "POST /profile/register", { body: login })).status).toBe(201);
+    const { token } = (await call(lotus, "POST /profile/login", { body: login })).body;
+    for (const { path, method, parameters = [], requestBody } of operations) {
+      const search = new URLSearchParams();
+      const headers: Record<string, string> = {};
+      for (const { name, in: place, example, schema } of parameters) {
+        expect([path, name, ajv.validate(schema, example)]).toEqual([path, name, true]);
+        if (place === "query") search.set(name, String(example));
+        else headers[name] = String(example);
+      }
+      const body = requestBody?.content["application/json"];
+      if (body !== undefined) expect([path, ajv.validate(body.schema, body.example)]).toEqual([path, true]);
+      const answer = await call(lotus, `${method} ${path}?${search}`, { token, headers, body: body?.example });
+      expect([path, answer.status < 300, answer.body]).toEqual([path, true, answer.body]);
+    }
+  });
+});
 
 describe("the API", () => {
   it("answers what docs/openapi.json says, and docs/openapi.json says nothing that is not answered", async () => {

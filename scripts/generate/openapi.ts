@@ -1,7 +1,5 @@
 /** The API as OpenAPI 3.1 and the events as JSON Schema, from the functions' own valibot schemas. */
-import { readFile } from "node:fs/promises";
 import { STATUS_CODES } from "node:http";
-import { join } from "node:path";
 import { type JsonSchema, toJsonSchema } from "@valibot/to-json-schema";
 import type * as v from "valibot";
 import type { Endpoint } from "#kernel/endpoint";
@@ -10,14 +8,17 @@ import {
   CURSOR_LENGTH_MAX,
   IDEMPOTENCY_KEY_DAYS,
   IDEMPOTENCY_KEY_LENGTH_MAX,
+  IDEMPOTENCY_KEY_PATTERN,
   PAGE_ROWS_DEFAULT,
   PAGE_ROWS_MAX,
 } from "#kernel/settings";
-import { type LotusFunction, ROOT } from "../project/functions.ts";
+import type { LotusFunction } from "../project/functions.ts";
 
 type Schema = v.GenericSchema;
 
-/** What a client may send: the side of a schema before its transformations. */
+const NIL = "00000000-0000-0000-0000-000000000000";
+
+/** Returns the JSON Schema of a request: the side of the schema before its transformations. */
 function toJson(schema: Schema): JsonSchema {
   const { $schema: _, ...rest } = toJsonSchema(schema as never, {
     typeMode: "input",
@@ -27,10 +28,10 @@ function toJson(schema: Schema): JsonSchema {
   return rest;
 }
 
-/** Schemas that have a title, by it: said once, among the components. */
+/** Schemas with a title, by title. The document contains each once, among the components. */
 type Components = Record<string, JsonSchema>;
 
-/** The schema with a reference in the place of each that has a title. */
+/** Returns the schema with a reference in place of each schema that has a title. */
 function referring(schema: JsonSchema, components: Components): JsonSchema {
   const text = JSON.stringify(schema, (_, value: JsonSchema | null) => {
     if (typeof value?.title !== "string") return value;
@@ -44,9 +45,9 @@ function referring(schema: JsonSchema, components: Components): JsonSchema {
   return JSON.parse(text) as JsonSchema;
 }
 
-/** Refusals that the kernel gives for an endpoint of this kind, besides the endpoint's own. */
+/** Returns the refusals that the kernel adds to the endpoint's own. */
 function commonRefusals({ method, caller, body, idempotent }: Endpoint): ProblemCode[] {
-  // A repeated query parameter is invalid wherever it is sent.
+  // Every endpoint refuses a repeated query parameter.
   const codes: ProblemCode[] = ["invalid-request", "method-not-allowed", "internal", "unavailable"];
   if (caller === "user") codes.push("unauthenticated");
   if (body) codes.push("malformed-body", "unsupported-media-type");
@@ -55,10 +56,10 @@ function commonRefusals({ method, caller, body, idempotent }: Endpoint): Problem
   return codes;
 }
 
-/** Headers of a refusal: a client may rely on those that are required. */
+/** Headers of a refusal. A refusal always has the required ones. */
 const REFUSAL_HEADERS: Readonly<Record<number, object>> = {
   401: { "WWW-Authenticate": { required: true, description: "RFC 6750", schema: { type: "string" } } },
-  405: { Allow: { required: true, description: "The methods that are taken.", schema: { type: "string" } } },
+  405: { Allow: { required: true, description: "The accepted methods.", schema: { type: "string" } } },
   429: { "Retry-After": { required: true, description: "Seconds to wait.", schema: { type: "integer" } } },
   503: { "Retry-After": { description: "Seconds to wait; with `unavailable`.", schema: { type: "integer" } } },
 };
@@ -84,7 +85,7 @@ function responses(description: Endpoint, components: Components): Record<string
     .map(([status, schema]) => [
       status,
       {
-        description: description.page ? "One page. The link header names the next one." : STATUS_CODES[status],
+        description: description.page ? "One page. The `Link` header names the next one." : STATUS_CODES[status],
         ...(description.page && {
           headers: { Link: { description: 'rel="next" (RFC 8288)', schema: { type: "string" } } },
         }),
@@ -94,55 +95,94 @@ function responses(description: Endpoint, components: Components): Record<string
   return Object.fromEntries([...successes, ...refusals].sort(([a], [b]) => String(a).localeCompare(String(b))));
 }
 
-function parameters({ query, page, idempotent }: Endpoint): object[] {
+/**
+ * Returns a value that the server accepts: the schema's first example, or an object of its properties' examples.
+ * @throws when a required field has no example: an imported Postman collection would fail
+ */
+function exampleOf(schema: JsonSchema, where: string): unknown {
+  const [example] = schema.examples ?? [];
+  if (example !== undefined) return example;
+  if (schema.anyOf !== undefined) return exampleOf(schema.anyOf[0] as JsonSchema, where);
+  if (schema.type !== "object") throw new Error(`${where} needs an example: v.metadata({ examples: [...] }).`);
+  const fields = Object.entries(schema.properties ?? {});
+  return Object.fromEntries(fields.map(([name, field]) => [name, exampleOf(field as JsonSchema, `${where}.${name}`)]));
+}
+
+/** A cursor that the server accepts: a position behind the last row, which is followed by an empty page. */
+function exampleCursor(page: Schema): string {
+  const { prefixItems = [] } = toJson(page);
+  const position = prefixItems.map((item) => ((item as JsonSchema).type === "string" ? NIL : 1));
+  return Buffer.from(JSON.stringify(position)).toString("base64url");
+}
+
+function parameters({ name: operationId, description: { query, page, idempotent } }: FoundEndpoint): object[] {
   const list: object[] = [];
   const fields = query === undefined ? undefined : toJson(query);
+  const examples = fields === undefined ? {} : (exampleOf(fields, operationId) as Record<string, unknown>);
   for (const [name, schema] of Object.entries(fields?.properties ?? {})) {
-    list.push({ name, in: "query", required: fields?.required?.includes(name) ?? false, schema });
+    const { description, examples: _, ...rest } = schema as JsonSchema;
+    const required = fields?.required?.includes(name) ?? false;
+    list.push({ name, in: "query", required, description, example: examples[name], schema: rest });
   }
   if (page) {
     const limit = { type: "integer", minimum: 1, maximum: PAGE_ROWS_MAX, default: PAGE_ROWS_DEFAULT };
-    list.push({ name: "limit", in: "query", schema: limit });
-    const cursor = { type: "string", maxLength: CURSOR_LENGTH_MAX };
-    list.push({ name: "cursor", in: "query", description: "From the next link; opaque.", schema: cursor });
+    list.push({
+      name: "limit",
+      in: "query",
+      description: "Rows of a page.",
+      example: PAGE_ROWS_DEFAULT,
+      schema: limit,
+    });
+    list.push({
+      name: "cursor",
+      in: "query",
+      description: "The cursor of a next link, unchanged. Leave it out for the first page.",
+      example: exampleCursor(page),
+      schema: { type: "string", minLength: 1, maxLength: CURSOR_LENGTH_MAX, pattern: "^[A-Za-z0-9_-]+$" },
+    });
   }
   if (idempotent) {
-    const description = `The same key and request gives the first answer again; the same key with another request is 422. A key is kept for ${IDEMPOTENCY_KEY_DAYS} days.`;
-    const schema = { type: "string", minLength: 1, maxLength: IDEMPOTENCY_KEY_LENGTH_MAX };
-    list.push({ name: "Idempotency-Key", in: "header", description, schema });
+    list.push({
+      name: "Idempotency-Key",
+      in: "header",
+      description: `A name for this request, new for each intent. The same key with the same request returns the first answer again; with another request it is refused with 422. A key is kept for ${IDEMPOTENCY_KEY_DAYS} days.`,
+      example: `${operationId}-1`,
+      schema: {
+        type: "string",
+        minLength: 1,
+        maxLength: IDEMPOTENCY_KEY_LENGTH_MAX,
+        pattern: IDEMPOTENCY_KEY_PATTERN,
+      },
+    });
   }
   return list;
 }
 
-/**
- * What an endpoint does: the sentence that its file begins with.
- * @throws when the file begins with another method or path than its own
- */
-async function summaryOf(file: string, method: string, path: string): Promise<string> {
-  const [header = ""] = (await readFile(join(ROOT, file), "utf8")).split("\n", 1);
-  const [, said, summary] = /^\/\*\* ([A-Z]+ [a-z/-]+)\S*(?: \{.*\}\.)? (.+) \*\/$/.exec(header) ?? [];
-  const call = `${method} ${path}`;
-  if (said !== call || summary === undefined)
-    throw new Error(`${file} must begin with a line such as: /** ${call}. What it does. */`);
-  return summary;
-}
-
 type FoundEndpoint = Extract<LotusFunction, { kind: "endpoint" }>;
 
-async function operation(
-  { file, name, path, service, description }: FoundEndpoint,
-  components: Components,
-): Promise<object> {
-  const listed = parameters(description);
+function requestBody(name: string, body: Schema): object {
+  const schema = toJson(body);
+  const example = exampleOf(schema, name);
+  return { required: true, content: { "application/json": { schema, example } } };
+}
+
+function operation(fn: FoundEndpoint, components: Components): object {
+  const { name, service, description } = fn;
+  const listed = parameters(fn);
+  const notes = [
+    description.description,
+    description.caller === "user" && "The caller needs a token of `POST /profile/login`.",
+    description.page && "The `Link` header of the answer names the next page.",
+    description.idempotent && "Send an `Idempotency-Key` to repeat the request safely.",
+  ];
   return {
     operationId: name,
-    summary: await summaryOf(file, description.method, path),
+    summary: description.summary.replace(/\.$/, ""),
+    description: [description.summary, ...notes].filter(Boolean).join(" "),
     tags: [service],
-    ...(description.caller === "user" && { security: [{ token: [] }] }),
+    security: description.caller === "user" ? [{ token: [] }] : [],
     ...(listed.length > 0 && { parameters: listed }),
-    ...(description.body && {
-      requestBody: { required: true, content: { "application/json": { schema: toJson(description.body) } } },
-    }),
+    ...(description.body && { requestBody: requestBody(name, description.body) }),
     responses: responses(description, components),
   };
 }
@@ -157,9 +197,9 @@ const PROBLEM: object = {
     status: { type: "integer" },
     code: { enum: PROBLEM_CODES },
     detail: { type: "string" },
-    balance: { type: "number", description: "Of the caller's account, where money was asked for." },
+    balance: { type: "number", description: "The balance of the caller's account, in refusals about money." },
     order: { $ref: "#/components/schemas/Order", description: "The order that was refused." },
-    traceId: { type: "string", description: "Of an `internal` error: what its log lines are found by." },
+    traceId: { type: "string", description: "The trace of an `internal` error. Its log lines carry the same id." },
     errors: {
       type: "array",
       items: { type: "object", properties: { field: { type: "string" }, detail: { type: "string" } } },
@@ -167,18 +207,41 @@ const PROBLEM: object = {
   },
 };
 
-/** The whole API. The first server is the one of a cluster, the second that of `npm start`. */
-export async function openApi(functions: readonly LotusFunction[], servers: readonly string[]): Promise<object> {
+/** Describes a service in the document: its endpoints have the tag of its name. */
+const TAGS: Readonly<Record<string, string>> = {
+  billing: "The ledger: balances, deposits, withdrawals and transfers.",
+  notification: "What Lotus has reported to a user.",
+  order: "Subscriptions and orders.",
+  profile: "Users, logins and the keys that verify tokens.",
+};
+
+function tagOf(service: string): object {
+  const description = TAGS[service];
+  if (description === undefined)
+    throw new Error(`The service ${service} needs a description in TAGS, in scripts/generate/openapi.ts.`);
+  return { name: service, description };
+}
+
+/** Returns the whole API. The first server is the one of a cluster, the second that of `npm start`. */
+export function openApi(functions: readonly LotusFunction[], servers: readonly string[]): object {
   const components: Components = {};
   const paths: Record<string, object> = {};
+  const services = new Set<string>();
   for (const fn of functions) {
     if (fn.kind !== "endpoint") continue;
-    paths[fn.path] = { [fn.description.method.toLowerCase()]: await operation(fn, components) };
+    services.add(fn.service);
+    paths[fn.path] = { [fn.description.method.toLowerCase()]: operation(fn, components) };
   }
   return {
     openapi: "3.1.0",
-    info: { title: "Lotus", version: "1", description: "Profiles, a billing ledger, orders and notifications." },
+    info: {
+      title: "Lotus",
+      version: "1",
+      description: "Profiles, a billing ledger, orders and notifications.",
+      license: { name: "MIT", identifier: "MIT" },
+    },
     servers: servers.map((url) => ({ url })),
+    tags: [...services].map(tagOf),
     paths,
     components: {
       schemas: { ...components, Problem: PROBLEM },
