@@ -1,0 +1,443 @@
+/**
+ * Decides from a history and the database whether Lotus kept its promises. The checker imports nothing from functions/: it has its
+ * own idea of what each operation must leave behind.
+ */
+import type { Client } from "pg";
+import type { Entry } from "./history.ts";
+
+/** After a fault has ended Lotus may answer 5xx for this long: connections and processes come back. */
+export const RECOVERY_MILLISECONDS_MAX = 10_000;
+
+/** One promise that did not hold. */
+export interface Violation {
+  /** I1 to I8, or `5xx`, `reads`. */
+  readonly invariant: string;
+  readonly sentence: string;
+  readonly user?: string;
+}
+
+export interface Verdict {
+  readonly violations: readonly Violation[];
+  /** How many things of each kind were checked. */
+  readonly checked: Readonly<Record<string, number>>;
+}
+
+interface Operation {
+  readonly f: string;
+  readonly process: number;
+  readonly user: string;
+  readonly value: Readonly<Record<string, unknown>>;
+  readonly type: "ok" | "fail" | "info";
+  readonly result: Readonly<Record<string, unknown>>;
+  readonly began: number;
+  readonly ended: number;
+}
+
+interface TransferRow {
+  id: string;
+  kind: string;
+  amount: number;
+  reference: string | null;
+  debit_user: string | null;
+  credit_user: string | null;
+}
+interface EntryRow {
+  account_id: string;
+  number: number;
+  transfer_id: string;
+  amount: number;
+  balance_after: number;
+}
+interface OrderRow {
+  id: string;
+  user_id: string;
+  price: number;
+  status: string;
+}
+
+/** Each operation that moves money, with the kind of its transfer. */
+const KIND: Readonly<Record<string, string>> = {
+  deposit: "deposit",
+  withdraw: "withdrawal",
+  transfer: "transfer",
+  "create-order": "charge",
+  refund: "refund",
+};
+
+/** The beginning of the message about an operation that was done, and of one that was refused. */
+const DONE: Readonly<Record<string, string>> = {
+  deposit: "Hello! You add money",
+  withdrawal: "Hello! You withdraw money",
+  charge: "Hello! You pay for order",
+};
+const REFUSED: Readonly<Record<string, string>> = {
+  deposit: "Hello! You cannot add money",
+  withdraw: "Hello! You cannot withdraw money",
+  "create-order": "Hello! You cannot pay for order",
+};
+
+const euros = (cents: number) => String(cents / 100);
+
+/** Pairs each `invoke` with the outcome of the same process. A call without an outcome is unknown. */
+export function operationsOf(history: readonly Entry[]): Operation[] {
+  const open = new Map<number, Entry>();
+  const operations: Operation[] = [];
+  const close = (invoke: Entry, type: Operation["type"], result: Entry["value"], ended: number) =>
+    operations.push({
+      f: invoke.f,
+      process: invoke.process as number,
+      user: String(invoke.value.user ?? ""),
+      value: invoke.value,
+      type,
+      result,
+      began: invoke.time,
+      ended,
+    });
+  for (const entry of history) {
+    if (entry.process === "nemesis") continue;
+    if (entry.type === "invoke") {
+      open.set(entry.process, entry);
+      continue;
+    }
+    const invoke = open.get(entry.process);
+    if (invoke === undefined || invoke.f !== entry.f) continue;
+    open.delete(entry.process);
+    close(invoke, entry.type, entry.value, entry.time);
+  }
+  for (const invoke of open.values()) close(invoke, "info", {}, Number.POSITIVE_INFINITY);
+  return operations;
+}
+
+/** The times, in nanoseconds, in which a fault was active or Lotus was still recovering. */
+function disturbedTimes(history: readonly Entry[]): { from: number; to: number }[] {
+  const times: { from: number; to: number; name: string }[] = [];
+  for (const { process, type, f, time } of history) {
+    if (process !== "nemesis") continue;
+    if (type === "invoke") times.push({ from: time, to: Number.POSITIVE_INFINITY, name: f });
+    else {
+      const begun = times.findLast(({ name, to }) => name === f && to === Number.POSITIVE_INFINITY);
+      if (begun !== undefined) begun.to = time + RECOVERY_MILLISECONDS_MAX * 1e6;
+    }
+  }
+  return times;
+}
+
+async function rows<Row>(database: Client, text: string): Promise<Row[]> {
+  const { rows: read } = await database.query(text);
+  return read.map((row: Record<string, unknown>) =>
+    Object.fromEntries(
+      Object.entries(row).map(([name, value]) => [
+        name,
+        typeof value === "string" && /^-?\d{1,15}$/.test(value) ? Number(value) : value,
+      ]),
+    ),
+  ) as Row[];
+}
+
+/**
+ * Checks a run that has come to rest.
+ * @param database connected as the owner
+ * @param settledMilliseconds how long the outbox needed to drain after the last fault had ended
+ * @param poison the number of poison events that the faults injected
+ */
+export async function check(
+  history: readonly Entry[],
+  database: Client,
+  settledMilliseconds: number,
+  poison: number,
+  settleMillisecondsMax: number,
+): Promise<Verdict> {
+  const violations: Violation[] = [];
+  const checked: Record<string, number> = {};
+  const count = (what: string, number = 1) => {
+    checked[what] = (checked[what] ?? 0) + number;
+  };
+  const violate = (invariant: string, sentence: string, user?: string) =>
+    violations.push({ invariant, sentence, ...(user !== undefined && { user }) });
+
+  const operations = operationsOf(history);
+  const accounts = await rows<{ id: string; kind: string; balance: number; entries: number }>(
+    database,
+    "select id, kind, balance, entries from billing.accounts",
+  );
+  const transfers = await rows<TransferRow>(
+    database,
+    `select t.id, t.kind, t.amount, t.reference, case d.kind when 'user' then d.id end as debit_user,
+      case c.kind when 'user' then c.id end as credit_user
+     from billing.transfers t left join billing.accounts d on d.id = t.debit_account
+     left join billing.accounts c on c.id = t.credit_account`,
+  );
+  const entries = await rows<EntryRow>(
+    database,
+    "select account_id, number, transfer_id, amount, balance_after from billing.entries order by account_id, number",
+  );
+  const orders = await rows<OrderRow>(database, 'select id, user_id, price, status from "order".orders');
+  const users = await rows<{ id: string }>(database, "select id from profile.users");
+  const notifications = await rows<{ user_id: string; message: string }>(
+    database,
+    "select user_id, message from notification.notifications",
+  );
+  const [waiting] = await rows<{ outbox: number; dead: number }>(
+    database,
+    "select (select count(*) from events.outbox) as outbox, (select count(*) from events.dead_letters) as dead",
+  );
+
+  // I1: each account's entries add up to its balance, which is not negative.
+  const entriesOf = groupBy(entries, ({ account_id }) => account_id);
+  for (const { id, kind, balance, entries: last } of accounts) {
+    if (kind !== "user") continue;
+    count("accounts");
+    if (balance < 0) violate("I1", `The balance of account ${id} is ${euros(balance)}.`, id);
+    let sum = 0;
+    for (const [index, entry] of (entriesOf.get(id) ?? []).entries()) {
+      sum += entry.amount;
+      if (entry.number !== index + 1)
+        violate("I1", `Entry ${index + 1} of account ${id} has the number ${entry.number}.`, id);
+      if (entry.balance_after !== sum || sum < 0)
+        violate(
+          "I1",
+          `Entry ${entry.number} of account ${id} says ${euros(entry.balance_after)} after it; the entries make ${euros(sum)}.`,
+          id,
+        );
+    }
+    if (sum !== balance)
+      violate("I1", `Account ${id} has the balance ${euros(balance)}; its entries make ${euros(sum)}.`, id);
+    if ((entriesOf.get(id)?.length ?? 0) !== last)
+      violate("I1", `Account ${id} says that it has ${last} entries; there are ${entriesOf.get(id)?.length ?? 0}.`, id);
+  }
+
+  // I2: all balances together are 0, and each transfer has its entries.
+  const total = accounts.reduce((sum, { balance }) => sum + balance, 0);
+  if (total !== 0) violate("I2", `All balances together are ${euros(total)}, not 0.`);
+  const entriesOfTransfer = groupBy(entries, ({ transfer_id }) => transfer_id);
+  for (const transfer of transfers) {
+    count("transfers");
+    const own = entriesOfTransfer.get(transfer.id) ?? [];
+    for (const [user, amount] of [
+      [transfer.debit_user, -transfer.amount],
+      [transfer.credit_user, transfer.amount],
+    ] as const) {
+      const found = own.filter((entry) => entry.account_id === user);
+      if (user !== null && (found.length !== 1 || found[0]?.amount !== amount))
+        violate(
+          "I2",
+          `The ${transfer.kind} ${transfer.id} of ${euros(transfer.amount)} has ${found.length} entries for account ${user}.`,
+          user,
+        );
+    }
+  }
+
+  // I2, from the clients' side: each acknowledged movement happened once, each refused one did not, each unknown one at most once.
+  const movementsOf = groupBy(
+    transfers,
+    ({ kind, amount, debit_user, credit_user }) =>
+      `${kind}/${kind === "deposit" || kind === "refund" ? credit_user : debit_user}/${amount}`,
+  );
+  const explained = new Set<string>();
+  for (const { f, user, value, type, result } of operations) {
+    const kind = KIND[f];
+    if (kind === undefined) continue;
+    count("movements");
+    const key = `${kind}/${user}/${value.amount}`;
+    const found = (movementsOf.get(key) ?? []).filter(({ reference }) => f !== "refund" || reference === value.orderId);
+    for (const { id } of found) explained.add(id);
+    const most = type === "fail" ? 0 : 1;
+    const least = type === "ok" ? 1 : 0;
+    if (found.length > most || found.length < least)
+      violate(
+        "I2",
+        `The ${f} of ${euros(Number(value.amount))} by user ${user} was answered ${result.status ?? "not at all"}; the ledger has ${found.length} transfers of it.`,
+        user,
+      );
+    const unknownKeyed = type === "info" && value.key !== undefined;
+    if (unknownKeyed) count("unknown outcomes with a key");
+    else if (type === "info") count("unknown outcomes without a key");
+  }
+  for (const { id, kind, amount, debit_user, credit_user } of transfers)
+    if (!explained.has(id))
+      violate(
+        "I2",
+        `No client asked for the ${kind} ${id} of ${euros(amount)}.`,
+        debit_user ?? credit_user ?? undefined,
+      );
+
+  // I3: a paid order has one charge, a refused one none, a refunded one a charge and a refund.
+  const referencesOf = groupBy(transfers, ({ kind, reference }) => `${kind}/${reference}`);
+  for (const { id, user_id, price, status } of orders) {
+    count("orders");
+    const charges = referencesOf.get(`charge/${id}`) ?? [];
+    const refunds = referencesOf.get(`refund/${id}`) ?? [];
+    const expected = status === "refused" ? [0, 0] : status === "paid" ? [1, 0] : [1, 1];
+    if (charges.length !== expected[0] || refunds.length !== expected[1])
+      violate(
+        "I3",
+        `The order ${id} (${status}) has ${charges.length} charges and ${refunds.length} refunds.`,
+        user_id,
+      );
+    for (const { amount, debit_user, credit_user } of [...charges, ...refunds])
+      if (amount !== price || (debit_user ?? credit_user) !== user_id)
+        violate(
+          "I3",
+          `The order ${id} of ${euros(price)} has a transfer of ${euros(amount)} of account ${debit_user ?? credit_user}.`,
+          user_id,
+        );
+  }
+  const orderIds = new Set(orders.map(({ id }) => id));
+  for (const { kind, reference, debit_user } of transfers)
+    if (kind === "charge" && !orderIds.has(reference ?? ""))
+      violate("I3", `A charge names the order ${reference}, which does not exist.`, debit_user ?? undefined);
+
+  // I4: each outcome has exactly one notification.
+  const messagesOf = groupBy(
+    notifications,
+    ({ user_id, message }) => `${user_id}/${message.replace(/\. You balance.*/, "")}`,
+  );
+  const expectOne = (user: string, message: string, least = 1) => {
+    const number = messagesOf.get(`${user}/${message}`)?.length ?? 0;
+    count("notifications");
+    if (number > 1 || number < least) violate("I4", `User ${user} has ${number} notifications "${message} …".`, user);
+  };
+  for (const { id } of users) expectOne(id, "Hello! You are welcome. Your account is open");
+  for (const { kind, amount, debit_user, credit_user } of transfers) {
+    const beginning = DONE[kind];
+    const word = kind === "charge" ? "Order cost amount" : "Amount";
+    const object = kind === "deposit" ? " to account" : kind === "withdrawal" ? " from account" : "";
+    const user = debit_user ?? credit_user;
+    if (beginning !== undefined && user !== null) expectOne(user, `${beginning}${object}. ${word} ${euros(amount)}`);
+  }
+  for (const { f, user, value, type, result } of operations) {
+    const beginning = REFUSED[f];
+    if (beginning === undefined || type === "ok" || (type === "fail" && result.code !== "insufficient-funds")) continue;
+    const word = f === "create-order" ? "Order cost amount" : "Amount";
+    const object = f === "deposit" ? " to account" : f === "withdraw" ? " from account" : "";
+    expectOne(user, `${beginning}${object}. ${word} ${euros(Number(value.amount))}`, type === "fail" ? 1 : 0);
+  }
+
+  // I5: a repeated key returns the same answer.
+  for (const { f, type, value } of history) {
+    if (f !== "repeat" || type !== "ok") continue;
+    count("repeated keys");
+    if (value.equal !== true)
+      violate(
+        "I5",
+        `The key ${value.key} of a ${value.of} was answered ${JSON.stringify(value.first)}, then ${JSON.stringify(value.again)}.`,
+        String(value.user),
+      );
+  }
+
+  // I6: each registered user has one account.
+  const open = groupBy(accounts, ({ id }) => id);
+  for (const { id } of users) {
+    count("users");
+    const number = (open.get(id) ?? []).filter(({ kind }) => kind === "user").length;
+    if (number !== 1) violate("I6", `User ${id} has ${number} accounts.`, id);
+  }
+  const known = new Set(users.map(({ id }) => id));
+  for (const { id, kind } of accounts)
+    if (kind === "user" && !known.has(id)) violate("I6", `The account ${id} has no user.`, id);
+
+  // I7: the outbox is empty, and the dead letters contain only injected poison.
+  if ((waiting?.outbox ?? 0) > 0) violate("I7", `The outbox has ${waiting?.outbox} rows at the end.`);
+  if ((waiting?.dead ?? 0) !== poison)
+    violate("I7", `There are ${waiting?.dead} dead letters; the faults injected ${poison} poison events.`);
+
+  // I8: all of this within seconds of the last fault.
+  if (settledMilliseconds > settleMillisecondsMax)
+    violate(
+      "I8",
+      `The outbox drained ${Math.round(settledMilliseconds / 1000)} s after the last fault; at most ${settleMillisecondsMax / 1000} s are allowed.`,
+    );
+
+  checkReads(operations, entries, transfers, violate, count);
+  checkAnswers(history, violate, count);
+  return { violations, checked };
+}
+
+/** Groups values by a key. (`Map.groupBy` needs Node 21.) */
+function groupBy<T>(values: readonly T[], keyOf: (value: T) => string): Map<string, T[]> {
+  const groups = new Map<string, T[]>();
+  for (const value of values) {
+    const key = keyOf(value);
+    const group = groups.get(key);
+    if (group === undefined) groups.set(key, [value]);
+    else group.push(value);
+  }
+  return groups;
+}
+
+/** A balance that a client read existed at that moment, and a client's reads never go back. */
+function checkReads(
+  operations: readonly Operation[],
+  entries: readonly EntryRow[],
+  transfers: readonly TransferRow[],
+  violate: (invariant: string, sentence: string, user?: string) => void,
+  count: (what: string) => void,
+): void {
+  const entriesOf = groupBy(entries, ({ account_id }) => account_id);
+  const numberOf = new Map(
+    entries.map(({ account_id, transfer_id, number }) => [`${account_id}/${transfer_id}`, number]),
+  );
+  const transferOf = groupBy(
+    transfers,
+    ({ kind, amount, debit_user, credit_user }) =>
+      `${kind}/${kind === "deposit" || kind === "refund" ? credit_user : debit_user}/${amount}`,
+  );
+  const reached = new Map<string, number>();
+  for (const { f, user, value, type, result } of [...operations].sort((a, b) => a.began - b.began)) {
+    if (type === "info") continue;
+    if (f === "read-notification") {
+      count("reads of own notifications");
+      if (result.found !== true)
+        violate(
+          "I4",
+          `User ${user} did not see the notification of ${euros(Number(value.amount))} after the answer.`,
+          user,
+        );
+      continue;
+    }
+    const own = transferOf.get(`${KIND[f]}/${user}/${value.amount}`)?.[0];
+    const number = own === undefined ? undefined : numberOf.get(`${user}/${own.id}`);
+    if (type === "ok" && number !== undefined) reached.set(user, Math.max(reached.get(user) ?? 0, number));
+    if (f !== "read-balance" || type !== "ok" || typeof result.balance !== "number") continue;
+    count("reads of balances");
+    const cents = Math.round(result.balance * 100);
+    const least = reached.get(user) ?? 0;
+    const possible = [{ number: 0, balance_after: 0 }, ...(entriesOf.get(user) ?? [])].find(
+      (entry) => entry.number >= least && entry.balance_after === cents,
+    );
+    if (possible === undefined)
+      violate(
+        "reads",
+        `User ${user} read the balance ${euros(cents)}, which the account did not have after its entry ${least}.`,
+        user,
+      );
+    else reached.set(user, possible.number);
+  }
+}
+
+/** Without a fault there is no 5xx, and a function answers. */
+function checkAnswers(
+  history: readonly Entry[],
+  violate: (invariant: string, sentence: string, user?: string) => void,
+  count: (what: string) => void,
+): void {
+  const disturbed = disturbedTimes(history);
+  for (const { value, f } of history) {
+    if (!Array.isArray(value.attempts)) continue;
+    for (const { status, time, milliseconds } of value.attempts as {
+      status: number;
+      time: number;
+      milliseconds: number;
+    }[]) {
+      count("answers");
+      if (status !== 0 && status < 500) continue;
+      const began = time - milliseconds * 1e6;
+      if (disturbed.some(({ from, to }) => from <= time && to >= began)) continue;
+      violate(
+        "5xx",
+        `A ${f} was answered ${status === 0 ? "not at all" : status} at ${(time / 1e9).toFixed(1)} s, when no fault was active.`,
+        String(value.user ?? ""),
+      );
+    }
+  }
+}
