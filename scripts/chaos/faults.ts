@@ -13,7 +13,7 @@ const CONNECT_MILLISECONDS_MAX = 5_000;
 export interface Target {
   readonly lotus: Lotus;
   readonly proxy: PostgresProxy;
-  /** The URL of Postgres itself, without the proxy, as a superuser or as the owner. */
+  /** The URL of Postgres itself, without the proxy, as its superuser. */
   readonly directUrl: string;
   readonly random: Random;
   /** The server process. It changes when a fault replaces the server. */

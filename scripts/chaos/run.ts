@@ -1,5 +1,5 @@
 /** One chaos run on a Lotus that it starts itself: load, faults, heal, settle, check. */
-import { mkdir } from "node:fs/promises";
+import { mkdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
@@ -36,6 +36,14 @@ export interface ChaosOptions {
   onProgress(line: string): void;
   /** Ends the run early; it heals, settles and checks all the same. */
   readonly interrupted: AbortSignal;
+}
+
+/** The superuser of the local Postgres: some faults need more than the owner may do. */
+async function superuserUrl(postgresFolder: string, ownerUrl: string): Promise<string> {
+  const { superuser } = JSON.parse(await readFile(join(postgresFolder, "passwords.json"), "utf8")) as {
+    superuser: string;
+  };
+  return Object.assign(new URL(ownerUrl), { username: "postgres", password: superuser }).href;
 }
 
 /**
@@ -78,7 +86,7 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
     const target: Target = {
       lotus,
       proxy,
-      directUrl: postgres.adminUrl,
+      directUrl: await superuserUrl(postgresFolder, postgres.adminUrl),
       random: random.fork("faults"),
       poison: 0,
       postgres: () => postgres,
