@@ -1,27 +1,27 @@
-/** npm run bench events -- [--rounds 200] */
+/** The time from a payment's answer until its notification is stored, beside a record of raw kafkajs on the same broker. */
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import { kafkaClient } from "#kernel/kafka";
-import { table } from "../cli/output.ts";
 import { makeTopic } from "../testing/kafka.ts";
 import { newUser, settled } from "../testing/lotus.ts";
 import { processorMilliseconds } from "../testing/process.ts";
-import { readFlags } from "./flags.ts";
+import type { BenchOptions } from "./flags.ts";
 import { type BenchLotus, processOf, withKafkaLotus } from "./kafka-lotus.ts";
-import { median, quantile } from "./statistics.ts";
+import type { Figure } from "./report.ts";
 
 export const about =
-  "a payment's answer until its notification is there, beside raw kafkajs on the same broker: p50 at most 3 times as long";
+  "a payment's answer until its notification is stored, beside raw kafkajs, and the CPU of an idle function";
 
+const RAW = "raw kafkajs: produced until consumed";
+const STORED = "answer until the trigger has stored the notification";
 const WARM_UP_ROUNDS = 20;
-const RATIO_MAX = 3;
+const ROUNDS_FACTOR = 30;
+const RATIO_MAX = 2;
 const IDLE_CPU_MAX = 2;
-/**
- * What a function does after its last request, until Knative takes its pod after a minute: it keeps its connection to Kafka for ten
- * seconds, V8 gives memory back once (some 40 ms of work for some 18 MiB: `node --trace-gc`), then nothing.
- */
-const IDLE_SECONDS = { "connected to Kafka": 8, "disconnects; V8 gives memory back, once": 12, "from then on": 30 };
+/** A function keeps its connection to Kafka for ten seconds after its last request; V8 gives memory back once after that. */
+const IDLE_AFTER_MILLISECONDS = 20_000;
+const IDLE_SECONDS = 20;
 
 /** Produces a record and waits until it is consumed, by clients of this process; milliseconds. */
 async function rawRoundTrip(lotus: BenchLotus): Promise<{ measure(): Promise<number>; stop(): Promise<void> }> {
@@ -55,16 +55,15 @@ async function rawRoundTrip(lotus: BenchLotus): Promise<{ measure(): Promise<num
   };
 }
 
-/** The processor time that a process uses in that time, while nothing is asked of it. */
+/** Returns the CPU time, in milliseconds, that an idle process uses in some seconds. */
 async function idleMilliseconds(pid: number, seconds: number): Promise<number> {
   const before = await processorMilliseconds(pid);
   await delay(seconds * 1000);
   return (await processorMilliseconds(pid)) - before;
 }
 
-export default async function events(args: readonly string[]): Promise<void> {
-  const { rounds } = readFlags(args, { rounds: 200 });
-  await withKafkaLotus(async (lotus) => {
+export default async function events({ rounds }: BenchOptions): Promise<Figure[]> {
+  return withKafkaLotus(async (lotus) => {
     const { database } = lotus;
     const user = await newUser(lotus, 1_000_000);
     // The database says when a notification has been committed, on a connection that waits for nothing else.
@@ -79,19 +78,19 @@ export default async function events(args: readonly string[]): Promise<void> {
     };
     const raw = await rawRoundTrip(lotus);
     const measures = {
-      "raw: produced and consumed": () => raw.measure(),
-      "stored by the trigger (heard by LISTEN)": async () => {
+      [RAW]: () => raw.measure(),
+      [STORED]: async () => {
         const stored = once(database, "notification");
         const answered = await pay();
         await stored;
         return Math.max(0, performance.now() - answered);
       },
-      "a GET /notification alone": async () => {
+      "GET /notification": async () => {
         const began = performance.now();
         await user.call("GET /notification?limit=1");
         return performance.now() - began;
       },
-      "shown by GET /notification (settled by the reader)": async () => {
+      "answer until GET /notification shows the notification": async () => {
         const stored = once(database, "notification");
         const answered = await pay();
         await user.call("GET /notification?limit=1");
@@ -101,33 +100,34 @@ export default async function events(args: readonly string[]): Promise<void> {
       },
     };
     const times = new Map<string, number[]>(Object.keys(measures).map((name) => [name, []]));
-    for (let round = -WARM_UP_ROUNDS; round < rounds; round++) {
+    for (let round = -WARM_UP_ROUNDS; round < rounds * ROUNDS_FACTOR; round++) {
       for (const [name, measure] of Object.entries(measures)) {
         const milliseconds = await measure();
         if (round >= 0) times.get(name)?.push(milliseconds);
       }
     }
     await raw.stop();
-    const floor = median(times.get("raw: produced and consumed") ?? []);
-    const rows = [...times].map(([name, values]) => {
-      const ratio = median(values) / floor;
-      const cells = [median(values), quantile(values, 0.99), Math.min(...values), Math.max(...values)];
-      const target = name.startsWith("s") ? ` (target ≤ ${RATIO_MAX})` : "";
-      return [name, ...cells.map((cell) => cell.toFixed(1)), ratio.toFixed(2) + target];
-    });
-    console.log(table([[`${rounds} rounds, milliseconds`, "p50", "p99", "least", "most", "p50 / raw p50"], ...rows]));
     const pid = processOf(lotus, "order-pay");
     await pay();
     await settled(lotus);
-    const idle: string[][] = [];
-    const all = { milliseconds: 0, seconds: 0 };
-    for (const [what, seconds] of Object.entries(IDLE_SECONDS)) {
-      const milliseconds = await idleMilliseconds(pid, seconds);
-      idle.push([`${what} (${seconds} s)`, (milliseconds / seconds).toFixed(1), ""]);
-      all.milliseconds += milliseconds;
-      all.seconds += seconds;
-    }
-    idle.push([`all of it (${all.seconds} s)`, (all.milliseconds / all.seconds).toFixed(1), `≤ ${IDLE_CPU_MAX}`]);
-    console.log(table([["order-pay after a payment, CPU", "ms/s", "target"], ...idle]));
+    await delay(IDLE_AFTER_MILLISECONDS);
+    const idle = (await idleMilliseconds(pid, IDLE_SECONDS)) / IDLE_SECONDS;
+    const floor = times.get(RAW) ?? [];
+    const figures: Figure[] = [...times].map(([what, lotus]) => ({
+      what: `${what}, ms`,
+      lotus,
+      digits: 1,
+      ...(what !== RAW && { floor }),
+      ...(what === STORED && { targets: [{ of: "floor", max: RATIO_MAX }] }),
+    }));
+    return [
+      ...figures,
+      {
+        what: "CPU of an idle order-pay, ms/s",
+        lotus: [idle],
+        digits: 1,
+        targets: [{ of: "lotus", max: IDLE_CPU_MAX }],
+      },
+    ];
   });
 }

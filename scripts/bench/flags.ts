@@ -1,35 +1,61 @@
-/** What every bench hears from its command line: its flags, and Ctrl-C. */
+/** The flags of a bench, and its end: at Ctrl-C, a bench stops the processes that it started. */
+import { execFileSync } from "node:child_process";
 import { accessSync, constants } from "node:fs";
 import { parseArgs } from "node:util";
 import { UsageError } from "../cli/command.ts";
 
+/** The images run it (knative/images/Dockerfile). */
+const NODE_DEFAULT = "24";
+
+/** How a row is measured. */
+export interface BenchOptions {
+  /** Path of the Node that runs all sides. */
+  readonly node: string;
+  readonly nodeMajor: number;
+  /** Measurements of each side, in alternation. */
+  readonly rounds: number;
+  /** Duration of one measurement. */
+  readonly seconds: number;
+}
+
+/** Finds a Node: this one, when its major version is asked for; otherwise npm fetches it, once, into its own cache. */
+function findNode(version: string): string {
+  if (process.versions.node.startsWith(`${version}.`)) return process.execPath;
+  const command = ["exec", "--yes", `--package=node@${version}`, "--", "node", "-p", "process.execPath"];
+  try {
+    return execFileSync("npm", command, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] }).trim();
+  } catch (error) {
+    const reason = (error as Error).message.split("\n").slice(0, 3).join(" ");
+    throw new Error(
+      `npm did not fetch Node ${version}: ${reason}. Measure with this Node: --node ${process.versions.node.split(".")[0]}.`,
+    );
+  }
+}
+
 /**
- * Whole numbers above 0 that a bench is told by flags, such as --rounds 9, and by --node the Node that runs what it measures.
- * @throws {UsageError} a sentence, for a flag that is not known or a value that cannot be
+ * Reads --node (a major version or the path of a Node), --rounds and --seconds.
+ * @throws {UsageError} with a sentence, for a flag that is unknown or has a wrong value
  */
-export function readFlags<Name extends string>(
-  args: readonly string[],
-  defaults: Readonly<Record<Name, number>>,
-): Record<Name, number> & { readonly node: string } {
-  const names = Object.keys(defaults) as Name[];
+export function readFlags(args: readonly string[], defaults = { rounds: 5, seconds: 2 }): BenchOptions {
   const text = { type: "string" as const };
-  const options = { node: text, ...Object.fromEntries(names.map((name) => [name, text])) };
-  const { values } = parseArgs({ args: [...args], options });
-  const { node = process.execPath } = values;
+  const { values } = parseArgs({ args: [...args], options: { node: text, rounds: text, seconds: text } });
+  const read = (name: "rounds" | "seconds") => {
+    const value = Number(values[name] ?? defaults[name]);
+    if (!Number.isInteger(value) || value < 1) throw new UsageError(`--${name} must be a whole number above 0.`);
+    return value;
+  };
+  const { node: given = NODE_DEFAULT } = values;
+  const node = /^\d+$/.test(given) ? findNode(given) : given;
   try {
     accessSync(node, constants.X_OK);
   } catch {
-    throw new UsageError(`--node must be the path of a Node; ${node} is no program.`);
+    throw new UsageError(`--node must be a major version or the path of a Node; ${node} is no program.`);
   }
-  const read = names.map((name) => {
-    const value = Number((values as Record<string, string | undefined>)[name] ?? defaults[name]);
-    if (!Number.isInteger(value) || value < 1) throw new UsageError(`--${name} must be a whole number above 0.`);
-    return [name, value] as const;
-  });
-  return { ...(Object.fromEntries(read) as Record<Name, number>), node };
+  const nodeMajor = Number(execFileSync(node, ["-p", "process.versions.node.split('.')[0]"], { encoding: "utf8" }));
+  return { node, nodeMajor, rounds: read("rounds"), seconds: read("seconds") };
 }
 
-/** Runs what needs ending, and ends it: when it is over, when it fails, and at Ctrl-C. */
+/** Does work, and stops what it needs: at its end, when it fails, and at Ctrl-C. */
 export async function ending<T>(stop: () => Promise<unknown>, work: () => Promise<T>): Promise<T> {
   let stopped: Promise<unknown> | undefined;
   const stopOnce = () => {

@@ -14,7 +14,7 @@ export interface BenchLotus extends Lotus {
 }
 
 /** Starts one in a folder of its own, does the work, and leaves nothing behind. */
-export async function withKafkaLotus(work: (lotus: BenchLotus) => Promise<void>): Promise<void> {
+export async function withKafkaLotus<T>(work: (lotus: BenchLotus) => Promise<T>): Promise<T> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-bench-"));
   const lotus = await startLotus({ port: 0, folder, kafka: true });
   const database = new Client({ connectionString: lotus.adminUrl });
@@ -23,11 +23,11 @@ export async function withKafkaLotus(work: (lotus: BenchLotus) => Promise<void>)
     await lotus.stop();
     await rm(folder, { recursive: true, force: true });
   };
-  await ending(stop, async () => {
+  return ending(stop, async () => {
     await database.connect();
     const { kafka } = lotus;
     if (kafka === undefined) throw new Error("Lotus has started without Kafka.");
-    await work({ ...lotus, kafka, database });
+    return work({ ...lotus, kafka, database });
   });
 }
 

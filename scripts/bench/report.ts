@@ -1,35 +1,65 @@
-/** The table that a bench prints. */
+/** The table of the benches: figures, their ratios and their targets. */
 import { table } from "../cli/output.ts";
 import { median, ratios, spread } from "./statistics.ts";
 
-export interface Comparison {
+/** A figure of Lotus beside the figures of the other sides. Measurements with the same index were made one after the other. */
+export interface Figure {
+  /** What is measured, with its unit. */
   readonly what: string;
-  /** Measured in turns: the n-th of one stands beside the n-th of the other. */
   readonly lotus: readonly number[];
-  readonly floor: readonly number[];
-  /** The target, if there is one: of the ratio, or of Lotus by itself. */
-  readonly ratioMin?: number;
-  readonly ratioMax?: number;
-  readonly lotusMax?: number;
+  readonly floor?: readonly number[];
+  readonly conventional?: readonly number[];
+  /** Decimals of the figures. */
+  readonly digits?: number;
+  readonly targets?: readonly Target[];
 }
 
-function verdict({ lotus, floor, ratioMin, ratioMax, lotusMax }: Comparison): [target: string, reached: string] {
-  const ratio = median(ratios(lotus, floor));
-  const say = (reached: boolean) => (reached ? "reached" : "not reached");
-  if (ratioMin !== undefined) return [`ratio ≥ ${ratioMin}`, say(ratio >= ratioMin)];
-  if (ratioMax !== undefined) return [`ratio ≤ ${ratioMax}`, say(ratio <= ratioMax)];
-  if (lotusMax !== undefined) return [`≤ ${lotusMax}`, say(median(lotus) <= lotusMax)];
-  return ["", ""];
+/** A limit for the ratio to another side, or for the figure of Lotus itself. */
+export interface Target {
+  readonly of: "floor" | "conventional" | "lotus";
+  readonly min?: number;
+  readonly max?: number;
 }
 
-/** Prints what was measured: medians with the least and the most, and the ratio, taken pair by pair. */
-export function report(
-  comparisons: readonly Comparison[],
-  heads: readonly [string, string] = ["Lotus", "floor"],
-): void {
-  const rows = comparisons.map((comparison) => {
-    const { what, lotus, floor } = comparison;
-    return [what, spread(lotus, 0), spread(floor, 0), spread(ratios(lotus, floor), 2), ...verdict(comparison)];
+/** Returns the median that a target limits: of the ratios, taken pair by pair, or of the figure itself. */
+export function measured(figure: Figure, { of }: Target): number {
+  return median(of === "lotus" ? figure.lotus : ratios(figure.lotus, figure[of] ?? []));
+}
+
+export function isReached(figure: Figure, target: Target): boolean {
+  const value = measured(figure, target);
+  return value >= (target.min ?? -Infinity) && value <= (target.max ?? Infinity);
+}
+
+const SIGN = { floor: "÷ floor ", conventional: "÷ conventional ", lotus: "" };
+
+function wordsOf({ of, min, max }: Target): string {
+  return `${SIGN[of]}${min === undefined ? `≤ ${max}` : `≥ ${min}`}`;
+}
+
+/** Returns the rows of the table: medians with the least and the greatest value. */
+export function rowsOf(figures: readonly Figure[]): string[][] {
+  const head = ["", "Lotus", "floor", "conventional", "÷ floor", "÷ conventional", "target", "reached"];
+  const rows = figures.map((figure) => {
+    const { what, lotus, floor, conventional, digits = 0, targets = [] } = figure;
+    const side = (values: readonly number[] | undefined) => (values === undefined ? "" : spread(values, digits));
+    const ratio = (values: readonly number[] | undefined) =>
+      values === undefined ? "" : spread(ratios(lotus, values), 2);
+    return [
+      what,
+      side(lotus),
+      side(floor),
+      side(conventional),
+      ratio(floor),
+      ratio(conventional),
+      targets.map(wordsOf).join(", "),
+      targets.map((target) => (isReached(figure, target) ? "yes" : "no")).join(", "),
+    ];
   });
-  console.log(table([["", ...heads, "ratio", "target", ""], ...rows]));
+  return [head, ...rows];
+}
+
+/** Prints the table. */
+export function report(figures: readonly Figure[]): void {
+  console.log(table(rowsOf(figures)));
 }

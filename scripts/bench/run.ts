@@ -1,23 +1,26 @@
 /**
- * npm run bench: measures Lotus against floors that are measured beside it, in the same run.
- *   npm run bench                       lists what can be measured
- *   npm run bench pay                   one of them; what follows its name is its own: npm run bench pay -- --rounds 9
- *   npm run bench all                   one after the other
+ * npm run bench: measures Lotus beside a floor and a conventional implementation, in one run, and prints one table.
+ *   npm run bench                        all rows, in less than 15 minutes
+ *   npm run bench pay                    one row
+ *   npm run bench pay -- --rounds 9 --seconds 3 --node 20
  */
-import { readdir } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
+import { readdir, writeFile } from "node:fs/promises";
+import { cpus } from "node:os";
 import { join } from "node:path";
 import { runCommand, UsageError } from "../cli/command.ts";
 import { table } from "../cli/output.ts";
+import { type BenchOptions, readFlags } from "./flags.ts";
+import { type Figure, report } from "./report.ts";
 
-/** A file of this folder that can be run. */
+/** A file of this folder that measures. */
 interface Bench {
-  /** One line: what is measured, against what, and the target. */
+  /** One line: the figures, and what they stand beside. */
   readonly about: string;
-  /** Measures, and prints the figures. Rejects with a sentence for arguments that are not known. */
-  default(args: readonly string[]): Promise<void>;
+  readonly default: (options: BenchOptions) => Promise<Figure[]>;
 }
 
-async function benches(): Promise<Map<string, Bench>> {
+async function findBenches(): Promise<Map<string, Bench>> {
   const found = new Map<string, Bench>();
   for (const file of (await readdir(import.meta.dirname)).sort()) {
     if (!/^[a-z-]+\.ts$/.test(file) || file === "run.ts") continue;
@@ -27,15 +30,32 @@ async function benches(): Promise<Map<string, Bench>> {
   return found;
 }
 
+function describeMachine({ node }: BenchOptions): string {
+  const [cpu] = cpus();
+  const version = execFileSync(node, ["--version"], { encoding: "utf8" }).trim();
+  return `${cpus().length} × ${cpu?.model.trim()}, Node ${version}, ${new Date().toISOString().slice(0, 10)}`;
+}
+
 runCommand(async () => {
-  const [name, ...args] = process.argv.slice(2);
-  const known = await benches();
-  const list = table([["npm run bench …", ""], ...[...known].map(([bench, { about }]) => [bench, about])]);
-  if (name === undefined) return console.log(list);
-  if (name !== "all" && !known.has(name)) throw new UsageError(`There is no bench "${name}".\n${list}`);
-  for (const [bench, { about, default: run }] of known) {
-    if (name !== "all" && name !== bench) continue;
-    console.log(`\n${bench}: ${about}\n`);
-    await run(name === "all" ? [] : args);
+  const [first, ...rest] = process.argv.slice(2);
+  const name = first?.startsWith("-") === false ? first : undefined;
+  const benches = await findBenches();
+  if (name !== undefined && !benches.has(name)) {
+    const list = table([["npm run bench …", ""], ...[...benches].map(([bench, { about }]) => [bench, about])]);
+    throw new UsageError(`There is no row "${name}".\n${list}`);
   }
+  const options = readFlags(name === undefined ? process.argv.slice(2) : rest);
+  const figures: Figure[] = [];
+  const began = performance.now();
+  for (const [bench, { about, default: run }] of benches) {
+    if (name !== undefined && name !== bench) continue;
+    const started = performance.now();
+    process.stderr.write(`${bench}: ${about}\n`);
+    figures.push(...(await run(options)));
+    process.stderr.write(`  ${((performance.now() - started) / 1_000).toFixed(0)} s\n`);
+  }
+  report(figures);
+  const minutes = ((performance.now() - began) / 60_000).toFixed(1);
+  console.log(`\n${describeMachine(options)}, ${options.rounds} rounds, ${minutes} minutes`);
+  if (process.env.BENCH_JSON !== undefined) await writeFile(process.env.BENCH_JSON, JSON.stringify(figures));
 });

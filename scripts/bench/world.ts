@@ -1,4 +1,4 @@
-/** The processes that the benches share: a Postgres, a sink for events and a load generator; users with money. */
+/** The processes that the benches share: a Postgres, a sink for events, a load generator and the sides that are compared. */
 import { type ChildProcess, fork } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
@@ -11,10 +11,13 @@ import { TOKEN_AUDIENCE, TOKEN_ISSUER, TOKEN_SECONDS } from "#kernel/settings";
 import { buildFunctions, programOf } from "../build/bundles.ts";
 import { migrate } from "../database/migrate.ts";
 import { readPasswords, roleUrl } from "../database/roles.ts";
+import { findKafka, startKafka } from "../kafka/cluster.ts";
 import { startPostgres } from "../local/postgres.ts";
 import { ensureSecrets } from "../secrets/local.ts";
-import { ending, readFlags } from "./flags.ts";
-import type { LoadOptions, LoadResult } from "./programs/load.ts";
+import { makeTopic } from "../testing/kafka.ts";
+import { processorMilliseconds, treeProcessorMilliseconds } from "../testing/process.ts";
+import { ending } from "./flags.ts";
+import type { LoadOptions, LoadRequest, LoadResult } from "./programs/load.ts";
 
 /** A process that listens. */
 export interface Listening {
@@ -25,6 +28,7 @@ export interface Listening {
 
 export interface User {
   readonly id: string;
+  readonly email: string;
   readonly token: string;
 }
 
@@ -32,27 +36,50 @@ export interface User {
 export interface Database {
   /** Connected as the owner. */
   readonly admin: Client;
-  /** The environment of a function of the service `order`. */
-  readonly environment: Readonly<Record<string, string>>;
-  /** The same for a program that speaks to Postgres itself. */
-  readonly directEnvironment: Readonly<Record<string, string>>;
+  /** Connects as the owner. */
+  readonly adminUrl: string;
+  /** Returns the environment of a function, such as order-pay. */
+  environmentOf(name: string): Readonly<Record<string, string>>;
   /** Opens accounts and puts 1 000 000 000 on each. */
   users(count: number): Promise<User[]>;
 }
 
+/** One measurement of a side under load. */
+export interface Sample extends LoadResult {
+  /** CPU time of the process, and of all processes of Postgres, for each answer. */
+  readonly processMicroseconds: number;
+  readonly postgresMicroseconds: number;
+}
+
 export interface World {
   database(): Promise<Database>;
-  /** Runs load against a port, from another process. Rejects when an answer was not 200. */
-  load(options: Omit<LoadOptions, "connections" | "path">): Promise<LoadResult>;
+  /** Starts `floor.ts` or `conventional.ts` with accounts for these users, in a database of its own. */
+  program(file: "floor.ts" | "conventional.ts", users: readonly User[], node: string): Promise<Listening>;
+  /** Loads a process. Rejects when an answer was not 200. */
+  load(side: Listening, options: Omit<LoadOptions, "port">): Promise<Sample>;
   stop(): Promise<void>;
 }
 
-const CONNECTIONS = 16;
+/** The topic of the conventional implementation, with as many partitions as a topic of Lotus. */
+const CONVENTIONAL_TOPIC = "notification-requested";
+const TOPIC_PARTITIONS = 6;
 const DEPOSIT_MINOR_UNITS = 100_000_000_000n;
+const DEPOSITS_AT_A_TIME = 50;
 
-/** A program of the folder beside this file. */
+async function deposit({ port }: Listening, { token }: User): Promise<void> {
+  const url = `http://127.0.0.1:${port}/billing/add-money?money=${DEPOSIT_MINOR_UNITS / 100n}`;
+  const { status } = await fetch(url, { method: "POST", headers: { authorization: `Bearer ${token}` } });
+  if (status !== 200) throw new Error(`A deposit was answered ${status}.`);
+}
+
+/** Returns the path of a program in the folder beside this file. */
 export function program(file: string): string {
   return join(import.meta.dirname, "programs", file);
+}
+
+/** Makes the requests of payments, one for each user. */
+export function payments(users: readonly User[]): LoadRequest[] {
+  return users.map(({ token }) => ({ path: "/order/pay?idSubscription=1", token }));
 }
 
 /** Starts a program and waits until it says its port. `file` may be TypeScript. */
@@ -82,15 +109,15 @@ export async function start(
   };
 }
 
-/** Starts it all in a folder of its own, does the work, and leaves nothing behind. */
-export async function withWorld(work: (world: World) => Promise<void>): Promise<void> {
+/** Starts the processes in a folder of their own, does the work, and stops them. */
+export async function withWorld<T>(work: (world: World) => Promise<T>): Promise<T> {
   const world = await startWorld();
-  await ending(world.stop, () => work(world));
+  return ending(world.stop, () => work(world));
 }
 
 async function startWorld(): Promise<World> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-bench-"));
-  // Run by root, Postgres runs as another user, who must be able to enter.
+  // Postgres runs as another user when root starts it, and must be able to enter.
   await chmod(folder, 0o711);
   const endings: (() => Promise<unknown>)[] = [() => rm(folder, { recursive: true, force: true })];
   const stop = async () => {
@@ -102,96 +129,128 @@ async function startWorld(): Promise<World> {
     const secrets = join(folder, "secrets");
     await ensureSecrets(secrets, postgres.adminUrl);
     const passwords = await readPasswords(secrets);
-    await migrate(postgres.adminUrl, passwords);
     const sink = await start(program("sink.ts"), {});
     endings.push(() => sink.stop());
     const generator = fork(program("load.ts"), [], { execArgv: ["--import", "tsx"] });
     endings.push(async () => generator.kill());
     const jwk = JSON.parse(await readFile(join(secrets, "signing-key", "key.json"), "utf8"));
     const key = await importJWK(jwk, "EdDSA");
+    const jwks = { JWKS_FILE: join(secrets, "public-keys", "jwks.json") };
 
-    const database = async (): Promise<Database> => {
+    const makeUser = async (id: string): Promise<User> => {
+      const email = `${id}@example.com`;
+      const token = await new SignJWT({ email })
+        .setProtectedHeader({ alg: "EdDSA", kid: jwk.kid, typ: "JWT" })
+        .setSubject(id)
+        .setIssuer(TOKEN_ISSUER)
+        .setAudience(TOKEN_AUDIENCE)
+        .setIssuedAt()
+        .setExpirationTime(`${TOKEN_SECONDS}s`)
+        .sign(key);
+      return { id, email, token };
+    };
+    const create = async (): Promise<string> => {
       const name = `bench_${randomUUID().replaceAll("-", "")}`;
       const server = new Client({ connectionString: postgres.adminUrl.replace(/\/lotus$/, "/postgres") });
       await server.connect();
-      await server.query(`create database ${name} template lotus`);
+      await server.query(`create database ${name}`);
       await server.end();
-      const url = postgres.adminUrl.replace(/\/lotus$/, `/${name}`);
-      await migrate(url, passwords);
-      const admin = new Client({ connectionString: url });
-      await admin.connect();
-      endings.push(() => admin.end());
-      const directEnvironment = {
-        DATABASE_URL: Object.assign(new URL(roleUrl(url, "order")), { password: passwords.order }).href,
-        JWKS_FILE: join(secrets, "public-keys", "jwks.json"),
+      return postgres.adminUrl.replace(/\/lotus$/, `/${name}`);
+    };
+    const connect = async (url: string): Promise<Client> => {
+      const client = new Client({ connectionString: url });
+      await client.connect();
+      endings.push(() => client.end());
+      return client;
+    };
+
+    const database = async (): Promise<Database> => {
+      const adminUrl = await create();
+      await migrate(adminUrl, passwords);
+      const admin = await connect(adminUrl);
+      const environmentOf = (name: string) => {
+        const service = name.split("-")[0] ?? name;
+        const url = Object.assign(new URL(roleUrl(adminUrl, service)), { password: passwords[service] });
+        return { ...jwks, DATABASE_URL: url.href, K_SINK: `http://127.0.0.1:${sink.port}` };
       };
       return {
         admin,
-        directEnvironment,
-        environment: {
-          ...directEnvironment,
-          K_SINK: `http://127.0.0.1:${sink.port}`,
-        },
+        adminUrl,
+        environmentOf,
         async users(count) {
           const ids = Array.from({ length: count }, () => randomUUID());
-          await admin.query(
-            `select billing.open_account(id, gen_random_uuid()), billing.transfer_unchecked(id, 'deposit', $2, null)
-             from unnest($1::uuid[]) id`,
-            [ids, DEPOSIT_MINOR_UNITS],
-          );
-          const tokenOf = (id: string) =>
-            new SignJWT({ email: `${id}@example.com` })
-              .setProtectedHeader({ alg: "EdDSA", kid: jwk.kid, typ: "JWT" })
-              .setSubject(id)
-              .setIssuer(TOKEN_ISSUER)
-              .setAudience(TOKEN_AUDIENCE)
-              .setIssuedAt()
-              .setExpirationTime(`${TOKEN_SECONDS}s`)
-              .sign(key);
-          return Promise.all(ids.map(async (id) => ({ id, token: await tokenOf(id) })));
+          await admin.query("select billing.open_account(id, gen_random_uuid()) from unnest($1::uuid[]) id", [ids]);
+          const users = await Promise.all(ids.map(makeUser));
+          const deposits = await start(programOf("billing-add-money"), environmentOf("billing-add-money"));
+          for (let from = 0; from < count; from += DEPOSITS_AT_A_TIME)
+            await Promise.all(users.slice(from, from + DEPOSITS_AT_A_TIME).map((user) => deposit(deposits, user)));
+          await deposits.stop();
+          return users;
         },
       };
     };
 
-    const load = async (options: Omit<LoadOptions, "connections" | "path">): Promise<LoadResult> => {
+    let brokers: Promise<string> | undefined;
+    const startBroker = async (): Promise<string> => {
+      const kafka = await startKafka({ brokers: 1, folder: join(folder, "kafka") });
+      endings.push(() => kafka.stop());
+      await makeTopic(kafka.bootstrap, CONVENTIONAL_TOPIC, TOPIC_PARTITIONS);
+      return kafka.bootstrap.join(",");
+    };
+    const startProgram: World["program"] = async (file, users, node) => {
+      const url = await create();
+      if (file === "conventional.ts") brokers ??= startBroker();
+      const kafka: Record<string, string> = brokers === undefined ? {} : { KAFKA_BROKERS: await brokers };
+      const side = await start(program(file), { ...jwks, ...kafka, DATABASE_URL: url }, node);
+      const client = await connect(url);
+      await client.query("insert into accounts (id, balance) select id, $2 from unnest($1::uuid[]) id", [
+        users.map(({ id }) => id),
+        DEPOSIT_MINOR_UNITS,
+      ]);
+      return side;
+    };
+
+    const load: World["load"] = async ({ port, child }, options) => {
+      const processorTimes = () =>
+        Promise.all([processorMilliseconds(child.pid ?? 0), treeProcessorMilliseconds(postgres.process.pid ?? 0)]);
+      const before = await processorTimes();
       const answered = once(generator, "message") as Promise<[LoadResult | { error: string }]>;
-      generator.send({ ...options, connections: CONNECTIONS, path: "/order/pay?idSubscription=1" });
+      generator.send({ ...options, port } satisfies LoadOptions);
       const [result] = await answered;
       if ("error" in result) throw new Error(result.error);
-      if (result.failures > 0) throw new Error(`${result.failures} payments failed.`);
-      return result;
+      if (result.failures > 0) throw new Error(`${result.failures} of ${result.answers} requests failed.`);
+      const after = await processorTimes();
+      const microseconds = (index: 0 | 1) => ((after[index] - before[index]) * 1_000) / result.answers;
+      return { ...result, processMicroseconds: microseconds(0), postgresMicroseconds: microseconds(1) };
     };
-    return { database, load, stop };
+    return { database, program: startProgram, load, stop };
   } catch (error) {
     await stop();
     throw error;
   }
 }
 
-/** order-pay as a process, against a database. */
-export function startPay(database: Database, node?: string): Promise<Listening> {
-  return start(programOf("order-pay"), database.environment, node);
+/** Starts a function as a process, against a database. */
+export function startFunction(database: Database, name: string, node: string): Promise<Listening> {
+  return start(programOf(name), database.environmentOf(name), node);
 }
 
-/** How a load is measured: rounds, seconds of one side of one round, and the Node that runs both sides. */
-export type Options = ReturnType<typeof readLoadFlags>;
+/** Whether this machine can run the broker that the conventional implementation needs. */
+export async function hasKafka(): Promise<boolean> {
+  return (await findKafka()) !== undefined;
+}
 
-/** --rounds, --seconds, --node. */
-export const readLoadFlags = (args: readonly string[]) => readFlags(args, { rounds: 9, seconds: 3 });
-
-type Side = (seconds: number) => Promise<LoadResult>;
-
-/** Loads two sides in turns, so that what else the machine does falls on both. Resolves to their payments a second. */
-export async function alternate(
-  { rounds, seconds }: Options,
-  sides: readonly [Side, Side],
-): Promise<[number[], number[]]> {
-  const measured: [number[], number[]] = [[], []];
-  // Until the code is compiled and the connections are open.
-  for (const side of sides) await side(seconds);
-  for (let round = 0; round < rounds; round++) {
-    measured[0].push((await sides[0](seconds)).perSecond);
-    measured[1].push((await sides[1](seconds)).perSecond);
+/**
+ * Measures sides in alternation, so that other work of the machine falls on all of them. The first measurement of each side is
+ * dropped: until then, code is compiled and connections are opened.
+ */
+export async function alternate<T>(rounds: number, sides: readonly (() => Promise<T>)[]): Promise<T[][]> {
+  const measured: T[][] = sides.map(() => []);
+  for (let round = -1; round < rounds; round++) {
+    for (const [index, side] of sides.entries()) {
+      const sample = await side();
+      if (round >= 0) measured[index]?.push(sample);
+    }
   }
   return measured;
 }

@@ -1,15 +1,42 @@
-/** What Linux says of a process, in /proc. */
-import { readFile } from "node:fs/promises";
+/** Memory and CPU time of processes, from Linux's /proc. */
+import { readdir, readFile } from "node:fs/promises";
 
-/** The most memory that a process has had resident so far, in MiB. */
+/** Returns the most memory that a process has had resident so far, in MiB. */
 export async function memoryPeakMebibytes(pid: number): Promise<number> {
   const status = await readFile(`/proc/${pid}/status`, "utf8");
   return Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1]) / 1024;
 }
 
-/** The processor time that a process has used, in milliseconds; Linux counts it in hundredths of a second. */
-export async function processorMilliseconds(pid: number): Promise<number> {
+interface Stat {
+  readonly parent: number;
+  /** User and system time, in milliseconds. Linux counts it in hundredths of a second. */
+  readonly milliseconds: number;
+  /** The same for children that have ended. */
+  readonly endedMilliseconds: number;
+}
+
+/** Reads /proc/PID/stat (proc(5)). */
+async function readStat(pid: number | string): Promise<Stat> {
   const stat = await readFile(`/proc/${pid}/stat`, "utf8");
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return (Number(fields[11]) + Number(fields[12])) * 10;
+  const fields = stat
+    .slice(stat.lastIndexOf(")") + 2)
+    .split(" ")
+    .map(Number);
+  const [parent = 0, user = 0, system = 0, endedUser = 0, endedSystem = 0] = [1, 11, 12, 13, 14].map((n) => fields[n]);
+  return { parent, milliseconds: (user + system) * 10, endedMilliseconds: (endedUser + endedSystem) * 10 };
+}
+
+/** Returns the CPU time that a process has used, in milliseconds. */
+export async function processorMilliseconds(pid: number): Promise<number> {
+  return (await readStat(pid)).milliseconds;
+}
+
+/** Returns the CPU time that a process and its children have used, in milliseconds: all of Postgres, given its first process. */
+export async function treeProcessorMilliseconds(pid: number): Promise<number> {
+  const processes = (await readdir("/proc")).filter((name) => /^\d+$/.test(name));
+  // A process may end between the two reads; its time is then in `endedMilliseconds` of its parent.
+  const stats = await Promise.all(processes.map((process) => readStat(process).catch(() => undefined)));
+  const children = stats.filter((stat) => stat?.parent === pid);
+  const own = await readStat(pid);
+  return children.reduce((sum, child) => sum + (child?.milliseconds ?? 0), own.milliseconds + own.endedMilliseconds);
 }
