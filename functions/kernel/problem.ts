@@ -11,6 +11,7 @@ const PROBLEMS = {
   "balance-limit": [400, "The account cannot hold that much"],
   unauthenticated: [401, "A valid token is needed"],
   "invalid-credentials": [401, "The email or the password is wrong"],
+  forbidden: [403, "Only processes of Lotus may call this address"],
   "not-found": [404, "There is nothing at this address"],
   "unknown-subscription": [404, "There is no such subscription"],
   "method-not-allowed": [405, "This address does not take that method"],

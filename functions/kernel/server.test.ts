@@ -40,7 +40,8 @@ interface Program {
 /** A function's bundle by itself, as its container runs it, with nobody in front. */
 async function start(name: string, environment: Record<string, string> = {}): Promise<Program> {
   const child = fork(bundleOf(name), [], {
-    env: { ...lotus.manifests.functions.get(name), ...environment, PORT: "0" },
+    // Without a gateway in front, which shows the secret.
+    env: { ...lotus.manifests.functions.get(name), RUN_SECRET_FILE: "", ...environment, PORT: "0" },
     execArgv: [],
     stdio: ["ignore", "pipe", "pipe", "ipc"],
   });

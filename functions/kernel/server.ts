@@ -9,6 +9,7 @@ import { cloudEvent, http } from "@google-cloud/functions-framework";
 // The framework gives its request handler away only here: its own server cannot be told how to listen (decision 0003).
 import { getTestServer } from "@google-cloud/functions-framework/testing";
 import { closeDatabase, openDatabase } from "./database.ts";
+import { forbidden, isForThisMachine, isFromPage, isSecret, RUN_HEADER } from "./doors.ts";
 import { type Admission, admit, type Endpoint, toHttpFunction, type Use } from "./endpoint.ts";
 import { disconnectKafka } from "./kafka.ts";
 import { createHttpServer } from "./listener.ts";
@@ -65,6 +66,12 @@ export function createFunctionServer(
   const framework = getTestServer(name).listeners("request")[0] as RequestListener;
   const isEndpoint = "method" in description;
   const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, isEndpoint ? REQUEST_BODY_BYTES_MAX : RECORD_BYTES_MAX);
+  const secret = settings().RUN_SECRET_FILE && readSettingFile("RUN_SECRET_FILE");
+  /** A local run shows its secret. A trigger is for the event bus or a source, never for a page. */
+  const isAdmitted = (request: IncomingMessage) => {
+    if (!isEndpoint && (isFromPage(request) || (secret && !isForThisMachine(request)))) return false;
+    return !secret || isSecret(request.headers[RUN_HEADER], secret);
+  };
   /** Requests without a complete answer, and those of them whose body is complete. */
   const unfinished = new Set<ServerResponse>();
   const inFlight = new Set<ServerResponse>();
@@ -79,6 +86,7 @@ export function createFunctionServer(
       inFlight.delete(response);
       if (draining) closeUnused();
     });
+    if (!isAdmitted(request)) return writeProblem(response, forbidden());
     if (!isEndpoint && request.method !== "POST") {
       const headers = { allow: "POST" };
       return writeProblem(response, new Problem("method-not-allowed", "A trigger accepts POST.", { headers }));
@@ -167,7 +175,7 @@ export function settingsOf(description: Endpoint | Subscriber) {
 const USE_OF = { DATABASE_URL: "database", JWKS_FILE: "public-keys", SIGNING_KEY_FILE: "signing-key" } as const;
 
 /** Read at the first request that needs them; looked at before listening, so that a missing file is an error at the start. */
-const FILES = ["DATABASE_PASSWORD_FILE", "JWKS_FILE", "SIGNING_KEY_FILE"] as const;
+const FILES = ["DATABASE_PASSWORD_FILE", "JWKS_FILE", "SIGNING_KEY_FILE", "RUN_SECRET_FILE"] as const;
 
 /** The program of a function's process: listens on PORT until SIGTERM, then drains and ends. */
 export function main(name: string, description: Endpoint | Subscriber): void {
@@ -206,5 +214,8 @@ export function main(name: string, description: Endpoint | Subscriber): void {
     process.exit(1);
   });
   // To whoever started this process with a channel: port 0 is any free one, and this says which.
-  server.listen(port, () => process.send?.({ port: (server.address() as AddressInfo).port }));
+  const { HOST: host } = settings();
+  server.listen({ port, ...(host && { host }) }, () =>
+    process.send?.({ port: (server.address() as AddressInfo).port }),
+  );
 }

@@ -152,6 +152,10 @@ export const KafkaPrefix = v.pipe(
 const Variables = v.object({
   /** Knative's: the port to listen on. */
   PORT: v.optional(port, "8080"),
+  /** The address to listen on; all interfaces when it is not set, as a container needs. */
+  HOST: v.optional(v.string()),
+  /** A file with the secret of a local run: the function accepts only requests that show it. */
+  RUN_SECRET_FILE: v.optional(v.string()),
   /** How many proxies in front of the function append an address to X-Forwarded-For. 0: the header counts for nothing. */
   TRUSTED_PROXIES: v.optional(
     v.pipe(v.string(), v.regex(/^\d$/, "a number of proxies, 0 to 9"), v.transform(Number)),

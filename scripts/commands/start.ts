@@ -9,6 +9,7 @@ import { ROOT } from "../project/functions.ts";
 
 const HELP = `npm start -- [options]
   --port NUMBER      where to listen (default 8080)
+  --host ADDRESS     the address to listen on (default 127.0.0.1: this machine only; 0.0.0.0: every network)
   --folder FOLDER    where data, passwords and keys are kept (default .lotus)
   --fresh            forget the data of earlier runs: our own Postgres and Kafka, never a given one
   --database URL     use this Postgres, as its owner, instead of one of our own
@@ -23,6 +24,7 @@ function readOptions() {
     const { values } = parseArgs({
       options: {
         port: { type: "string", default: "8080" },
+        host: { type: "string", default: "127.0.0.1" },
         folder: { type: "string", default: join(ROOT, ".lotus") },
         fresh: { type: "boolean", default: false },
         database: { type: "string" },
@@ -101,6 +103,7 @@ async function main(): Promise<void> {
   try {
     lotus = await startLotus({
       port: options.port,
+      host: options.host,
       folder: options.folder,
       fresh: options.fresh,
       watch: options.watch,

@@ -44,6 +44,8 @@ const source = (name: string, topic: string, retry: number, timeout: string) =>
     }),
   ) as KafkaSource;
 
+const SECRET = "the-secret-of-the-run";
+
 /** A bus whose sources deliver to a server that answers as the test likes. */
 async function bus(
   answer: (path: string, response: ServerResponse) => void,
@@ -67,13 +69,14 @@ async function bus(
     new Map(),
     (name) => `http://127.0.0.1:${port}/${name}`,
     (name, message, how) => void told.push(`${name} ${message.headers["ce-id"]} ${how}`),
+    SECRET,
     waitingMax,
   );
   created.add(names.map((name) => source(name, "told", retry, timeout)));
   const listening = await listen(created.server, 0, "127.0.0.1");
   endings.push(() => listening.stop());
   endings.push(() => created.stop());
-  const url = `http://127.0.0.1:${listening.port}`;
+  const url = `http://127.0.0.1:${listening.port}/${SECRET}`;
   const publish = (id: string, type = "lotus.told.v1", body: unknown = { id }) =>
     call({ url }, "POST /", {
       body,

@@ -1,7 +1,9 @@
 /** The broker of a run without Kafka: accepts CloudEvents over HTTP (K_SINK) and hands them to the sources of their topic. */
 import { setMaxListeners } from "node:events";
 import type { IncomingMessage, Server } from "node:http";
+import { forbidden, isForThisMachine, isFromPage, isSecret } from "#kernel/doors";
 import { createHttpServer } from "#kernel/listener";
+import { writeProblem } from "#kernel/problem";
 import { Receiver } from "#kernel/receive";
 import {
   EVENT_BODY_BYTES_MAX,
@@ -91,7 +93,7 @@ function topicOf({ "lotus-topic": topic, "ce-type": type }: IncomingMessage["hea
 }
 
 export interface EventBus {
-  /** POST / accepts an event; a request to /<function> goes to that function. For 127.0.0.1 only. */
+  /** POST /<secret> accepts an event; a request to /<secret>/<function> goes to that function. For 127.0.0.1 only. */
   readonly server: Server;
   /** Adds sources, which receive the events that are published from now on. */
   add(sources: readonly KafkaSource[]): void;
@@ -102,12 +104,14 @@ export interface EventBus {
 /**
  * The entrance for calls inside: the event bus, and the functions by their names.
  * @param resolve gives the URL at which this very server reaches a function
+ * @param secret the first part of every path that the bus accepts: the secret of the run
  * @param waitingMax events that wait for one source
  */
 export function createEventBus(
   functions: ReadonlyMap<string, FunctionProcess>,
   resolve: Resolve,
   onDelivered: OnDelivered,
+  secret: string,
   waitingMax = WAITING_EVENTS_MAX,
 ): EventBus {
   const queues: SourceQueue[] = [];
@@ -130,9 +134,12 @@ export function createEventBus(
   };
   // A source makes headers of a record's key and headers; a smaller limit here would lose the event.
   const server = createHttpServer(EVENT_HEADER_BYTES_MAX, async (incoming, outgoing) => {
+    const [, shown, name] = (incoming.url ?? "/").split("/");
+    if (!isSecret(shown, secret) || isFromPage(incoming) || !isForThisMachine(incoming))
+      return writeProblem(outgoing, forbidden());
     const received = await receive(receiver, incoming, outgoing);
     if (received === undefined) return;
-    const fn = functions.get((incoming.url ?? "/").slice(1));
+    const fn = functions.get(name ?? "");
     if (fn !== undefined) return forward(fn, incoming, outgoing, "/", received.body);
     const status = take(incoming, received.body ?? Buffer.alloc(0));
     outgoing.writeHead(status, status === 503 ? { "retry-after": String(RETRY_AFTER_SECONDS) } : {}).end();

@@ -1,5 +1,6 @@
 /** Forwards a complete request to a function's process, and its answer back. */
 import { request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders, type ServerResponse } from "node:http";
+import { RUN_HEADER } from "#kernel/doors";
 import { Problem, writeProblem } from "#kernel/problem";
 import { hasBody, type Receiver } from "#kernel/receive";
 import { addressOf } from "#kernel/request";
@@ -19,8 +20,8 @@ const HOP_BY_HOP = [
   "upgrade",
   "expect",
 ];
-/** Headers that the gateway writes itself: the frame of the body, and the address of the client (RFC 7239). */
-const REPLACED = ["content-length", "x-forwarded-for", "forwarded"];
+/** Headers that the gateway writes itself: the frame of the body, the client's address (RFC 7239), the secret of the run. */
+const REPLACED = ["content-length", "x-forwarded-for", "forwarded", RUN_HEADER];
 
 /** Returns headers without those of the connection and those that `Connection` names. */
 function endToEnd({ headers }: IncomingMessage): OutgoingHttpHeaders {
@@ -31,17 +32,22 @@ function endToEnd({ headers }: IncomingMessage): OutgoingHttpHeaders {
 }
 
 /** Returns the headers of the request to the function. The length is counted, never copied. */
-function requestHeaders(incoming: IncomingMessage, body: Buffer | undefined): OutgoingHttpHeaders {
+function requestHeaders(
+  incoming: IncomingMessage,
+  body: Buffer | undefined,
+  secret: string | undefined,
+): OutgoingHttpHeaders {
   const headers = endToEnd(incoming);
   for (const name of REPLACED) delete headers[name];
   headers["x-forwarded-for"] = addressOf(incoming, 0);
   if (body !== undefined) headers["content-length"] = body.length;
+  if (secret !== undefined) headers[RUN_HEADER] = secret;
   return headers;
 }
 
 /** Sends a request to a process. False: the process was gone, and the request has not left. */
 function send(
-  { port, agent }: Running,
+  { port, agent, secret }: Running,
   incoming: IncomingMessage,
   outgoing: ServerResponse,
   path: string,
@@ -57,7 +63,7 @@ function send(
         agent,
         path,
         method: incoming.method ?? "GET",
-        headers: requestHeaders(incoming, body),
+        headers: requestHeaders(incoming, body, secret),
       },
       (answer) => {
         outgoing.writeHead(answer.statusCode ?? 502, endToEnd(answer));

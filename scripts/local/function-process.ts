@@ -13,6 +13,8 @@ export interface FunctionProcessOptions {
   /** The bundle. */
   readonly file: string;
   readonly environment: Readonly<Record<string, string>>;
+  /** The secret of the run, which each request to the process shows. */
+  readonly secret?: string;
   /** How long a process lives without requests. */
   readonly idleMilliseconds: number;
   /** A process that does not listen by then is killed, and its requests are refused. */
@@ -27,6 +29,7 @@ export interface FunctionProcessOptions {
 /** A process that listens. */
 export interface Running {
   readonly port: number;
+  readonly secret: string | undefined;
   readonly agent: Agent;
   readonly child: ChildProcess;
 }
@@ -144,12 +147,12 @@ export class FunctionProcess {
   }
 
   #start(): Life {
-    const { name, file, environment, onLine, onCrash, onStart } = this.#options;
+    const { name, file, environment, secret, onLine, onCrash, onStart } = this.#options;
     const { startMillisecondsMax = START_MILLISECONDS_MAX } = this.#options;
     const began = performance.now();
     const last: string[] = [];
     const child = fork(file, [], {
-      env: { ...environment, PORT: "0" },
+      env: { ...environment, HOST: "127.0.0.1", PORT: "0" },
       execArgv: [],
       stdio: ["ignore", "pipe", "pipe", "ipc"],
       // A group of its own: Ctrl-C is for the gateway, which lets the functions finish.
@@ -180,7 +183,12 @@ export class FunctionProcess {
       child.once("error", (error) => over(`with ${error.message}`));
       child.once("message", (message) => {
         clearTimeout(late);
-        life.running = { port: (message as { port: number }).port, agent: new Agent({ keepAlive: true }), child };
+        life.running = {
+          port: (message as { port: number }).port,
+          secret,
+          agent: new Agent({ keepAlive: true }),
+          child,
+        };
         onStart(name, performance.now() - began);
         resolve(life.running);
       });

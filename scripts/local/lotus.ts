@@ -1,5 +1,6 @@
 /** Runs Lotus on one machine: database, gateway, event bus and functions. `npm start` and the tests use it. */
-import { randomUUID } from "node:crypto";
+import { randomBytes, randomUUID } from "node:crypto";
+import { mkdir, writeFile } from "node:fs/promises";
 import { createServer, type Server } from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -23,6 +24,8 @@ import { takeFolder } from "./run-file.ts";
 export interface LotusOptions {
   /** 0: any free port. */
   readonly port: number;
+  /** The address that the gateway listens on; without it only this machine reaches Lotus. */
+  readonly host?: string;
   /** Keeps the data, the passwords and the keys. */
   readonly folder: string;
   /** Begin with an empty database. */
@@ -50,7 +53,7 @@ export interface LotusOptions {
 
 export interface Lotus {
   readonly url: string;
-  /** The entrance for calls inside, which 127.0.0.1 alone may use: each function is at /<name>. */
+  /** The address of the event bus, which ends in the secret of the run. Each function is at /<name> behind it. */
   readonly insideUrl: string;
   readonly adminUrl: string;
   readonly manifests: Manifests;
@@ -115,8 +118,10 @@ async function runPostgres(
 }
 
 /** Listens where people were told. @throws {Error} a sentence that names another port */
-function listenAt(server: Server, port: number): Promise<Listening> {
-  return listen(server, port).catch((error: NodeJS.ErrnoException) => {
+function listenAt(server: Server, { port, host = "127.0.0.1" }: LotusOptions): Promise<Listening> {
+  return listen(server, port, host).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "EADDRNOTAVAIL" || error.code === "ENOTFOUND")
+      throw new Error(`This machine has no address ${host}. Choose another: npm start -- --host 127.0.0.1`);
     if (error.code !== "EADDRINUSE" && error.code !== "EACCES") throw error;
     const why = error.code === "EADDRINUSE" ? "is taken by another program" : "may not be used by you";
     throw new Error(`Port ${port} ${why}. Choose another: npm start -- --port ${port + 1}`);
@@ -159,7 +164,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const runFile = await takeFolder(folder);
     endings.push(() => runFile.remove());
     // Asked now, so that nobody waits for a database and a build to hear of a busy port.
-    await (await listenAt(createServer(), options.port)).stop();
+    await (await listenAt(createServer(), options)).stop();
     const postgresFolder = join(folder, "postgres");
     const secrets = join(folder, "secrets");
     if (options.fresh) await step("Forgetting the old data", () => erasePostgres(postgresFolder));
@@ -199,19 +204,28 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
           })
         : options.kafka || undefined;
     if (kafka !== undefined) await createTopics(kafka.bootstrap);
+    const secret = randomBytes(24).toString("base64url");
+    await mkdir(join(secrets, "run"), { recursive: true, mode: 0o700 });
+    await writeFile(join(secrets, "run", "secret"), secret, { mode: 0o600 });
     const functions = new Map<string, FunctionProcess>();
     let inside = "";
     const resolve = (name: string) => `${inside}/${name}`;
     // The bus listens first: the environment of every function contains its address.
-    const bus = createEventBus(functions, resolve, (source, message, how, reason) => {
-      if (how !== "delivered")
-        onNews(source, `event ${message.headers["ce-id"]}: ${how === "lost" ? `lost. ${reason}` : "dead letter"}`);
-    });
+    const bus = createEventBus(
+      functions,
+      resolve,
+      (source, message, how, reason) => {
+        if (how !== "delivered")
+          onNews(source, `event ${message.headers["ce-id"]}: ${how === "lost" ? `lost. ${reason}` : "dead letter"}`);
+      },
+      secret,
+    );
     const busListening = await listen(bus.server, 0, "127.0.0.1");
-    inside = `http://127.0.0.1:${busListening.port}`;
+    inside = `http://127.0.0.1:${busListening.port}/${secret}`;
     const manifests = await readManifests(join(ROOT, "knative"), secrets, passedAsConfiguration(), {
       ...passedOn(kafka !== undefined),
       K_SINK: inside,
+      RUN_SECRET_FILE: join(secrets, "run", "secret"),
       ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(",") }),
     });
     if (kafka === undefined) bus.add(manifests.kafkaSources);
@@ -222,6 +236,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
           name,
           file: programOf(name),
           environment,
+          secret,
           idleMilliseconds: options.idleMilliseconds ?? 60_000,
           onLine,
           onStart: (started, milliseconds) => onNews(started, `started in ${Math.round(milliseconds)} ms`),
@@ -264,7 +279,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     }
 
     const gateway = createGateway(manifests.routes, functions);
-    const listening = await listenAt(gateway, options.port);
+    const listening = await listenAt(gateway, options);
     endings.push(() => listening.stop());
     const url = `http://localhost:${listening.port}`;
     await runFile.setUrl(url);

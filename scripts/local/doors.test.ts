@@ -1,0 +1,128 @@
+import { randomUUID } from "node:crypto";
+import { readdir, readFile, readlink, stat } from "node:fs/promises";
+import { request } from "node:http";
+import { basename, dirname } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { call, newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../testing/lotus.ts";
+
+let lotus: TestLotus;
+let user: TestUser;
+let secret: string;
+beforeAll(async () => {
+  lotus = await startTestLotus();
+  user = await newUser(lotus);
+  await user.call("GET /notification");
+  await settled(lotus);
+  secret = basename(lotus.insideUrl);
+});
+afterAll(() => lotus.stop());
+
+/** Sends an event as it is: fetch would not send a Host or an Origin of the test's choice. */
+function send(url: string, headers: Record<string, string>): Promise<number> {
+  const event = {
+    "content-type": "application/json",
+    "ce-specversion": "1.0",
+    "ce-id": randomUUID(),
+    "ce-source": "/test",
+    "ce-type": "lotus.notification-requested.v1",
+  };
+  return new Promise((resolve, reject) => {
+    const sent = request(url, { method: "POST", headers: { ...event, ...headers } }, (answer) => {
+      answer.resume().once("end", () => resolve(answer.statusCode ?? 0));
+    });
+    sent.once("error", reject);
+    sent.end(JSON.stringify({ userId: user.id, recipient: user.email, kind: "message", message: "forged" }));
+  });
+}
+const messages = async () => {
+  const { body } = await user.call("GET /notification");
+  return body.filter(({ message }: { message: string }) => message === "forged").length;
+};
+const deadLetters = async () => (await lotus.database.query("select from events.dead_letters")).rowCount;
+const portOf = async (name: string): Promise<number> => {
+  const fn = lotus.functions.get(name);
+  const running = await fn?.acquire();
+  fn?.release();
+  return running?.port ?? 0;
+};
+
+describe("the event bus and a trigger of a local run", () => {
+  const foreign: [string, (shown: string) => Record<string, string>][] = [
+    ["the Origin of a page", () => ({ origin: "https://evil.example" })],
+    ["the Origin of a file", () => ({ origin: "null" })],
+    ["an Origin on this machine", () => ({ origin: "http://localhost:3000" })],
+    ["the metadata of a browser", () => ({ "sec-fetch-site": "same-origin" })],
+    ["a name that a page rebound", () => ({ host: "evil.example" })],
+    ["a name that begins like this machine", () => ({ host: "localhost.evil.example" })],
+    ["an address that begins like this machine", () => ({ host: "127.0.0.1.evil.example:80" })],
+  ];
+  it.each(foreign)("refuse %s, even with the secret of the run", async (_, headers) => {
+    const bus = `${lotus.insideUrl}/notification-store`;
+    const trigger = `http://127.0.0.1:${await portOf("notification-store")}/`;
+    expect(await send(bus, headers(secret))).toBe(403);
+    expect(await send(lotus.insideUrl, headers(secret))).toBe(403);
+    expect(await send(trigger, { "lotus-run": secret, ...headers(secret) })).toBe(403);
+    expect([await messages(), await deadLetters()]).toEqual([0, 0]);
+  });
+
+  it("refuse a request without the secret of the run, or with another", async () => {
+    const bus = new URL(lotus.insideUrl).origin;
+    const trigger = `http://127.0.0.1:${await portOf("notification-store")}/`;
+    const others = [secret.slice(1), `${secret}x`, secret.toLowerCase(), "x", "", "%00", "..", "é"];
+    for (const other of others)
+      expect([other, await send(`${bus}/${other}/notification-store`, {})]).toEqual([other, 403]);
+    for (const path of ["/", "/notification-store", "//notification-store", `/x/${secret}/notification-store`])
+      expect([path, await send(bus + path, {})]).toEqual([path, 403]);
+    expect(await send(trigger, {})).toBe(403);
+    for (const other of others.slice(0, 4)) expect(await send(trigger, { "lotus-run": other })).toBe(403);
+    expect([await messages(), await deadLetters()]).toEqual([0, 0]);
+  });
+
+  it("accept a request with the secret of the run", async () => {
+    expect(await send(`${lotus.insideUrl}/notification-store`, {})).toBe(204);
+    expect(await messages()).toBe(1);
+  });
+});
+
+describe("an endpoint of a local run", () => {
+  it("accepts requests of the gateway only", async () => {
+    const port = await portOf("order-subscriptions");
+    const url = `http://127.0.0.1:${port}`;
+    for (const headers of [{}, { "lotus-run": "x" }])
+      expect((await call({ url }, "GET /order/subscriptions", { headers })).body.code).toBe("forbidden");
+    expect((await call({ url }, "GET /order/subscriptions", { headers: { "lotus-run": secret } })).status).toBe(200);
+  });
+
+  it("receives the secret from the gateway, whatever the client sends", async () => {
+    expect((await call(lotus, "GET /order/subscriptions", { headers: { "lotus-run": "x" } })).status).toBe(200);
+  });
+});
+
+describe("a local run", () => {
+  it.skipIf(process.platform !== "linux")("listens on 127.0.0.1 only", async () => {
+    await Promise.all([...lotus.functions.keys()].map(portOf));
+    const pids = [process.pid, ...[...lotus.functions.values()].map((fn) => fn.running?.child.pid)];
+    const sockets = new Set<string>();
+    for (const pid of pids)
+      for (const fd of await readdir(`/proc/${pid}/fd`))
+        sockets.add(await readlink(`/proc/${pid}/fd/${fd}`).catch(() => "closed meanwhile"));
+    // The columns of proc(5): local address as hexadecimal text, state 0A for a listening socket, inode.
+    const listening: string[] = [];
+    for (const file of ["/proc/net/tcp", "/proc/net/tcp6"])
+      for (const line of (await readFile(file, "utf8")).split("\n").slice(1)) {
+        const [, local = "", , state, , , , , , inode] = line.trim().split(/\s+/);
+        if (state === "0A" && sockets.has(`socket:[${inode}]`)) listening.push(local.split(":")[0] ?? "");
+      }
+    expect(listening.length).toBeGreaterThanOrEqual(lotus.functions.size + 2);
+    expect(new Set(listening)).toEqual(new Set(["0100007F"]));
+  });
+
+  it("keeps its secret in a file of its user, and in no other environment than the address of the bus", async () => {
+    const file = lotus.manifests.functions.get("order-pay")?.RUN_SECRET_FILE ?? "";
+    expect(await readFile(file, "utf8")).toBe(secret);
+    expect((await stat(file)).mode & 0o777).toBe(0o600);
+    expect((await stat(dirname(file))).mode & 0o777).toBe(0o700);
+    expect(secret.length).toBeGreaterThanOrEqual(32);
+    expect([...lotus.lines.values()].flat().join("\n")).not.toContain(secret);
+  });
+});
