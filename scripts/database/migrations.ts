@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Client, type DatabaseError, escapeIdentifier } from "pg";
 import { findFunctions } from "../project/functions.ts";
-import { readSqlFiles, runFile, SERVICES, type SqlFile } from "./sql.ts";
+import { readSqlFiles, runFile, type SqlFile, type SqlFiles } from "./sql.ts";
 
 /** A statement that waits for a lock makes all later statements on the table wait as well: it gives up early and tries again. */
 const LOCK_MILLISECONDS_MAX = 2_000;
@@ -66,6 +66,8 @@ async function createTables(client: Client): Promise<void> {
   });
 }
 
+const servicesOf = (files: readonly SqlFile[]) => [...new Set(files.map(({ service }) => service))];
+
 const digestOf = ({ text }: SqlFile) => createHash("sha256").update(text).digest("hex");
 
 /** An edited migration would make this database differ from a new one. */
@@ -77,7 +79,7 @@ async function refuseEdited(client: Client, migrations: readonly SqlFile[]): Pro
     throw new Error(
       `${edited.map(({ path }) => path).join(", ")} changed after it was applied to this database. Restore the file and write the change as a new migration. If the data does not matter, begin with an empty database (npm start -- --fresh).`,
     );
-  for (const service of SERVICES) {
+  for (const service of servicesOf(migrations)) {
     const own = migrations.filter((file) => file.service === service);
     const last = own.findLastIndex(({ name }) => applied.has(name));
     const late = own.slice(0, Math.max(last, 0)).find(({ name }) => !applied.has(name));
@@ -167,12 +169,12 @@ async function applyFunctions(client: Client, file: SqlFile): Promise<void> {
 }
 
 /** Compiles the functions of all schemas: a function may use another that a later file creates. */
-async function validateFunctions(client: Client): Promise<void> {
+async function validateFunctions(client: Client, services: readonly string[]): Promise<void> {
   const { rows } = await client.query<{ signature: string; validation: string }>(
     `select p.oid::regprocedure::text as signature, format('select %s(%s)', l.lanvalidator::regproc, p.oid) as validation
      from pg_proc p join pg_language l on l.oid = p.prolang join pg_namespace n on n.oid = p.pronamespace
      where n.nspname = any ($1) and l.lanvalidator <> 0`,
-    [SERVICES],
+    [services],
   );
   await client.query("set local check_function_bodies = on");
   for (const { signature, validation } of rows) {
@@ -228,6 +230,7 @@ async function protectDatabase(client: Client, database: string, roles: Readonly
  * Brings the schemas of a database up to date. Safe to repeat, and to run twice at the same time.
  * @param client is connected as the owner of the database, without a transaction pooler
  * @param roles role names by service; the roles exist
+ * @param files the default is the files of the checkout
  * @returns the names of the files that were applied
  * @throws {Error} a sentence with the file and the line, when a statement fails or a migration was edited
  */
@@ -235,8 +238,9 @@ export async function migrateSchemas(
   client: Client,
   database: string,
   roles: ReadonlyMap<string, string>,
+  files?: SqlFiles,
 ): Promise<string[]> {
-  const { migrations, functions } = await readSqlFiles(roles);
+  const { migrations, functions } = files ?? (await readSqlFiles(roles));
   await createTables(client);
   await refuseEdited(client, migrations);
   const applied: string[] = [];
@@ -252,7 +256,7 @@ export async function migrateSchemas(
     await client.query("set local check_function_bodies = off");
     await writeRoles(client, roles);
     for (const file of stale) await applyFunctions(client, file);
-    if (stale.length > 0) await validateFunctions(client);
+    if (stale.length > 0) await validateFunctions(client, servicesOf(functions));
     await writeSubscriptions(client);
     return stale.map(({ name }) => name);
   });
