@@ -66,6 +66,8 @@ function modeOf(url: URL, host: string, authorityFile: string | undefined): TlsM
   const mode = TLS_MODES.find((known) => known === given);
   if (mode === undefined)
     throw new DatabaseUrlError(`sslmode in the database URL must be ${TLS_MODES.join(", ")}; ${given} is not.`);
+  // Neon's own URLs say "require", and its certificates are of a public authority.
+  if (mode === "require" && isNeon(host)) return "verify-full";
   // libpq: "require" with a root certificate verifies it.
   return mode === "require" && authorityFile !== undefined ? "verify-ca" : mode;
 }
@@ -90,14 +92,16 @@ export function readDatabaseAddress(text: string, authorityFile?: string): Datab
   if (url.searchParams.get("channel_binding") === "require" && !isNeon(host))
     throw new DatabaseUrlError("channel_binding=require is not supported: remove it, and use sslmode=verify-full.");
   const file = url.searchParams.get("sslrootcert") ?? authorityFile;
-  const database = decode(url.pathname.slice(1), "name of the database");
+  const user = decode(url.username, "user");
+  // libpq: the name of the user, when the URL names no database.
+  const database = decode(url.pathname.slice(1), "name of the database") || user;
   if (database === "")
     throw new DatabaseUrlError("The database URL names no database: postgres://role:password@host:port/name.");
   const tlsMode = modeOf(url, host, file);
   return {
     host,
     port: Number(url.port || PORT_DEFAULT),
-    user: decode(url.username, "user"),
+    user,
     password: url.password === "" ? undefined : decode(url.password, "password"),
     database,
     applicationName: url.searchParams.get("application_name") ?? undefined,
@@ -117,4 +121,19 @@ export function tlsOptions({ host, tlsMode, authority }: DatabaseAddress): Conne
     rejectUnauthorized: tlsMode !== "require",
     ...(tlsMode === "verify-ca" && { checkServerIdentity: () => undefined }),
   };
+}
+
+/** Returns a sentence for a certificate that TLS refuses. Other errors stay as they are. */
+export function explainTls(error: NodeJS.ErrnoException, host: string): Error {
+  const { code = "" } = error;
+  if (code === "ERR_TLS_CERT_ALTNAME_INVALID")
+    return Object.assign(new Error(`The certificate of the database does not name the host ${host}.`), { code });
+  if (/CERT|ISSUER|LEAF_SIGNATURE/.test(code))
+    return Object.assign(
+      new Error(
+        `The certificate of the database at ${host} is refused (${error.message}). Name its authority: sslrootcert=FILE in the URL, or DATABASE_CA_FILE.`,
+      ),
+      { code },
+    );
+  return error;
 }

@@ -58,9 +58,9 @@ class ScramClient extends Client {
 let pool: Pool | undefined;
 
 /** Tells the driver how connections are made: a socket to Postgres, or a WebSocket to Neon. */
-function configureTransport(address: DatabaseAddress): void {
+function configureTransport(address: DatabaseAddress, transport: string | undefined): void {
   neonConfig.coalesceWrites = false;
-  const overWebSocket = settings().DATABASE_TRANSPORT === "websocket" || isNeon(address.host);
+  const overWebSocket = transport === "websocket" || isNeon(address.host);
   // Neon expects the password before it asks for it. Another server would refuse it, or read it in clear.
   neonConfig.pipelineConnect = isNeon(address.host) ? "password" : false;
   if (overWebSocket) {
@@ -74,9 +74,9 @@ function configureTransport(address: DatabaseAddress): void {
 }
 
 function openPool(): Pool {
-  const { DATABASE_PASSWORD_FILE: passwordFile, DATABASE_CA_FILE: authorityFile } = settings();
+  const { DATABASE_PASSWORD_FILE: passwordFile, DATABASE_CA_FILE: authorityFile, DATABASE_TRANSPORT } = settings();
   const address = readDatabaseAddress(required("DATABASE_URL"), authorityFile);
-  configureTransport(address);
+  configureTransport(address, DATABASE_TRANSPORT);
   const { host, port, user, database, applicationName } = address;
   const opened = new Pool({
     host,
@@ -103,6 +103,31 @@ function openPool(): Pool {
   opened.on("error", report);
   opened.on("connect", (client: Client) => client.on("error", report));
   return opened;
+}
+
+/**
+ * Logs in as functions do, runs one statement, and disconnects.
+ * @param transport "websocket", or undefined for the transport that the host needs
+ * @throws {Error} as the driver reports it
+ */
+export async function tryLogin(address: DatabaseAddress, transport?: string): Promise<void> {
+  configureTransport(address, transport);
+  const { host, port, user, password, database } = address;
+  const client = new ScramClient({
+    host,
+    port,
+    user,
+    password,
+    database,
+    connectionTimeoutMillis: DATABASE_CONNECT_MILLISECONDS_MAX,
+  });
+  client.on("error", () => undefined);
+  try {
+    await client.connect();
+    await client.query("select 1");
+  } finally {
+    await client.end();
+  }
 }
 
 /** The message of pg-pool when all connections stay busy. Such a server answers, so no reconnect begins. */

@@ -1,7 +1,7 @@
 /** A connection to Postgres over TCP or TLS in the shape of a WebSocket, which Neon's driver expects. */
 import { connect, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
-import { type DatabaseAddress, tlsOptions } from "./database-url.ts";
+import { type DatabaseAddress, explainTls, tlsOptions } from "./database-url.ts";
 import {
   DATABASE_BUFFERED_BYTES_MAX,
   DATABASE_CLOSE_MILLISECONDS_MAX,
@@ -16,21 +16,6 @@ const REFUSED = "N";
 
 type EventName = "open" | "message" | "error" | "close";
 type Listener = (event: unknown) => void;
-
-/** Returns a sentence for a certificate that TLS refuses. Other errors stay as they are. */
-function explain(error: NodeJS.ErrnoException, host: string): Error {
-  const { code = "" } = error;
-  if (code === "ERR_TLS_CERT_ALTNAME_INVALID")
-    return Object.assign(new Error(`The certificate of the database does not name the host ${host}.`), { code });
-  if (/CERT|ISSUER|LEAF_SIGNATURE/.test(code))
-    return Object.assign(
-      new Error(
-        `The certificate of the database at ${host} is refused (${error.message}). Name its authority: sslrootcert=FILE in the URL, or DATABASE_CA_FILE.`,
-      ),
-      { code },
-    );
-  return error;
-}
 
 /** Asks the server for TLS. Resolves to the encrypted socket; rejects when the server refuses or sends more than its answer. */
 function upgrade(tcp: Socket, address: DatabaseAddress): Promise<Socket> {
@@ -51,7 +36,7 @@ function upgrade(tcp: Socket, address: DatabaseAddress): Promise<Socket> {
       tcp.removeAllListeners("error").removeAllListeners("close");
       const secure = connectTls({ ...tlsOptions(address), socket: tcp });
       secure.once("secureConnect", () => resolve(secure));
-      secure.once("error", (error) => reject(explain(error, address.host)));
+      secure.once("error", (error) => reject(explainTls(error, address.host)));
       secure.once("close", () => reject(new Error("The database closed the connection while TLS began.")));
     });
     tcp.write(SSL_REQUEST);
@@ -105,9 +90,10 @@ class PostgresSocket {
       this.#open = true;
       this.#emit("open", {});
     };
-    const fail = (error: Error) => {
+    const fail = (error: NodeJS.ErrnoException) => {
       clearTimeout(late);
-      this.#end(error);
+      // Node tries every address of a name; the error of them all has no message.
+      this.#end(error.message === "" ? new Error(`connect ${error.code} ${host}:${port}`) : error);
     };
     tcp.once("error", fail);
     tcp.once("close", () => clearTimeout(late));

@@ -275,7 +275,7 @@ describe("npm start", () => {
     );
     expect([code, text]).toEqual([
       1,
-      expect.stringMatching(/^Lotus did not start\. Nothing answers .+127\.0\.0\.1:1/m),
+      expect.stringMatching(/^Lotus did not start\. Nothing listens at 127\.0\.0\.1:1 /m),
     ]);
   });
 

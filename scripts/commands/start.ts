@@ -13,6 +13,7 @@ const HELP = `npm start -- [options]
   --folder FOLDER    where data, passwords and keys are kept (default .lotus)
   --fresh            forget the data of earlier runs: our own Postgres and Kafka, never a given one
   --database URL     use this Postgres, as its owner, instead of one of our own
+  --pooler URL       functions reach it through this pooler, such as postgres://localhost:6432; migrations do not
   --kafka            a real Kafka between the functions: KAFKA_BROKERS (which implies this), docker, or Java 17 and Maven
   --json             the functions' log lines as they are
   --quiet            no log lines
@@ -28,6 +29,7 @@ function readOptions() {
         folder: { type: "string", default: join(ROOT, ".lotus") },
         fresh: { type: "boolean", default: false },
         database: { type: "string" },
+        pooler: { type: "string" },
         kafka: { type: "boolean", default: process.env.KAFKA_BROKERS !== undefined },
         json: { type: "boolean", default: false },
         quiet: { type: "boolean", default: false },
@@ -38,6 +40,11 @@ function readOptions() {
     const port = Number(values.port);
     if (values.folder === "") throw new Error("--folder must name a folder");
     if (values.database !== undefined) readDatabaseUrl("--database", values.database);
+    if (values.pooler !== undefined) {
+      readDatabaseUrl("--pooler", values.pooler);
+      if (values.database === undefined)
+        throw new Error("--pooler needs --database: the same database without the pooler");
+    }
     if (!/^\d+$/.test(values.port) || port > 65535) throw new Error(`--port must be 0 to 65535; ${values.port} is not`);
     return { ...values, port };
   } catch (error) {
@@ -109,6 +116,7 @@ async function main(): Promise<void> {
       watch: options.watch,
       kafka: options.kafka,
       ...(options.database === undefined ? {} : { databaseUrl: options.database }),
+      ...(options.pooler === undefined ? {} : { pooler: options.pooler }),
       onLine: (name, line) => {
         if (!options.quiet) print(options.json ? line : pretty(name, line));
       },

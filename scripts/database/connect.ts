@@ -1,9 +1,11 @@
 /** Commands that work on the database as its owner. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { Client } from "pg";
-import { messageOf, UsageError } from "../cli/command.ts";
+import type { Client } from "pg";
+import { readDatabaseAddress } from "#kernel/database-url";
+import { UsageError } from "../cli/command.ts";
 import { ROOT } from "../project/functions.ts";
+import { connectTo } from "./client.ts";
 
 /** Where a run on this machine keeps its secrets. */
 export const SECRETS = join(ROOT, ".lotus/secrets");
@@ -14,8 +16,13 @@ export const SECRETS = join(ROOT, ".lotus/secrets");
  * @throws {UsageError} when it is none
  */
 export function readDatabaseUrl(where: string, text: string): string {
-  const isOne = URL.canParse(text) && ["postgres:", "postgresql:"].includes(new URL(text).protocol);
-  if (!isOne) throw new UsageError(`${where} must be a URL such as postgres://owner:password@host:port/name.`);
+  try {
+    readDatabaseAddress(text, process.env.DATABASE_CA_FILE || undefined);
+  } catch (error) {
+    if (!URL.canParse(text) || !/^postgres(ql)?:$/.test(new URL(text).protocol))
+      throw new UsageError(`${where} must be a URL such as postgres://owner:password@host:port/name.`);
+    throw new UsageError(`${where}: ${(error as Error).message}`);
+  }
   return text;
 }
 
@@ -40,15 +47,9 @@ export async function adminUrl(given: string | undefined): Promise<string> {
  */
 export async function withAdmin<T>(given: string | undefined, work: (client: Client) => Promise<T>): Promise<T> {
   const url = await adminUrl(given);
-  const client = new Client({ connectionString: url });
-  try {
-    await client.connect();
-  } catch (error) {
-    const { hostname, port } = new URL(url);
-    throw new Error(
-      `The database at ${hostname}:${port} cannot be reached (${messageOf(error)}). Is Lotus running? npm start.`,
-    );
-  }
+  const client = await connectTo(url).catch((error: Error) => {
+    throw given === undefined ? new Error(`${error.message} Is Lotus running? npm start.`, { cause: error }) : error;
+  });
   try {
     return await work(client);
   } finally {

@@ -1,16 +1,15 @@
 /**
  * Brings a database up to date: the services' roles, their tables and functions, and the subscribers of each topic.
- *   npm run migrate -- [roles | schema] [--url postgres://owner:password@host:port/name] [--secrets FOLDER] [--change-passwords]
+ *   npm run migrate -- [roles | schema] [--url postgres://owner:password@host:port/name] [--secrets FOLDER] [--change-passwords] [--pooler URL]
  */
 import { parseArgs } from "node:util";
-import { Client } from "pg";
+import type { Client } from "pg";
 import { messageOf, runCommand, UsageError } from "../cli/command.ts";
-import { adminUrl, SECRETS } from "./connect.ts";
+import { connectTo, withoutNeonPooler } from "./client.ts";
+import { adminUrl, readDatabaseUrl, SECRETS } from "./connect.ts";
 import { inTransaction, migrateSchemas } from "./migrations.ts";
 import { checkLogins, databaseOf, ensureRoles, readPasswords, requireRoles, rolesOf } from "./roles.ts";
 import { SERVICES } from "./sql.ts";
-
-const CONNECT_MILLISECONDS_MAX = 15_000;
 
 export const STEPS = ["roles", "schema"] as const;
 export type Step = (typeof STEPS)[number];
@@ -20,23 +19,10 @@ export interface MigrateOptions {
   readonly steps?: readonly Step[];
   /** The services whose existing role gets the password of `passwords`; a new role always gets it. The default is none. */
   readonly changePasswords?: readonly string[];
+  /** The URL of the pooler that functions use, as roleUrl reads it. Its logins are checked. */
+  readonly pooler?: string | undefined;
   /** Receives sentences about what the server did not accept. */
   readonly tell?: (news: string) => void;
-}
-
-/** Neon's pooler shares its host's name with the database behind it. */
-function withoutPooler(url: string): string {
-  const direct = new URL(url);
-  direct.hostname = direct.hostname.replace(/-pooler(?=\..*\.neon\.tech$)/, "");
-  return direct.href;
-}
-
-async function connect(url: string): Promise<Client> {
-  const client = new Client({ connectionString: url, connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX });
-  // A connection that is cut fails the next statement; without a listener it would end the process.
-  client.on("error", () => undefined);
-  await client.connect();
-  return client;
 }
 
 async function serverProcess(client: Client): Promise<number | undefined> {
@@ -48,7 +34,7 @@ async function serverProcess(client: Client): Promise<number | undefined> {
  * another client is in a transaction, the pooler must give a different session to one of the two clients.
  */
 async function refusePooler(client: Client, url: string): Promise<void> {
-  const other = await connect(url);
+  const other = await connectTo(url);
   try {
     const first = await serverProcess(client);
     await other.query("begin");
@@ -73,11 +59,11 @@ async function refusePooler(client: Client, url: string): Promise<void> {
 export async function migrate(
   url: string,
   passwords: Readonly<Record<string, string>>,
-  { steps = STEPS, changePasswords = [], tell = () => undefined }: MigrateOptions = {},
+  { steps = STEPS, changePasswords = [], tell = () => undefined, pooler }: MigrateOptions = {},
 ): Promise<string[]> {
-  const direct = withoutPooler(url);
+  const direct = withoutNeonPooler(url);
   const database = databaseOf(direct);
-  const client = await connect(direct);
+  const client = await connectTo(direct);
   let applied: string[] = [];
   try {
     await refusePooler(client, direct);
@@ -89,7 +75,7 @@ export async function migrate(
   } finally {
     await client.end();
   }
-  await checkLogins(direct, passwords);
+  await checkLogins(pooler === undefined ? url : direct, passwords, pooler);
   return applied;
 }
 
@@ -100,6 +86,7 @@ async function main(): Promise<void> {
       url: { type: "string" },
       secrets: { type: "string", default: SECRETS },
       "change-passwords": { type: "boolean", default: false },
+      pooler: { type: "string", default: process.env.DATABASE_POOLER_URL ?? "" },
     },
   });
   const steps = positionals.length === 0 ? STEPS : STEPS.filter((step) => positionals.includes(step));
@@ -108,6 +95,7 @@ async function main(): Promise<void> {
   const applied = await migrate(await adminUrl(values.url), await readPasswords(values.secrets), {
     steps,
     changePasswords: values["change-passwords"] ? SERVICES : [],
+    pooler: values.pooler === "" ? undefined : readDatabaseUrl("--pooler", values.pooler),
     tell: console.log,
   });
   if (!steps.includes("schema")) console.log("The roles are up to date.");

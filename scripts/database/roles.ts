@@ -2,8 +2,10 @@
 import { createHash, createHmac, pbkdf2Sync, randomBytes } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { Client, type DatabaseError, escapeIdentifier, escapeLiteral } from "pg";
+import { type Client, type DatabaseError, escapeIdentifier, escapeLiteral } from "pg";
+import { tryLogin } from "#kernel/database";
 import { ROW_WAIT_MILLISECONDS_MAX, STATEMENT_MILLISECONDS_MAX } from "#kernel/settings";
+import { addressOf, explainConnection } from "./client.ts";
 import { SERVICES } from "./sql.ts";
 
 /** PostgreSQL cuts longer names (NAMEDATALEN - 1). */
@@ -35,13 +37,18 @@ export function databaseOf(url: string): string {
 }
 
 /**
- * The URL of a service's role: the owner's URL with the role's name and without a password.
- * @param userName the user name at a pooler that extends it, such as `{role}.project-ref`
+ * The URL of a service's role, without a password.
+ * @param adminUrl the owner's URL
+ * @param pooler the URL of a pooler that functions use instead, such as `postgres://pooler.example:6432`. Its user may be a pattern:
+ *   `{role}.project-ref`. Without a database it leads to the owner's.
  */
-export function roleUrl(adminUrl: string, service: string, userName = "{role}"): string {
-  const url = new URL(adminUrl);
-  url.username = encodeURIComponent(userName.replace("{role}", roleName(databaseOf(adminUrl), service)));
+export function roleUrl(adminUrl: string, service: string, pooler?: string): string {
+  const url = new URL(pooler ?? adminUrl);
+  const pattern = decodeURIComponent(url.username);
+  const role = roleName(databaseOf(adminUrl), service);
+  url.username = encodeURIComponent(pattern.includes("{role}") ? pattern.replace("{role}", role) : role);
   url.password = "";
+  if (url.pathname === "" || url.pathname === "/") url.pathname = `/${encodeURIComponent(databaseOf(adminUrl))}`;
   return url.href;
 }
 
@@ -199,31 +206,29 @@ export async function readPasswords(folder: string): Promise<Record<string, stri
 }
 
 const INVALID_PASSWORD = "28P01";
-const CONNECT_MILLISECONDS_MAX = 15_000;
 
 /**
- * Logs in as each role, as functions do.
+ * Logs in as each role, as functions do: over the same transport, and through the same pooler.
  * @throws {Error} a sentence, when a role has another password or may not connect
  */
-export async function checkLogins(adminUrl: string, passwords: Readonly<Record<string, string>>): Promise<void> {
+export async function checkLogins(
+  adminUrl: string,
+  passwords: Readonly<Record<string, string>>,
+  pooler?: string,
+): Promise<void> {
   await Promise.all(
-    [...rolesOf(databaseOf(adminUrl))].map(async ([service, role]) => {
-      const url = new URL(adminUrl);
-      url.username = encodeURIComponent(role);
-      url.password = encodeURIComponent(passwords[service] ?? "");
-      const client = new Client({ connectionString: url.href, connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX });
+    SERVICES.map(async (service) => {
+      const address = { ...addressOf(roleUrl(adminUrl, service, pooler)), password: passwords[service] };
       try {
-        await client.connect();
+        await tryLogin(address, process.env.DATABASE_TRANSPORT);
       } catch (error) {
-        const { code, message } = error as DatabaseError;
-        if (code === undefined) throw error;
+        const { cause, message } = explainConnection(error, address);
         throw new Error(
-          code === INVALID_PASSWORD
-            ? `The role ${role} has another password than the secret database-${service}. Copy the secret from the installation that made the role, or give the roles the passwords of this installation: npm run migrate -- roles --change-passwords.`
-            : `The role ${role} cannot log in: ${message}.`,
+          (cause as DatabaseError).code === INVALID_PASSWORD
+            ? `The role ${address.user} has another password than the secret database-${service}. Copy the secret from the installation that made the role, or give the roles the passwords of this installation: npm run migrate -- roles --change-passwords.`
+            : `The role ${address.user} cannot log in. ${message}`,
+          { cause },
         );
-      } finally {
-        await client.end().catch(() => undefined);
       }
     }),
   );

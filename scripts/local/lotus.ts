@@ -34,6 +34,8 @@ export interface LotusOptions {
   readonly watch?: boolean;
   /** An existing Postgres, as its owner, instead of one of our own. */
   readonly databaseUrl?: string;
+  /** The URL of a pooler between the functions and that Postgres, as roleUrl reads it. Migrations do not use it. */
+  readonly pooler?: string;
   /** A real Kafka in the middle instead of the event bus: one that runs, or (true) one got as scripts/kafka/cluster.ts says. */
   readonly kafka?: boolean | Kafka;
   /** Whether Kafka's events are delivered by this process. False: somebody runs scripts/local/kafka-source.ts. */
@@ -179,11 +181,12 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
             return postgres.adminUrl;
           })
         : options.databaseUrl;
-    await ensureSecrets(secrets, database);
+    await ensureSecrets(secrets, database, options.pooler);
     await step("Migrating the database", async () =>
       migrate(database, await readPasswords(secrets), {
         // The Postgres of this folder serves no other installation.
         changePasswords: options.databaseUrl === undefined ? SERVICES : [],
+        pooler: options.pooler,
         tell: (news) => onNews("migrate", news),
       }),
     );
