@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import {
   eventually,
@@ -31,7 +32,7 @@ const unsettled = async (user: TestUser) => {
 };
 
 /** Brings an event to the trigger, as a foreign producer's. */
-const deliver = (data: unknown) =>
+const deliver = (data: unknown, headers: Record<string, string> = {}) =>
   fetch(`${lotus.manifests.functions.get("notification")?.K_SINK}/notification-store`, {
     method: "POST",
     headers: {
@@ -40,6 +41,7 @@ const deliver = (data: unknown) =>
       "ce-id": randomUUID(),
       "ce-source": "/elsewhere",
       "ce-type": "elsewhere.told",
+      ...headers,
     },
     body: JSON.stringify(data),
   });
@@ -114,5 +116,51 @@ describe("a foreign producer's message", () => {
       return rows.length > 0 && rows;
     });
     expect(letters).toEqual([{ subscriber: "notification-store", reason: expect.stringContaining("without NUL") }]);
+  });
+});
+
+describe("notifications of many events", () => {
+  it("are stored in shared statements, each once, while a reader settles the same events", async () => {
+    const user = await newUser(lotus);
+    await settled(lotus);
+    const facts = Array.from({ length: 200 }, (_, n) => ({ kind: "message", message: `shared ${n}` }));
+    const ids = await recordUnpublished(user, facts);
+    const source = (await lotus.database.query("select source from events.outbox where id = $1", [ids[0]])).rows[0]
+      .source;
+    const deliveries = ids.map((id, n) =>
+      deliver({ userId: user.id, recipient: user.email, ...facts[n] }, { "ce-id": id, "ce-source": source }),
+    );
+    const reads = Array.from({ length: 5 }, () => user.call("GET /notification?limit=100"));
+    expect(new Set((await Promise.all(deliveries)).map(({ status }) => status))).toEqual(new Set([204]));
+    expect(new Set((await Promise.all(reads)).map(({ status }) => status))).toEqual(new Set([200]));
+    expect(await unsettled(user)).toEqual([]);
+    const { rows } = await lotus.database.query(
+      "select count(*)::int as stored, count(distinct id)::int as ids from notification.notifications where user_id = $1 and message like 'shared %'",
+      [user.id],
+    );
+    expect(rows).toEqual([{ stored: 200, ids: 200 }]);
+  });
+
+  it("go on while another transaction holds the event of one of them", async () => {
+    const user = await newUser(lotus);
+    await settled(lotus);
+    const facts = Array.from({ length: 20 }, (_, n) => ({ kind: "message", message: `held ${n}` }));
+    const ids = await recordUnpublished(user, facts);
+    const source = (await lotus.database.query("select source from events.outbox where id = $1", [ids[0]])).rows[0]
+      .source;
+    const holder = new Client({ connectionString: lotus.adminUrl });
+    await holder.connect();
+    await holder.query("begin");
+    await holder.query("select from events.outbox where id = $1 for update", [ids[0]]);
+    const deliveries = ids.map((id, n) =>
+      deliver({ userId: user.id, recipient: user.email, ...facts[n] }, { "ce-id": id, "ce-source": source }),
+    );
+    const [held, ...others] = deliveries;
+    expect((await Promise.all(others)).every(({ status }) => status === 204)).toBe(true);
+    expect(await unsettled(user)).toEqual([ids[0]]);
+    await holder.query("rollback");
+    await holder.end();
+    expect((await held)?.status).toBe(204);
+    expect(await unsettled(user)).toEqual([]);
   });
 });

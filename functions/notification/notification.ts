@@ -1,5 +1,6 @@
 /** What a notification is, and how one is stored: once, however often its event is delivered. */
 import * as v from "valibot";
+import { batched } from "#kernel/batch";
 import { query } from "#kernel/database";
 import type { NotificationRequested } from "./events.ts";
 import { message } from "./message.ts";
@@ -31,25 +32,45 @@ export interface NotificationRow {
   readonly created_at: string;
 }
 
-/** Stores notifications and settles the events that ask for them, in one statement. Returns them as they are stored. */
+/** The parameters of notification.store, after `waits`: one array for each column. */
+function columnsOf(rows: readonly StoredRow[]): unknown[] {
+  return [
+    rows.map(({ id }) => id),
+    rows.map(({ userId }) => userId),
+    rows.map(({ email }) => email),
+    rows.map(({ message }) => message),
+    rows.map(({ created_at }) => created_at),
+  ];
+}
+
+interface StoredRow extends NotificationRow {
+  readonly userId: string;
+}
+
+const rowOf = ({ key, time, data }: Requested): StoredRow => ({
+  id: key,
+  userId: data.userId,
+  message: message(data),
+  email: data.recipient,
+  created_at: time,
+});
+
+const STORE = 'select "position" from notification.store($1, $2, $3, $4, $5, $6)';
+
+/** Stores one notification and settles the event that requested it. Joins the notifications of other events in one statement. */
+export const storeNotification = batched<Requested, { readonly position: number }>({
+  name: "notification.store",
+  many: STORE,
+  one: STORE,
+  valuesOfMany: (requested) => [false, ...columnsOf(requested.map(rowOf))],
+  valuesOfOne: (requested) => [true, ...columnsOf([rowOf(requested)])],
+  keyOf: ({ key }) => key,
+  repetitionOf: () => "repeatable",
+});
+
+/** Stores the notifications that a reader found unsettled, and settles their events, in one statement. Returns their rows. */
 export async function storeNotifications(requested: readonly Requested[]): Promise<NotificationRow[]> {
-  const rows = requested.map(({ key, time, data }) => ({
-    id: key,
-    message: message(data),
-    email: data.recipient,
-    created_at: time,
-  }));
-  await query(
-    "store-notifications",
-    `select notification.store(id, user_id, email, message, created_at)
-      from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[]) r (id, user_id, email, message, created_at)`,
-    [
-      rows.map(({ id }) => id),
-      requested.map(({ data }) => data.userId),
-      rows.map(({ email }) => email),
-      rows.map(({ message }) => message),
-      rows.map(({ created_at }) => created_at),
-    ],
-  );
-  return rows;
+  const rows = requested.map(rowOf);
+  await query("notification.store (reader)", STORE, [true, ...columnsOf(rows)]);
+  return rows.map(({ userId: _, ...row }) => row);
 }

@@ -153,7 +153,7 @@ describe("the role", () => {
       .filter((role) => role !== "notification")
       .flatMap((role): [string, string][] => [
         [role, `select events.unsettled('${user}', 'user-registered', 'billing-open-account', 1)`],
-        [role, `select events.settle('${user}', 'billing-open-account')`],
+        [role, `select events.settle_many(true, array['${user}']::uuid[], 'billing-open-account')`],
       ]),
     ...(["billing", "notification", "events"] as const).flatMap((role): [string, string][] => [
       [role, `select events.emit('notification-requested', 1, '', '${user}', null, '{}')`],

@@ -162,8 +162,8 @@ describe("the relay", () => {
     try {
       await Promise.all([one.connect(), other.connect()]);
       await one.query("begin");
-      await one.query("select events.settle($1, 'one')", [rows[0].id]);
-      const settling = other.query("select events.settle($1, 'other')", [rows[0].id]);
+      await one.query("select events.settle_many(true, array[$1]::uuid[], 'one')", [rows[0].id]);
+      const settling = other.query("select events.settle_many(true, array[$1]::uuid[], 'other')", [rows[0].id]);
       await eventually("the other one waits", async () => {
         const { rows: locks } = await lotus.database.query("select from pg_locks where not granted");
         return locks.length > 0;

@@ -1,12 +1,12 @@
-/** notification-requested. Words a notification and stores it, once. */
+/** notification-requested. Words a notification and stores it once. */
 import { subscriber } from "#kernel/subscriber";
 import { NotificationRequested } from "../../functions/notification/events.ts";
-import { storeNotifications } from "../../functions/notification/notification.ts";
+import { storeNotification } from "../../functions/notification/notification.ts";
 
 export default subscriber({
   topic: "notification-requested",
   data: NotificationRequested,
   async handle(requested) {
-    await storeNotifications([requested]);
+    await storeNotification(requested);
   },
 });

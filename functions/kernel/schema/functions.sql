@@ -88,12 +88,35 @@ begin
   where o.id = settle_unchecked.event_key;
 end $$;
 
--- Settles an event for a subscriber of the caller's service.
-create or replace function events.settle(event_key uuid, subscriber text)
-returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+-- Settles events for a subscriber of the caller's service, and returns the keys of those that it skipped. Without `waits` it skips
+-- the events whose rows another transaction has locked. An event that is not in the outbox counts as settled.
+create or replace function events.settle_many(waits boolean, event_keys uuid[], subscriber text)
+returns uuid[] language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  locked uuid[];
+  skipped uuid[] := '{}';
 begin
-  perform events.check_subscriber(settle.subscriber);
-  perform events.settle_unchecked(settle.event_key, settle.subscriber);
+  perform events.check_subscriber(settle_many.subscriber);
+  -- Readers, triggers and the relay lock in the order of time, so that two of them cannot deadlock.
+  if waits then
+    select array_agg(l.id) into locked from (
+      select o.id from events.outbox o where o.id = any(event_keys) order by o.time, o.id for update
+    ) l;
+  else
+    select array_agg(l.id) into locked from (
+      select o.id from events.outbox o where o.id = any(event_keys) order by o.time, o.id for update skip locked
+    ) l;
+    if cardinality(locked) is distinct from cardinality(event_keys) then
+      select coalesce(array_agg(o.id), '{}') into skipped from events.outbox o
+      where o.id = any(event_keys) and o.id <> all (coalesce(locked, '{}'));
+    end if;
+  end if;
+  if locked is null then return skipped; end if;
+  delete from events.outbox o where o.id = any(locked) and o.awaiting <@ array[settle_many.subscriber];
+  -- Another subscriber still awaits the event.
+  update events.outbox o set awaiting = array_remove(o.awaiting, settle_many.subscriber)
+  where o.id = any(locked) and o.awaiting @> array[settle_many.subscriber];
+  return skipped;
 end $$;
 
 -- Returns the envelopes of a user's events that a subscriber has not settled, oldest first.
@@ -283,7 +306,7 @@ $$;
 grant usage on schema events to "lotus:profile", "lotus:billing", "lotus:order", "lotus:notification", "lotus:events";
 grant execute on function events.emit, events.uuid_v7 to "lotus:profile";
 grant execute on function events.emit, events.uuid_v7, events.decimal, events.begin_request, events.end_request to "lotus:order";
-grant execute on function events.settle, events.unsettled to "lotus:notification";
+grant execute on function events.settle_many, events.unsettled to "lotus:notification";
 grant execute on function events.move_to_dead_letters to "lotus:billing", "lotus:notification", "lotus:events";
 grant execute on function events.claim, events.release, events.forget_unawaited, events.move_unpublishable_to_dead_letters,
   events.forget_keys to "lotus:events";

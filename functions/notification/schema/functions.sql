@@ -1,11 +1,20 @@
--- Stores a notification once and settles the event that asked for it.
-create or replace function notification.store(id uuid, user_id uuid, email text, message text, created_at timestamptz)
-returns void language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+-- Stores notifications once, and settles the events that requested them. A second delivery of an event changes nothing.
+-- Returns the position of each notification, except those whose events another transaction has locked and `waits` is false.
+create or replace function notification.store(waits boolean, ids uuid[], user_ids uuid[], emails text[], messages text[],
+  times timestamptz[])
+returns table ("position" integer) language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  skipped constant uuid[] := events.settle_many(waits, ids, 'notification-store');
 begin
+  -- In the order of ids, so that two statements with the same events cannot deadlock.
   insert into notification.notifications (id, user_id, email, message, created_at)
-  values (store.id, store.user_id, store.email, store.message, store.created_at)
+  select r.id, r.user_id, r.email, r.message, r.created_at
+  from unnest(ids, user_ids, emails, messages, times) r (id, user_id, email, message, created_at)
+  where r.id <> all (skipped)
+  order by r.id
   on conflict do nothing;
-  perform events.settle(store.id, 'notification-store');
+  return query
+    select (r.n - 1)::integer from unnest(ids) with ordinality r (id, n) where r.id <> all (skipped);
 end $$;
 
 grant usage on schema notification to "lotus:notification";
