@@ -26,7 +26,7 @@ export interface Target {
 
 export interface Fault {
   readonly name: string;
-  /** What happens, for the report. */
+  /** The effect of the fault, for the report. */
   readonly summary: string;
   /** How long the fault lasts, in milliseconds. 0: an instant. */
   readonly milliseconds: number;

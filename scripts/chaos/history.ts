@@ -7,7 +7,7 @@ import { closeSync, openSync, readFileSync, writeSync } from "node:fs";
 /** `invoke` begins an operation. `ok`: it happened. `fail`: Lotus refused it. `info`: its outcome is unknown. */
 export type EntryType = "invoke" | "ok" | "fail" | "info";
 
-/** What the clients do, and what the faults do (process `nemesis`). */
+/** One line: an operation of a client, or a fault (process `nemesis`). */
 export interface Entry {
   readonly index: number;
   /** Nanoseconds since the start of the run. */

@@ -7,7 +7,7 @@ export type Disturbance =
   | { readonly kind: "none" }
   /** Bytes wait in both directions. */
   | { readonly kind: "slow"; readonly milliseconds: number }
-  /** No byte passes, and no connection is closed: neither FIN nor RST arrives. */
+  /** No byte passes, and no connection is closed. The peers receive no FIN and no RST. */
   | { readonly kind: "frozen" }
   /** New connections are closed at once; open ones are reset. */
   | { readonly kind: "refused" }

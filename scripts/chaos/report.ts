@@ -1,7 +1,7 @@
 /** The report of a run: one screen of text, and one HTML page without external parts. */
 import type { Violation } from "./checker.ts";
 
-/** What happened in one second of the run. */
+/** The figures of one second of the run. */
 export interface Sample {
   /** Seconds since the start of the run. */
   readonly second: number;
