@@ -10,6 +10,7 @@ describe("the settings", () => {
   it("have defaults for what a function can do without, and an empty variable counts as none", () => {
     expect(readSettings({ PORT: "", KAFKA_BROKERS: "" })).toEqual({
       PORT: 8080,
+      REGISTRATIONS_PER_ADDRESS_MAX: 100,
       DATABASE_PREPARE: true,
       KAFKA_PREFIX: "",
       KAFKA_SASL_MECHANISM: "scram-sha-512",

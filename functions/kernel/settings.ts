@@ -161,6 +161,11 @@ const Variables = v.object({
     v.pipe(v.string(), v.regex(/^\d$/, "a number of proxies, 0 to 9"), v.transform(Number)),
     "0",
   ),
+  /** Users that one address may register in an hour. The attempts count, not only the successes. */
+  REGISTRATIONS_PER_ADDRESS_MAX: v.optional(
+    v.pipe(v.string(), v.regex(/^[1-9]\d{0,8}$/, "a number of users, 1 to 999999999"), v.transform(Number)),
+    "100",
+  ),
   /** Where the database is: postgres://role:password@host:port/name. */
   DATABASE_URL: v.optional(url("postgres:", "postgresql:")),
   /** A file that holds the password, when it is not in DATABASE_URL: a mounted secret. */

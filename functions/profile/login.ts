@@ -1,24 +1,37 @@
-/** POST /profile/login. Gives a token for an email and its password; too many attempts have to wait. */
+/** POST /profile/login. Issues a token for an email and its password. Failed attempts make later ones wait. */
+import { setTimeout as delay } from "node:timers/promises";
 import * as v from "valibot";
 import { query } from "#kernel/database";
-import { Email } from "#kernel/email";
+import { Email, normalEmail } from "#kernel/email";
 import { endpoint, ok } from "#kernel/endpoint";
+import { failure, log } from "#kernel/log";
 import { Problem } from "#kernel/problem";
 import { TOKEN_SECONDS } from "#kernel/settings";
+import { accountDelayMilliseconds, LOGIN_LIMITS as LIMITS } from "./limits.ts";
 import { passwordMatches } from "./password.ts";
 import { signToken } from "./signing.ts";
 import { PasswordAttempt } from "./user.ts";
 
-/** Attempts in one window. An address stands for many people behind one router, so it is allowed more. */
-const ATTEMPTS_PER_ACCOUNT_MAX = 10;
-const ATTEMPTS_PER_ADDRESS_MAX = 100;
-const ATTEMPTS_WINDOW = "15 minutes";
-
 interface Opened {
   retry_after_seconds: number;
+  refused_for_failures: boolean;
+  account_failures: number;
+  /** A timestamp with microseconds, as text: JavaScript's Date would lose them. */
+  attempt: string;
   id: string | null;
-  user_email: string | null;
+  email: string | null;
   password_hash: string | null;
+}
+
+const BEGIN = `select retry_after_seconds, refused_for_failures, account_failures, attempt::text as attempt, id, email, password_hash
+  from profile.begin_login($1, $2, $3, $4, $5)`;
+const END = "select profile.end_login($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+
+/** Removes the attempt from those in progress. Only "wrong" counts as a failure. */
+function endLogin(normal: string, address: string, attempt: string, outcome: "right" | "wrong" | "unknown") {
+  const { PAIR_FAILURES_FREE, ADDRESS_FAILURES_FREE, FIRST_WAIT, LONGEST_WAIT, MEMORY } = LIMITS;
+  const limits = [PAIR_FAILURES_FREE, ADDRESS_FAILURES_FREE, FIRST_WAIT, LONGEST_WAIT, MEMORY];
+  return query("end-login", END, [normal, address, attempt, outcome, ...limits]);
 }
 
 export default endpoint({
@@ -33,24 +46,41 @@ export default endpoint({
     401: ["invalid-credentials"],
     429: ["too-many-attempts"],
   },
-  async handle({ body, address }) {
-    const [opened] = await query<Opened>("begin-login", "select * from profile.begin_login($1, $2, $3, $4, $5)", [
-      body.email,
+  async handle({ body: { email, password }, address }) {
+    const normal = normalEmail(email) ?? "";
+    const [opened] = await query<Opened>("begin-login", BEGIN, [
+      normal,
       address,
-      ATTEMPTS_PER_ACCOUNT_MAX,
-      ATTEMPTS_PER_ADDRESS_MAX,
-      ATTEMPTS_WINDOW,
+      LIMITS.PAIR_FAILURES_FREE,
+      LIMITS.ATTEMPT_LASTS,
+      LIMITS.MEMORY,
     ]);
-    const wait = opened?.retry_after_seconds ?? 0;
+    if (!opened) throw new Error("profile.begin_login returned no row");
+    const { retry_after_seconds: wait, attempt } = opened;
     if (wait > 0) {
-      const detail = `Too many logins have failed. Try again in ${wait} seconds.`;
+      const reason = opened.refused_for_failures
+        ? "Too many logins have failed."
+        : "Other logins of this account from this address are in progress.";
+      const detail = `${reason} Try again in ${wait} ${wait === 1 ? "second" : "seconds"}.`;
       return new Problem("too-many-attempts", detail, { headers: { "retry-after": String(wait) } });
     }
-    const matches = await passwordMatches(body.password, opened?.password_hash ?? null);
-    if (!matches || !opened?.id || !opened.user_email) {
+    let matches: boolean;
+    try {
+      await delay(accountDelayMilliseconds(opened.account_failures));
+      matches = await passwordMatches(password, opened.password_hash);
+    } catch (error) {
+      // The attempt would otherwise count as in progress for ATTEMPT_LASTS. The first error is the answer.
+      await endLogin(normal, address, attempt, "unknown").catch((second: Error) =>
+        log("error", "the end of a login is not recorded", failure(second)),
+      );
+      throw error;
+    }
+    const { id, email: registered } = opened;
+    if (!matches || id === null || registered === null) {
+      await endLogin(normal, address, attempt, "wrong");
       return new Problem("invalid-credentials", "No user has this email and this password.");
     }
-    await query("end-login", "select profile.end_login($1, $2)", [body.email, address]);
-    return ok({ token: await signToken({ id: opened.id, email: opened.user_email }), expiresIn: TOKEN_SECONDS });
+    await endLogin(normal, address, attempt, "right");
+    return ok({ token: await signToken({ id, email: registered }), expiresIn: TOKEN_SECONDS });
   },
 });

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { call, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 
 let lotus: TestLotus;
@@ -128,5 +128,47 @@ describe("POST /profile/register", () => {
     const email = newEmail();
     await register({ email, password: "caf\u00e9 caf\u00e9" });
     await login(email, "cafe\u0301 cafe\u0301");
+  });
+
+  it.each([
+    ["jörg@exämple.com", ["JÖRG@EXÄMPLE.COM", "jo\u0308rg@xn--exmple-cua.com"]],
+    ["straße@example.com", ["STRASSE@example.com", "strasse@EXAMPLE.com", "STRAẞE@example.com"]],
+    ["用户@例え.jp", ["用户@xn--r8jz45g.jp", "用户@例え。jp"]],
+    ["İ@example.com", ["i̇@example.com"]],
+  ])("accepts %s once, in any form, and keeps the form of the registration", async (email, others) => {
+    expect((await register({ email, password: PASSWORD })).body).toMatchObject({ email });
+    for (const other of others) {
+      expect([other, (await register({ email: other, password: PASSWORD })).status]).toEqual([other, 409]);
+      const { body } = await call(lotus, "GET /profile/me", { token: await login(other) });
+      expect(body.email).toBe(email);
+    }
+    const token = await login(email);
+    expect((await call(lotus, "GET /notification", { token })).body).toMatchObject([{ email }]);
+  });
+
+  it("accepts a hundred attempts an hour from one address, then names the time to wait", async () => {
+    vi.stubEnv("REGISTRATIONS_PER_ADDRESS_MAX", "100");
+    const limited = await startTestLotus();
+    try {
+      const attempt = (email: string) =>
+        call(limited, "POST /profile/register", {
+          body: { email, password: PASSWORD },
+          headers: { "x-forwarded-for": email },
+        });
+      expect((await attempt(newEmail())).status).toBe(201);
+      const { rows } = await limited.database.query(
+        "update profile.attempts set failures = 99 where bucket like 'registration:%' returning failures",
+      );
+      expect(rows).toHaveLength(1);
+      expect((await attempt(newEmail())).status).toBe(201);
+      const { status, headers, body } = await attempt(newEmail());
+      expect([status, body.code]).toEqual([429, "too-many-attempts"]);
+      expect(Number(headers.get("retry-after"))).toBeGreaterThan(3500);
+      await limited.database.query("update profile.attempts set forgotten_at = clock_timestamp()");
+      expect((await attempt(newEmail())).status).toBe(201);
+    } finally {
+      vi.unstubAllEnvs();
+      await limited.stop();
+    }
   });
 });

@@ -134,7 +134,7 @@ describe("verify-ledger", () => {
     ],
     [
       "a user, who has no account",
-      "insert into profile.users (id, email, password_hash) values (gen_random_uuid(), 'ghost@example.com', '')",
+      "insert into profile.users (id, email, normal_email, password_hash) values (gen_random_uuid(), 'ghost@example.com', 'ghost@example.com', '')",
       /each user has an account.*nothing will open one/,
     ],
   ])("notices a change of %s", async (_, tamper, sentence) => {

@@ -309,14 +309,18 @@ function passedAsConfiguration(): Record<string, string> {
   return prepare === undefined ? {} : { "database-prepare": prepare };
 }
 
+/** Every user of a local run has the address of this machine. */
+const LOCAL_REGISTRATIONS_PER_ADDRESS_MAX = 1_000_000;
+
 /** Returns the variables that a function's process needs. The user's secrets are not among them. */
 function passedOn(withKafka: boolean): Record<string, string> {
   const secured = Object.keys(process.env).filter((name) => withKafka && name.startsWith("KAFKA_"));
-  return Object.fromEntries(
-    ["PATH", "TZ", "LANG", "DATABASE_TRANSPORT", ...secured].flatMap((name) =>
-      process.env[name] === undefined ? [] : [[name, process.env[name]]],
-    ),
-  );
+  const names = ["PATH", "TZ", "LANG", "DATABASE_TRANSPORT", "REGISTRATIONS_PER_ADDRESS_MAX", ...secured];
+  const given = names.flatMap((name) => (process.env[name] === undefined ? [] : [[name, process.env[name]]]));
+  return {
+    REGISTRATIONS_PER_ADDRESS_MAX: String(LOCAL_REGISTRATIONS_PER_ADDRESS_MAX),
+    ...Object.fromEntries(given),
+  };
 }
 
 /** Which functions are served where, for people. */

@@ -2,14 +2,15 @@
 delete from events.publications where service = 'profile';
 insert into events.publications (service, topic) values ('profile', 'user-registered'), ('profile', 'notification-requested');
 
--- Creates a user and both events that tell of it. `created` is null when the email is taken.
-create or replace function profile.register(email text, username text, password_hash text, source text, traceparent text)
+-- Creates a user and both events that report it. `created` is null when the email is taken.
+create or replace function profile.register(email text, normal_email text, username text, password_hash text, source text,
+  traceparent text)
 returns table (created jsonb, emitted jsonb) language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   u profile.users;
 begin
-  insert into profile.users (id, email, username, password_hash)
-  values (events.uuid_v7(), register.email, register.username, register.password_hash)
+  insert into profile.users (id, email, normal_email, username, password_hash)
+  values (events.uuid_v7(), register.email, register.normal_email, register.username, register.password_hash)
   on conflict do nothing returning * into u;
   if not found then
     return query select null::jsonb, '[]'::jsonb;
@@ -23,56 +24,107 @@ begin
         jsonb_build_object('userId', u.id, 'recipient', u.email, 'kind', 'welcome')));
 end $$;
 
--- Counts one attempt before the password is looked at, so that guesses made at the same time are all counted.
-create or replace function profile.count_attempt(bucket text, most integer, window_length interval)
-returns integer language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
-declare
-  counted profile.login_attempts;
-begin
-  insert into profile.login_attempts as a (bucket, attempts, window_ends_at)
-  values (count_attempt.bucket, 1, clock_timestamp() + window_length)
-  on conflict on constraint login_attempts_pkey do update set
-    attempts = case when a.window_ends_at < clock_timestamp() then 1 else least(a.attempts + 1, most + 1) end,
-    window_ends_at = case when a.window_ends_at < clock_timestamp() then excluded.window_ends_at else a.window_ends_at end
-  returning * into counted;
-  if counted.attempts <= most then return 0; end if;
-  return greatest(1, ceil(extract(epoch from counted.window_ends_at - clock_timestamp()))::integer);
-end $$;
+-- Counts a failure and returns its row. A bucket without a failure for `memory` starts again. From failure number `free` on, the
+-- bucket is refused for `first_wait`, then twice as long after each further failure, up to `longest_wait`.
+create or replace function profile.count_failure(bucket text, free integer, first_wait interval, longest_wait interval,
+  memory interval)
+returns void language sql volatile set search_path = pg_catalog, pg_temp as $$
+  insert into profile.attempts as a (bucket, failures, in_progress, refused_until, forgotten_at)
+  values (count_failure.bucket, 1, '{}', '-infinity', clock_timestamp() + memory)
+  on conflict on constraint attempts_pkey do update set
+    failures = case when a.forgotten_at < clock_timestamp() then 1 else a.failures + 1 end,
+    refused_until = case when a.forgotten_at < clock_timestamp() or a.failures + 1 < free then '-infinity'
+      else clock_timestamp() + least(longest_wait, first_wait * 2 ^ least(a.failures + 1 - free, 20)) end,
+    forgotten_at = clock_timestamp() + memory
+$$;
 
--- Opens a login: the seconds to wait when there were too many attempts, else the user, where there is one.
-create or replace function profile.begin_login(email text, address text, most_per_account integer, most_per_address integer,
-  window_length interval)
-returns table (retry_after_seconds integer, id uuid, user_email text, password_hash text)
+-- The seconds until an instant, at least 1 when it is in the future.
+create or replace function profile.seconds_until(instant timestamptz)
+returns integer language sql volatile set search_path = pg_catalog, pg_temp as $$
+  select case when instant > clock_timestamp() and instant < 'infinity'
+    then greatest(1, ceil(extract(epoch from instant - clock_timestamp())))::integer else 0 end
+$$;
+
+-- Opens a login. Either it is refused for `retry_after_seconds`, or `attempt` names it, and end_login must follow with its outcome.
+-- `pair_free` attempts of one account from one address are checked at a time; afterwards one at a time, with growing waits.
+-- `account_failures` counts those from every address: it makes logins slower and refuses none.
+create or replace function profile.begin_login(normal_email text, address text, pair_free integer, attempt_lasts interval,
+  memory interval)
+returns table (retry_after_seconds integer, refused_for_failures boolean, account_failures integer, attempt timestamptz, id uuid,
+  email text, password_hash text)
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-  account_wait integer := 0;
+  own profile.attempts;
+  started timestamptz := clock_timestamp();
   address_wait integer;
+  pair_wait integer;
 begin
-  -- The address before the account, here and in end_login: two logins never wait for each other. And an address that is
-  -- shut out shuts out no more accounts.
-  address_wait := profile.count_attempt('address:' || address, most_per_address, window_length);
-  if address_wait = 0 then
-    account_wait := profile.count_attempt('account:' || lower(begin_login.email), most_per_account, window_length);
+  select profile.seconds_until(a.refused_until) into address_wait
+  from profile.attempts a where a.bucket = 'address:' || begin_login.address;
+  insert into profile.attempts as a (bucket, failures, in_progress, refused_until, forgotten_at)
+  values ('pair:' || begin_login.address || ' ' || begin_login.normal_email, 0, '{}', '-infinity', started + memory)
+  on conflict on constraint attempts_pkey do update set
+    failures = case when a.forgotten_at < clock_timestamp() then 0 else a.failures end,
+    in_progress = array(select s from unnest(a.in_progress) s where s > clock_timestamp() - attempt_lasts)
+  returning * into own;
+  -- The row may have been locked for a while: the entry must be unique in it.
+  started := greatest(clock_timestamp(), (select max(s) + interval '1 microsecond' from unnest(own.in_progress) s));
+  pair_wait := profile.seconds_until(own.refused_until);
+  refused_for_failures := coalesce(address_wait, 0) > 0 or pair_wait > 0;
+  retry_after_seconds := greatest(address_wait, pair_wait,
+    case when cardinality(own.in_progress) >= greatest(1, pair_free - own.failures) then 1 else 0 end);
+  if retry_after_seconds = 0 then
+    attempt := started;
+    update profile.attempts a set in_progress = own.in_progress || started where a.bucket = own.bucket;
+    select u.id, u.email, u.password_hash into begin_login.id, begin_login.email, begin_login.password_hash
+    from profile.users u where u.normal_email = begin_login.normal_email;
   end if;
-  -- Last: what it locks, it locks without waiting, and waits for nothing afterwards.
-  delete from profile.login_attempts a using (
-    select o.ctid from profile.login_attempts o where o.window_ends_at < clock_timestamp() limit 10 for update skip locked
+  select a.failures into account_failures from profile.attempts a
+  where a.bucket = 'account:' || begin_login.normal_email and a.forgotten_at > clock_timestamp();
+  account_failures := coalesce(account_failures, 0);
+  -- Last: the deletion skips locked rows, and the transaction ends after it.
+  delete from profile.attempts a using (
+    select o.ctid from profile.attempts o where o.forgotten_at < clock_timestamp() and cardinality(o.in_progress) = 0
+    limit 10 for update skip locked
   ) old where a.ctid = old.ctid;
-  return query
-    select greatest(account_wait, address_wait), u.id, u.email, u.password_hash
-    from (select 1) one left join profile.users u
-      on lower(u.email) = lower(begin_login.email) and greatest(account_wait, address_wait) = 0;
+  return next;
 end $$;
 
--- A login that succeeded is no attempt at guessing.
-create or replace function profile.end_login(email text, address text)
-returns void language sql volatile set search_path = pg_catalog, pg_temp as $$
-  update profile.login_attempts a set attempts = greatest(a.attempts - 1, 0)
-  where a.bucket = 'address:' || end_login.address;
-  delete from profile.login_attempts a where a.bucket = 'account:' || lower(end_login.email);
-$$;
+-- Ends a login. Only a wrong password counts as a failure; a right one forgets the failures of its account and address.
+-- Every caller locks address, account and pair in this order, so that two logins cannot deadlock.
+create or replace function profile.end_login(normal_email text, address text, attempt timestamptz, outcome text, pair_free integer,
+  address_free integer, first_wait interval, longest_wait interval, memory interval)
+returns void language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  pair text := 'pair:' || end_login.address || ' ' || end_login.normal_email;
+begin
+  if outcome = 'wrong' then
+    perform profile.count_failure('address:' || end_login.address, address_free, first_wait, longest_wait, memory);
+    perform profile.count_failure('account:' || end_login.normal_email, 2147483647, first_wait, longest_wait, memory);
+    perform profile.count_failure(pair, pair_free, first_wait, longest_wait, memory);
+  elsif outcome = 'right' then
+    update profile.attempts a set failures = 0, refused_until = '-infinity' where a.bucket = pair;
+  end if;
+  update profile.attempts a set in_progress = array_remove(a.in_progress, attempt) where a.bucket = pair;
+end $$;
+
+-- Counts a registration and returns the seconds to wait when the address has made too many within `memory` of its first one.
+create or replace function profile.count_registration(address text, most integer, memory interval)
+returns integer language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  counted profile.attempts;
+begin
+  insert into profile.attempts as a (bucket, failures, in_progress, refused_until, forgotten_at)
+  values ('registration:' || count_registration.address, 1, '{}', '-infinity', clock_timestamp() + memory)
+  on conflict on constraint attempts_pkey do update set
+    failures = case when a.forgotten_at < clock_timestamp() then 1 else least(a.failures, most) + 1 end,
+    forgotten_at = case when a.forgotten_at < clock_timestamp() then clock_timestamp() + memory else a.forgotten_at end
+  returning * into counted;
+  return case when counted.failures > most then profile.seconds_until(counted.forgotten_at) else 0 end;
+end $$;
 
 grant usage on schema profile to "lotus:profile";
 grant select, insert on profile.users to "lotus:profile";
-grant select, insert, update, delete on profile.login_attempts to "lotus:profile";
-grant execute on function profile.register, profile.count_attempt, profile.begin_login, profile.end_login to "lotus:profile";
+grant select, insert, update, delete on profile.attempts to "lotus:profile";
+grant execute on function profile.register, profile.count_failure, profile.seconds_until, profile.begin_login, profile.end_login,
+  profile.count_registration to "lotus:profile";
