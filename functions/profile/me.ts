@@ -6,8 +6,12 @@ import { Problem } from "#kernel/problem";
 import { User } from "./user.ts";
 
 interface Row extends Omit<v.InferInput<typeof User>, "createdAt"> {
-  created_at: Date;
+  /** ISO 8601, whatever the session's date style is. */
+  created_at: string;
 }
+
+const SELECT = `select id, email, username, to_char(created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as created_at
+  from profile.users where id = $1`;
 
 export default endpoint({
   method: "GET",
@@ -15,10 +19,8 @@ export default endpoint({
   summary: "Returns the caller's profile.",
   answers: { 200: User },
   async handle({ user }) {
-    const [row] = await query<Row>("me", "select id, email, username, created_at from profile.users where id = $1", [
-      user.id,
-    ]);
+    const [row] = await query<Row>("me", SELECT, [user.id]);
     if (!row) return new Problem("unauthenticated", "The user that this token was given to does not exist any more.");
-    return ok({ id: row.id, email: row.email, username: row.username, createdAt: row.created_at.toISOString() });
+    return ok({ id: row.id, email: row.email, username: row.username, createdAt: row.created_at });
   },
 });

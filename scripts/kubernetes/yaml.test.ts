@@ -10,13 +10,14 @@ const FOLDERS = ["knative", "knative/functions", "knative/sources", "knative/pla
 const PLATFORM_FOLDERS = ["kafka", "kafka-3", "jobs"].map((name) => `knative/platform/${name}`);
 
 /** What an object may have at its top, and what Knative takes in a Service: the rest is a misspelling. */
-const TOP_FIELDS = ["apiVersion", "kind", "metadata", "spec"];
+const TOP_FIELDS = ["apiVersion", "data", "kind", "metadata", "spec"];
 const REVISION_FIELDS = ["containers", "enableServiceLinks", "timeoutSeconds", "volumes"];
 const CONTAINER_FIELDS = ["env", "image", "imagePullPolicy", "ports", "resources", "securityContext", "volumeMounts"];
 
 /** What scripts/secrets/cluster.ts makes. */
 const SECRETS = new Map([
   ["database-admin", ["url", "password"]],
+  ["database-superuser", ["password"]],
   ...SERVICES.map((role): [string, string[]] => [`database-${role}`, ["url", "password"]]),
   ["public-keys", ["jwks.json"]],
   ["signing-key", ["key.json"]],
@@ -156,6 +157,24 @@ describe("functions", () => {
   it("only login is given the private key", () => {
     const given = functions.filter(({ document }) => below(document, "secretName").includes("signing-key"));
     expect(given.map(({ document }) => document.metadata.name)).toEqual(["profile-login"]);
+  });
+});
+
+describe("the cluster's Postgres", () => {
+  it("has an owner that is not a superuser, and no other pod receives the superuser's password", () => {
+    const users = documents.filter(({ document }) =>
+      below(document, "secretKeyRef").some(({ name }) => name === "database-superuser"),
+    );
+    expect(users.map(({ document }) => [document.kind, document.metadata.name])).toEqual([["StatefulSet", "postgres"]]);
+    expect(
+      below(users[0]?.document, "env")
+        .flat()
+        .map(({ name }) => name),
+    ).not.toContain("POSTGRES_USER");
+    const [firstStart] = ofKind("ConfigMap").filter(
+      ({ document }) => document.metadata.name === "postgres-first-start",
+    );
+    expect(firstStart?.document.data["owner.sql"]).toMatch(/^create role lotus login createrole createdb password /m);
   });
 });
 

@@ -80,6 +80,9 @@ export async function ensureSecrets(database: Database, kafka: KafkaCredentials)
     adminUrl = database.adminUrl;
     missing.set("database-admin", { url: adminUrl, password: decodeURIComponent(new URL(adminUrl).password) });
   }
+  // The superuser of the cluster's own Postgres. Only that Postgres mounts this Secret.
+  if (database.kind === "cluster" && (await get("secret", "database-superuser")) === undefined)
+    missing.set("database-superuser", { password: newPassword() });
   for (const role of SERVICES) {
     const name = `database-${role}`;
     const found = await get("secret", name);
