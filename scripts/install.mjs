@@ -1,9 +1,10 @@
-// Runs before `npm start`, `npm test` and other commands that one may begin with: is this Node new enough, and are the packages those of package-lock.json?
-// Plain JavaScript, in the words of old Nodes as well: it runs before anything is installed.
-// biome-ignore-all lint/style/useNodejsImportProtocol: an old Node does not know it, and would not come to the sentence below
+// Checks the version of Node and installs the packages of package-lock.json, before any other file is loaded.
+// Plain JavaScript with old syntax: an old Node must reach the sentence below.
+// biome-ignore-all lint/style/useNodejsImportProtocol: an old Node does not know the prefix
 import { spawnSync } from "child_process";
 import { createHash } from "crypto";
 import { existsSync, readFileSync, writeFileSync } from "fs";
+import { dirname, join } from "path";
 import { fileURLToPath } from "url";
 
 const OLDEST = [20, 19];
@@ -15,31 +16,38 @@ if (major < OLDEST[0] || (major === OLDEST[0] && minor < OLDEST[1])) {
   process.exit(1);
 }
 
-process.chdir(fileURLToPath(new URL("..", import.meta.url)));
-const MARK = "node_modules/.lotus-installed";
+const root = fileURLToPath(new URL("..", import.meta.url));
+const mark = join(root, "node_modules/.lotus-installed");
 const wanted = createHash("sha256")
-  .update(readFileSync("package-lock.json"))
+  .update(readFileSync(join(root, "package-lock.json")))
   .update(`${process.platform} ${process.arch}`)
   .digest("hex");
-const installed = existsSync(MARK) && readFileSync(MARK, "utf8") === wanted;
-if (!installed) {
-  console.log("Installing packages, once (about half a minute) …");
-  const npm = process.env.npm_execpath;
-  const command = npm === undefined ? ["npm"] : [process.execPath, npm];
-  // Not `npm ci`: it insists on packages for other systems, which a registry mirror need not have. --no-save keeps the lock file.
-  const { status, error } = spawnSync(
-    command[0],
-    command.slice(1).concat("install", "--no-save", "--no-audit", "--no-fund"),
-    {
-      stdio: "inherit",
-      shell: npm === undefined && process.platform === "win32",
-    },
-  );
+
+// npm beside this Node. Another package manager may have started the script, and it does not read package-lock.json.
+function npm() {
+  const given = process.env.npm_execpath;
+  if (given !== undefined && /npm-cli\.js$/.test(given)) return [process.execPath, given];
+  const beside = [
+    join(dirname(process.execPath), "../lib/node_modules/npm/bin/npm-cli.js"),
+    join(dirname(process.execPath), "node_modules/npm/bin/npm-cli.js"),
+  ].find(existsSync);
+  return beside === undefined ? ["npm"] : [process.execPath, beside];
+}
+
+if (!existsSync(mark) || readFileSync(mark, "utf8") !== wanted) {
+  console.error("Installing packages, once (about half a minute) …");
+  const [program, ...first] = npm();
+  // Development packages as well, whatever NODE_ENV says: tsx and esbuild are among them.
+  const { status, error } = spawnSync(program, [...first, "ci", "--include=dev", "--no-audit", "--no-fund"], {
+    cwd: root,
+    stdio: ["ignore", 2, 2],
+    shell: first.length === 0 && process.platform === "win32",
+  });
   if (status !== 0) {
     console.error(
-      `npm install failed${error ? `: ${error.message}` : ""}. The lines above say why; the network and the disk are the usual reasons.`,
+      `npm ci failed${error ? `: ${error.message}` : ""}. The lines above name the reason. Check the network and the disk.`,
     );
     process.exit(1);
   }
-  writeFileSync(MARK, wanted);
+  writeFileSync(mark, wanted);
 }

@@ -11,7 +11,8 @@ import { CloudEvent, Kafka as KafkaBinding, type KafkaMessage as WireMessage } f
 import type { KafkaMessage } from "kafkajs";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import type { Kafka } from "../../scripts/kafka/cluster.ts";
-import { run } from "../../scripts/process/run.ts";
+import { ask } from "../../scripts/process/run.ts";
+import { TYPESCRIPT } from "../../scripts/project/paths.ts";
 import { canStartKafka, kafkaSource, makeTopic, startTestKafka } from "../../scripts/testing/kafka.ts";
 import { eventually } from "../../scripts/testing/lotus.ts";
 
@@ -223,7 +224,7 @@ describe.skipIf(kafkaSource === undefined)("Kafka", () => {
       const sockets = process.getActiveResourcesInfo().filter((resource) => resource === "TCPSocketWrap").length;
       console.log(JSON.stringify({ samples, sockets }));
       process.exit();`;
-    const child = spawn(process.execPath, ["--import", "tsx", "--input-type=module", "-e", program], {
+    const child = spawn(process.execPath, ["--import", TYPESCRIPT, "--input-type=module", "-e", program], {
       cwd: join(import.meta.dirname, "../.."),
       stdio: ["ignore", "pipe", "inherit"],
     });
@@ -248,8 +249,8 @@ describe.skipIf(kafkaSource !== "java")("a Kafka that asks who we are, over TLS"
   beforeAll(async () => {
     const store = ["-keystore", join(folder, "broker.p12"), "-storetype", "PKCS12", "-storepass", "changeit"];
     const names = ["-alias", "broker", "-dname", "CN=127.0.0.1", "-ext", "san=ip:127.0.0.1"];
-    const made = await run(["keytool", "-genkeypair", "-keyalg", "EC", ...names, ...store]);
-    const { ok, text } = await run(["keytool", "-exportcert", "-rfc", "-alias", "broker", ...store]);
+    const made = await ask(["keytool", "-genkeypair", "-keyalg", "EC", ...names, ...store]);
+    const { ok, text } = await ask(["keytool", "-exportcert", "-rfc", "-alias", "broker", ...store]);
     if (!made.ok || !ok) throw new Error(`keytool failed: ${made.text}${text}`);
     writeFileSync(join(folder, "ca.pem"), text);
     writeFileSync(join(folder, "password"), "secret\n");

@@ -5,7 +5,7 @@ import { type AddressInfo, connect, type Socket } from "node:net";
 import * as v from "valibot";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { bundleOf } from "../../scripts/build/bundles.ts";
-import { ROOT } from "../../scripts/project/functions.ts";
+import { ROOT } from "../../scripts/project/paths.ts";
 import {
   call,
   eventually,

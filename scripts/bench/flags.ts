@@ -1,8 +1,9 @@
 /** The flags of a bench, and its end: at Ctrl-C, a bench stops the processes that it started. */
 import { execFileSync } from "node:child_process";
 import { accessSync, constants } from "node:fs";
-import { parseArgs } from "node:util";
-import { UsageError } from "../cli/command.ts";
+import type { Option } from "../cli/command.ts";
+import { UsageError } from "../cli/errors.ts";
+import { readCount } from "../cli/options.ts";
 
 /** The images run it (knative/images/Dockerfile). */
 const NODE_DEFAULT = "24";
@@ -32,19 +33,22 @@ function findNode(version: string): string {
   }
 }
 
+/** The options of `lotus bench`. */
+export const BENCH_OPTIONS = {
+  node: { type: "string", value: "NODE", about: "a major version, or the path of a Node", default: NODE_DEFAULT },
+  rounds: { type: "string", value: "N", about: "measurements of each side, in alternation", default: "5" },
+  seconds: { type: "string", value: "N", about: "duration of one measurement", default: "2" },
+} as const satisfies Readonly<Record<string, Option>>;
+
+const COUNT_MAX = 10_000;
+
 /**
- * Reads --node (a major version or the path of a Node), --rounds and --seconds.
- * @throws {UsageError} with a sentence, for a flag that is unknown or has a wrong value
+ * Reads the values of BENCH_OPTIONS.
+ * @throws {UsageError} with a sentence, for a wrong value
  */
-export function readFlags(args: readonly string[], defaults = { rounds: 5, seconds: 2 }): BenchOptions {
-  const text = { type: "string" as const };
-  const { values } = parseArgs({ args: [...args], options: { node: text, rounds: text, seconds: text } });
-  const read = (name: "rounds" | "seconds") => {
-    const value = Number(values[name] ?? defaults[name]);
-    if (!Number.isInteger(value) || value < 1) throw new UsageError(`--${name} must be a whole number above 0.`);
-    return value;
-  };
-  const { node: given = NODE_DEFAULT } = values;
+export function readFlags(values: Readonly<Record<keyof typeof BENCH_OPTIONS, string>>): BenchOptions {
+  const read = (name: "rounds" | "seconds") => readCount(name, values[name], 1, COUNT_MAX);
+  const given = values.node;
   const node = /^\d+$/.test(given) ? findNode(given) : given;
   try {
     accessSync(node, constants.X_OK);

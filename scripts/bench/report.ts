@@ -1,5 +1,4 @@
 /** The table of the benches: figures, their ratios and their targets. */
-import { table } from "../cli/output.ts";
 import { median, ratios, spread } from "./statistics.ts";
 
 /** A figure of Lotus beside the figures of the other sides. Measurements with the same index were made one after the other. */
@@ -57,9 +56,4 @@ export function rowsOf(figures: readonly Figure[]): string[][] {
     ];
   });
   return [head, ...rows];
-}
-
-/** Prints the table. */
-export function report(figures: readonly Figure[]): void {
-  console.log(table(rowsOf(figures)));
 }

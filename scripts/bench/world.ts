@@ -13,6 +13,8 @@ import { migrate } from "../database/migrate.ts";
 import { readPasswords, roleUrl } from "../database/roles.ts";
 import { findKafka, startKafka } from "../kafka/cluster.ts";
 import { startPostgres } from "../local/postgres.ts";
+import { guardChild } from "../process/child.ts";
+import { TYPESCRIPT } from "../project/paths.ts";
 import { ensureSecrets } from "../secrets/local.ts";
 import { makeTopic } from "../testing/kafka.ts";
 import { processorMilliseconds, treeProcessorMilliseconds } from "../testing/process.ts";
@@ -91,9 +93,10 @@ export async function start(
   const child = fork(file, [], {
     env: { PATH: process.env.PATH, ...environment, PORT: "0" },
     execPath: node,
-    execArgv: file.endsWith(".ts") ? ["--import", "tsx"] : [],
+    execArgv: file.endsWith(".ts") ? ["--import", TYPESCRIPT] : [],
     stdio: ["ignore", "ignore", "inherit", "ipc"],
   });
+  guardChild(child);
   const ended = once(child, "exit");
   const [message] = await Promise.race([
     once(child, "message"),
@@ -131,7 +134,7 @@ async function startWorld(): Promise<World> {
     const passwords = await readPasswords(secrets);
     const sink = await start(program("sink.ts"), {});
     endings.push(() => sink.stop());
-    const generator = fork(program("load.ts"), [], { execArgv: ["--import", "tsx"] });
+    const generator = fork(program("load.ts"), [], { execArgv: ["--import", TYPESCRIPT] });
     endings.push(async () => generator.kill());
     const jwk = JSON.parse(await readFile(join(secrets, "signing-key", "key.json"), "utf8"));
     const key = await importJWK(jwk, "EdDSA");

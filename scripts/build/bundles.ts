@@ -4,7 +4,8 @@ import { watch } from "node:fs";
 import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { type BuildContext, type BuildFailure, type BuildOptions, build, context, stop, transform } from "esbuild";
-import { findFunctions, type LotusFunction, ROOT } from "../project/functions.ts";
+import { findFunctions, type LotusFunction } from "../project/functions.ts";
+import { ROOT } from "../project/paths.ts";
 import { leaveOut } from "./stubs.ts";
 
 const SETTLE_MILLISECONDS = 20;
@@ -208,9 +209,4 @@ export async function watchFunctions(
       await Promise.all(builds.map((build) => build.dispose()));
     },
   };
-}
-
-if (process.argv[1] === import.meta.filename) {
-  const names = await buildFunctions();
-  console.log(`Built ${names.length} functions into dist/.`);
 }

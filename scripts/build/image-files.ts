@@ -3,39 +3,38 @@ import { createHash } from "node:crypto";
 import { cp, mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { basename, join, relative } from "node:path";
 import { build, type Plugin } from "esbuild";
-import { findFunctions, ROOT } from "../project/functions.ts";
+import { findFunctions } from "../project/functions.ts";
+import { ROOT } from "../project/paths.ts";
 import { buildFunctions, bundleOf, programOf } from "./bundles.ts";
 
 /** The context that images are built from. */
 export const CONTEXT = join(ROOT, ".lotus/images");
 const DOCKERFILE = join(ROOT, "knative/images/Dockerfile");
 
-/** Scripts that run in the cluster, and the files that they need beside them. */
+/** Programs that run in the cluster: commands of lotus, and the wsproxy. `schema`: the SQL files lie beside the program. */
 const PROGRAMS = {
-  migrate: { entry: "scripts/database/migrate.ts", beside: "functions/*/schema" },
-  topics: { entry: "scripts/kafka/topics.ts", beside: undefined },
+  migrate: { command: "scripts/commands/migrate.ts", schema: true },
+  topics: { command: "scripts/commands/topics.ts", schema: false },
 } as const;
 export const PROGRAM_NAMES = Object.keys(PROGRAMS) as (keyof typeof PROGRAMS)[];
 
-/** The functions are found by reading folders, which an image does not have: there the bundle holds the list. */
-async function embedFunctions(entry: string): Promise<Plugin> {
+/** Replaces the modules that read the folders of the checkout, which an image does not have: the bundle contains the list. */
+async function embedFunctions(): Promise<Plugin> {
   const functions = await findFunctions();
   const imports = functions.map(({ file }, index) => `import description${index} from "./${file}";`);
   const list = functions.map(({ description: _, ...found }, index) => {
     return `{ ...${JSON.stringify(found)}, description: description${index} }`;
   });
   const contents = `${imports.join("\n")}
-    export const ROOT = import.meta.dirname;
     export async function findFunctions() { return [${list.join(", ")}]; }`;
   return {
     name: "embed-functions",
     setup({ onLoad }) {
       onLoad({ filter: /[\\/]scripts[\\/].*\.ts$/ }, async ({ path }) => {
         if (path === join(ROOT, "scripts/project/functions.ts")) return { contents, resolveDir: ROOT, loader: "ts" };
-        if (path === entry) return undefined;
-        // A script runs when it is the main file. Of the files in a bundle only the entry may think so.
-        const text = await readFile(path, "utf8");
-        return { contents: text.replaceAll("import.meta.filename", "undefined"), loader: "ts" };
+        if (path === join(ROOT, "scripts/project/paths.ts"))
+          return { contents: "export const ROOT = import.meta.dirname;", loader: "ts" };
+        return undefined;
       });
     },
   };
@@ -57,10 +56,17 @@ async function bundleRehearsal(): Promise<void> {
   });
 }
 
+const entryOf = (name: string, command: string) => `
+  import { runSingleCommand } from "./scripts/cli/single.ts";
+  import command from "./${command}";
+  await runSingleCommand("${name}", command, process.argv.slice(2));`;
+
 async function bundleProgram(name: keyof typeof PROGRAMS): Promise<void> {
-  const entry = join(ROOT, PROGRAMS[name].entry);
+  const { command, schema } = PROGRAMS[name];
   await build({
-    entryPoints: [entry],
+    ...(command === undefined
+      ? { entryPoints: [join(ROOT, `scripts/${name}.ts`)] }
+      : { stdin: { contents: entryOf(name, command), resolveDir: ROOT, sourcefile: `${name}.entry.ts` } }),
     outfile: join(CONTEXT, name, "program.mjs"),
     bundle: true,
     platform: "node",
@@ -75,11 +81,11 @@ async function bundleProgram(name: keyof typeof PROGRAMS): Promise<void> {
     },
     define: { "process.env.WS_NO_BUFFER_UTIL": '"1"', "process.env.WS_NO_UTF_8_VALIDATE": '"1"' },
     external: ["bufferutil", "utf-8-validate", "pg-native"],
-    plugins: [await embedFunctions(entry)],
+    plugins: [await embedFunctions()],
     absWorkingDir: ROOT,
     logLevel: "silent",
   });
-  if (PROGRAMS[name].beside === undefined) return;
+  if (!schema) return;
   for (const service of await readdir(join(ROOT, "functions"))) {
     const schema = join("functions", service, "schema");
     await cp(join(ROOT, schema), join(CONTEXT, name, schema), { recursive: true }).catch((error: unknown) => {
@@ -134,10 +140,4 @@ export async function prepareImages(
   const tags = new Map<string, string>();
   for (const name of [...functions, ...programs]) tags.set(name, await contentHash(name, base));
   return tags;
-}
-
-if (process.argv[1] === import.meta.filename) {
-  const functions = (await findFunctions()).map(({ name }) => name);
-  await prepareImages(functions, PROGRAM_NAMES, "");
-  console.log(`Prepared ${functions.length + PROGRAM_NAMES.length} images in ${relative(process.cwd(), CONTEXT)}.`);
 }

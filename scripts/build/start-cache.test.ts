@@ -5,7 +5,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, inject, it } from "vitest";
-import { ROOT } from "../project/functions.ts";
+import { ROOT } from "../project/paths.ts";
 import { eventually } from "../testing/lotus.ts";
 import { bundleOf, programOf } from "./bundles.ts";
 

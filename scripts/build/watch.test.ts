@@ -3,7 +3,7 @@ import { cp, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
-import { ROOT } from "../project/functions.ts";
+import { ROOT } from "../project/paths.ts";
 import { call, eventually } from "../testing/lotus.ts";
 
 /** A copy, so that no test, killed or not, leaves a change in the checkout. */
@@ -23,8 +23,8 @@ beforeAll(async () => {
   await symlink(join(ROOT, "node_modules"), join(copy, "node_modules"));
   await cp(inject("secrets"), join(copy, ".lotus/secrets"), { recursive: true });
   source = await readFile(join(copy, FILE), "utf8");
-  const flags = ["--watch", "--port", "0", "--database", inject("templateUrl")];
-  dev = spawn(process.execPath, ["--import", "tsx", "scripts/commands/start.ts", ...flags], { cwd: copy });
+  const flags = ["--port", "0", "--database", inject("templateUrl")];
+  dev = spawn(process.execPath, [join(copy, "scripts/lotus.mjs"), "dev", ...flags], { cwd: copy });
   for (const stream of [dev.stdout, dev.stderr]) stream?.on("data", (chunk: Buffer) => (output += chunk));
   ended = new Promise((resolve) => dev.once("close", resolve));
   url = await eventually("it is there", () => {

@@ -1,7 +1,9 @@
-/** scripts/deploy: puts Lotus on the cluster that kubectl reaches. Checks first, and safe to repeat. */
-
+/** lotus deploy: deploys Lotus to the cluster that kubectl reaches. */
 import { PROGRAM_NAMES, prepareImages } from "../build/image-files.ts";
-import { staleManifests } from "../generate/knative.ts";
+import { command } from "../cli/command.ts";
+import { Refusal } from "../cli/errors.ts";
+import { print, step } from "../cli/output.ts";
+import { staleFiles } from "../generate/files.ts";
 import { type Backends, choose, type Previous } from "../kubernetes/backends.ts";
 import { buildImages, type Image, loadImages, referenceOf } from "../kubernetes/images.ts";
 import {
@@ -15,12 +17,12 @@ import {
   toYaml,
   waitForRollout,
 } from "../kubernetes/kubectl.ts";
-import { type DeployOptions, HELP, parseOptions } from "../kubernetes/options.ts";
+import { DEPLOY_OPTIONS, type DeployOptions, readOptions } from "../kubernetes/options.ts";
 import { type ClusterPlan, makePlan } from "../kubernetes/plan.ts";
 import { check, checkReachable, type Environment } from "../kubernetes/preflight.ts";
 import { applyFunctions } from "../kubernetes/services.ts";
-import { main, Refusal, run, step } from "../kubernetes/shell.ts";
 import { summary } from "../kubernetes/summary.ts";
+import { run } from "../process/run.ts";
 import { findFunctions } from "../project/functions.ts";
 import { ensureSecrets } from "../secrets/cluster.ts";
 
@@ -28,7 +30,7 @@ async function namesToDeploy(wanted: readonly string[]): Promise<string[]> {
   const all = (await findFunctions()).map(({ name }) => name);
   const unknown = wanted.find((name) => !all.includes(name));
   if (unknown !== undefined) throw new Refusal(`There is no function ${unknown}. There are: ${all.join(", ")}.`);
-  const stale = await staleManifests();
+  const stale = await staleFiles();
   if (stale.length > 0)
     throw new Refusal(`Generated files are stale (${stale.join(", ")}). Write them: npm run manifests`);
   return wanted.length === 0 ? all : [...new Set(wanted)];
@@ -133,7 +135,7 @@ async function checkAll(options: DeployOptions, names: readonly string[]) {
   await checkReachable({ withKn: true });
   const previous = await previousDeployment();
   if (options.functions.length > 0 && previous.configuration === undefined) {
-    throw new Refusal("Lotus is not deployed here yet. Deploy all of it once: scripts/deploy");
+    throw new Refusal("Lotus is not deployed here yet. Deploy all of it once: npx lotus deploy");
   }
   const backends = choose(options, previous);
   return { backends, environment: await check(options, names.length, backends) };
@@ -161,7 +163,7 @@ async function deploy(options: DeployOptions): Promise<void> {
   if (options.dryRun) {
     const backends = choose(options, { configuration: undefined, adminUrl: undefined });
     const { plan } = await planWithImages(options, names, PROGRAM_NAMES, backends);
-    return print(plan, options);
+    return printPlan(plan, options);
   }
   const { backends, environment } = await step("Checks", () => checkAll(options, names));
   const programs = everything ? PROGRAM_NAMES : [];
@@ -171,30 +173,33 @@ async function deploy(options: DeployOptions): Promise<void> {
   if (missing.length > 0) {
     await step(`Images with ${builder}`, (report) => buildImages(missing, builder, options.base, profile, report));
     await step(`Loading (${loading.kind})`, (report) => loadImages(missing, builder, loading, report));
-  } else console.log(`Images\n  all ${images.length} are there`);
+  } else print(`Images\n  all ${images.length} are there`);
   if (everything) await applyPlatform(plan, backends, options);
   await applyAllFunctions(plan);
   await applyRoutes(plan);
   if (options.metrics !== undefined) await switchMetrics(plan, options.metrics);
-  console.log(await summary(plan, loading.kind === "minikube" ? profile : undefined, await leftovers()));
+  print(await summary(plan, loading.kind === "minikube" ? profile : undefined, await leftovers()));
 }
 
 /** --dry-run: what would be applied, as YAML. Secrets are made in the cluster only. */
-function print(plan: ClusterPlan, options: DeployOptions): void {
+function printPlan(plan: ClusterPlan, options: DeployOptions): void {
   const functions = plan.functions.flatMap(({ service, source }) =>
     source === undefined ? [service] : [service, source],
   );
   const platform =
     options.functions.length === 0 ? [...plan.namespace, ...plan.platform, plan.migrate, plan.topics] : [];
   const metrics = options.metrics === true ? plan.metrics : [];
-  console.log(
+  print(
     "# Secrets are made in the cluster where they are missing: database-admin, database-<service>, public-keys, signing-key.",
   );
   process.stdout.write(toYaml([...platform, ...functions, ...plan.routes, ...metrics]));
 }
 
-main(async () => {
-  const options = parseOptions(process.argv.slice(2));
-  if (options === undefined) console.log(HELP);
-  else await deploy(options);
+export default command({
+  about: "Deploys Lotus to the cluster that kubectl reaches: images, database, Kafka, functions, sources, routes.",
+  usage: "[FUNCTION…]",
+  notes: `Safe to repeat: unchanged parts stay. With names of functions, such as order-pay, it deploys only these.
+The cluster keeps where the database and Kafka are: give --database and --brokers once, and the options of images each time.`,
+  options: DEPLOY_OPTIONS,
+  run: (values, functions) => deploy(readOptions(values, functions)),
 });

@@ -1,24 +1,14 @@
-/** scripts/rotate: new keys and passwords, while everything runs. Functions read them from files that Kubernetes renews. */
-import { parseArgs } from "node:util";
+/** lotus rotate: renews keys and passwords while everything runs. Functions read them from files that Kubernetes renews. */
 import { TOKEN_SECONDS } from "#kernel/settings";
-import { UsageError } from "../cli/command.ts";
+import { command } from "../cli/command.ts";
+import { Refusal, UsageError } from "../cli/errors.ts";
+import { print, step } from "../cli/output.ts";
 import { SERVICES } from "../database/sql.ts";
 import { get, NAMESPACE, readDocuments, runJob, secretValue } from "../kubernetes/kubectl.ts";
 import { checkReachable } from "../kubernetes/preflight.ts";
-import { attempt, main, Refusal, step } from "../kubernetes/shell.ts";
+import { attempt } from "../process/run.ts";
 import { changePublicKeys, newPassword, readKeys, writeSecrets } from "../secrets/cluster.ts";
 import { addKey, retireOthers, signingKeyText, withoutKey } from "../secrets/keys.ts";
-
-const HELP = `Usage: scripts/rotate keys
-       scripts/rotate revoke KID
-       scripts/rotate passwords [SERVICE…]
-
-keys        signs tokens with a new key; the old one's tokens are accepted until they expire. No pod restarts.
-revoke      refuses every token of the key with this id, also when it signs: then a new key signs at once. For one to two
-            minutes, until all pods know the change, a new login's token may be refused. GET /profile/jwks lists the ids.
-passwords   gives the database roles of these services, or of all, new passwords. Connections that are open stay open.
-            Until a pod has the new file, a second or two, a new connection may be refused: such a request is answered
-            503 with Retry-After, and changed nothing.`;
 
 /** A kubelet renews mounted secrets once a minute, up to half a minute late; and looks again when a pod has changed. */
 const MOUNT_SECONDS_MAX = 100;
@@ -52,7 +42,7 @@ async function wait(seconds: number, report: (progress: string) => void): Promis
 
 async function checkDeployed(): Promise<void> {
   if ((await get("secret", "public-keys")) === undefined)
-    throw new Refusal("Lotus is not deployed here yet: scripts/deploy makes the first keys.");
+    throw new Refusal("Lotus is not deployed here yet: npx lotus deploy makes the first keys.");
 }
 
 async function rotateKeys(): Promise<void> {
@@ -65,7 +55,7 @@ async function rotateKeys(): Promise<void> {
   // Last: an interruption before this line leaves the former key valid, and the next rotation retires it.
   await changePublicKeys(retireOthers);
   await nudge();
-  console.log(
+  print(
     `\nTokens are signed with ${keys.signingKey?.kid} now; older ones are accepted for ${TOKEN_SECONDS / 60} minutes more.`,
   );
 }
@@ -81,7 +71,7 @@ async function revokeKey(kid: string): Promise<void> {
   }
   await nudge();
   await step("The change reaches the pods", (report) => wait(MOUNT_SECONDS_MAX, report));
-  console.log(`\nThe key ${kid} is revoked: every function refuses its tokens.`);
+  print(`\nThe key ${kid} is revoked: every function refuses its tokens.`);
 }
 
 async function rotatePasswords(services: readonly string[]): Promise<void> {
@@ -89,13 +79,14 @@ async function rotatePasswords(services: readonly string[]): Promise<void> {
   if (unknown !== undefined) throw new Refusal(`There is no service ${unknown}. There are: ${SERVICES.join(", ")}.`);
   const previous = await get("job", "migrate");
   const [job] = await readDocuments("knative/platform/jobs/migrate.yaml");
-  if (previous === undefined || job === undefined) throw new Refusal("Lotus is not deployed here yet: scripts/deploy");
+  if (previous === undefined || job === undefined)
+    throw new Refusal("Lotus is not deployed here yet: npx lotus deploy");
   job.spec.template.spec.containers[0].image = previous.spec.template.spec.containers[0].image;
   job.spec.template.spec.containers[0].args.push("--change-passwords");
   const renewed = new Map<string, { url: string; password: string }>();
   for (const role of services.length === 0 ? SERVICES : services) {
     const url = secretValue(await get("secret", `database-${role}`), "url");
-    if (url === undefined) throw new Refusal(`The secret database-${role} is missing; scripts/deploy makes it.`);
+    if (url === undefined) throw new Refusal(`The secret database-${role} is missing; npx lotus deploy makes it.`);
     renewed.set(`database-${role}`, { url, password: newPassword() });
   }
   await writeSecrets(renewed);
@@ -103,29 +94,29 @@ async function rotatePasswords(services: readonly string[]): Promise<void> {
     await runJob(job);
     await nudge();
   });
-  console.log(`\n${renewed.size} passwords are new.`);
+  print(`\n${renewed.size} passwords are new.`);
 }
 
-main(async () => {
-  let parsed: { values: { help?: boolean }; positionals: string[] };
-  try {
-    parsed = parseArgs({ allowPositionals: true, options: { help: { type: "boolean", short: "h" } } });
-  } catch (error) {
-    throw new Refusal(`${(error as Error).message}\n\n${HELP}`);
-  }
-  const [what, ...services] = parsed.positionals;
-  if (parsed.values.help) {
-    console.log(HELP);
-    return;
-  }
-  const [kid = "", ...more] = services;
-  const isUsage =
-    what === "passwords" ||
-    (what === "keys" && services.length === 0) ||
-    (what === "revoke" && kid !== "" && more.length === 0);
-  if (!isUsage) throw new Refusal(HELP);
-  await checkReachable({ withKn: false });
-  if (what === "keys") await rotateKeys();
-  else if (what === "revoke") await revokeKey(kid);
-  else await rotatePasswords(services);
+export default command({
+  about: "Renews the keys that sign tokens, or the passwords of the database roles. No pod restarts.",
+  usage: "keys | revoke KID | passwords [SERVICE…]",
+  notes: `keys        A new key signs tokens. Functions accept tokens of the old key until they expire.
+revoke      Functions refuse every token of the key with this id. A new key replaces a revoked signing key. For 1 to 2 minutes,
+            until all pods know the change, they may refuse the token of a new login. GET /profile/jwks lists the ids.
+passwords   The roles of these services, or of all, get new passwords. Open connections stay open. Until a pod has the new
+            file (1 to 2 s), a new connection may fail: such a request is answered 503 with Retry-After and changed nothing.`,
+  options: {},
+  async run(_, [what, ...words]) {
+    const [kid = "", ...more] = words;
+    const isUsage =
+      what === "passwords" ||
+      (what === "keys" && words.length === 0) ||
+      (what === "revoke" && kid !== "" && more.length === 0);
+    if (!isUsage)
+      throw new UsageError("Say what to renew: npx lotus rotate keys, revoke KID, or passwords [SERVICE…].");
+    await checkReachable({ withKn: false });
+    if (what === "keys") await rotateKeys();
+    else if (what === "revoke") await revokeKey(kid);
+    else await rotatePasswords(words);
+  },
 });

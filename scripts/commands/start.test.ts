@@ -9,11 +9,11 @@ import { promisify } from "node:util";
 import { Client } from "pg";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
-import { ROOT } from "../project/functions.ts";
+import { PROGRAM, ROOT } from "../project/paths.ts";
 import { call, eventually, newUser } from "../testing/lotus.ts";
 
 const run = promisify(execFile);
-const TSX = ["--import", "tsx", "scripts/commands/start.ts"];
+const START = [PROGRAM, "start"];
 let folder: string;
 const children: ChildProcess[] = [];
 
@@ -38,7 +38,7 @@ interface Started {
 
 /** `npm start` without npm, on a port of its own choice. */
 async function start(...flags: string[]): Promise<Started> {
-  const child = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder, ...flags], {
+  const child = spawn(process.execPath, [...START, "--port", "0", "--folder", folder, ...flags], {
     cwd: ROOT,
   });
   children.push(child);
@@ -65,7 +65,7 @@ async function processesWith(text: string): Promise<string[]> {
 
 /** Runs it where it cannot start, and gives what it said. */
 async function refused(...flags: string[]): Promise<{ code: number; text: string }> {
-  return run(process.execPath, [...TSX, ...flags], { cwd: ROOT }).then(
+  return run(process.execPath, [...START, ...flags], { cwd: ROOT }).then(
     () => ({ code: 0, text: "" }),
     (error: { code: number; stdout: string; stderr: string }) => ({
       code: error.code,
@@ -104,7 +104,7 @@ describe("npm start", () => {
     ["SIGTERM", /Migrating/],
     ["SIGHUP", /Lotus is at/],
   ] as const)("told to stop by %s, as early as %s, leaves no process behind", async (signal, when) => {
-    const child = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder], { cwd: ROOT });
+    const child = spawn(process.execPath, [...START, "--port", "0", "--folder", folder], { cwd: ROOT });
     children.push(child);
     let text = "";
     for (const stream of [child.stdout, child.stderr]) stream?.on("data", (chunk: Buffer) => (text += chunk));
@@ -154,7 +154,7 @@ describe("npm start", () => {
     await once(silent, "listening");
     const { port } = silent.address() as AddressInfo;
     const database = `postgres://a:b@127.0.0.1:${port}/c`;
-    const child = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder, "--database", database], {
+    const child = spawn(process.execPath, [...START, "--port", "0", "--folder", folder, "--database", database], {
       cwd: ROOT,
     });
     children.push(child);
@@ -209,7 +209,7 @@ describe("npm start", () => {
   });
 
   it("refuses a second run in the same folder, and says where the first one is", async () => {
-    const early = spawn(process.execPath, [...TSX, "--port", "0", "--folder", folder], { cwd: ROOT });
+    const early = spawn(process.execPath, [...START, "--port", "0", "--folder", folder], { cwd: ROOT });
     children.push(early);
     await eventually("the first one is starting", () =>
       readFile(join(folder, "run.json"), "utf8").then(

@@ -1,144 +1,186 @@
-/** npm start: the whole system on this machine, until Ctrl-C. */
-import { join, relative } from "node:path";
-import { parseArgs } from "node:util";
-import { messageOf, runCommand, UsageError } from "../cli/command.ts";
-import { pretty, print, step, table } from "../cli/output.ts";
+/** lotus start: runs everything on this machine until Ctrl-C. */
+import { relative } from "node:path";
+import { command } from "../cli/command.ts";
+import { EXIT_CODES, Refusal, sentenceOf, UsageError } from "../cli/errors.ts";
+import { brokers, database, folder, readCount, readFolder } from "../cli/options.ts";
+import { print, step } from "../cli/output.ts";
+import { table } from "../cli/text.ts";
 import { readDatabaseUrl } from "../database/connect.ts";
-import { type Lotus, overview, startLotus } from "../local/lotus.ts";
-import { ROOT } from "../project/functions.ts";
+import { staleFiles } from "../generate/files.ts";
+import { pretty } from "../local/log-lines.ts";
+import { type Lotus, type LotusOptions, startLotus } from "../local/lotus.ts";
+import { onStopSignal, watchNpm } from "../process/signals.ts";
 
-const HELP = `npm start -- [options]
-  --port NUMBER      where to listen (default 8080)
-  --host ADDRESS     the address to listen on (default 127.0.0.1: this machine only; 0.0.0.0: every network)
-  --folder FOLDER    where data, passwords and keys are kept (default .lotus)
-  --fresh            forget the data of earlier runs: our own Postgres and Kafka, never a given one
-  --database URL     use this Postgres, as its owner, instead of one of our own
-  --pooler URL       functions reach it through this pooler, such as postgres://localhost:6432; migrations do not
-  --kafka            a real Kafka between the functions: KAFKA_BROKERS (which implies this), docker, or Java 17 and Maven
-  --json             the functions' log lines as they are
-  --quiet            no log lines
-  --watch            build what changes; the next request runs it (npm run dev)
-  --help             this`;
+const PORT_MAX = 65_535;
+/** The port where debuggers look for Node. */
+const INSPECT_PORT = 9229;
 
-function readOptions() {
-  try {
-    const { values } = parseArgs({
-      options: {
-        port: { type: "string", default: "8080" },
-        host: { type: "string", default: "127.0.0.1" },
-        folder: { type: "string", default: join(ROOT, ".lotus") },
-        fresh: { type: "boolean", default: false },
-        database: { type: "string" },
-        pooler: { type: "string" },
-        kafka: { type: "boolean", default: process.env.KAFKA_BROKERS !== undefined },
-        json: { type: "boolean", default: false },
-        quiet: { type: "boolean", default: false },
-        watch: { type: "boolean", default: false },
-        help: { type: "boolean", default: false },
-      },
-    });
-    const port = Number(values.port);
-    if (values.folder === "") throw new Error("--folder must name a folder");
-    if (values.database !== undefined) readDatabaseUrl("--database", values.database);
-    if (values.pooler !== undefined) {
-      readDatabaseUrl("--pooler", values.pooler);
-      if (values.database === undefined)
-        throw new Error("--pooler needs --database: the same database without the pooler");
-    }
-    if (!/^\d+$/.test(values.port) || port > 65535) throw new Error(`--port must be 0 to 65535; ${values.port} is not`);
-    return { ...values, port };
-  } catch (error) {
-    throw new UsageError(`${(error as Error).message.split(". ")[0]}.\n${HELP}`);
-  }
-}
+/** The options of `lotus start` and `lotus dev`. */
+export const START_OPTIONS = {
+  port: { type: "string", value: "NUMBER", about: "the port of the gateway; 0 is any free port", default: "8080" },
+  host: {
+    type: "string",
+    value: "ADDRESS",
+    about: "the address of the gateway; 0.0.0.0 listens on every network",
+    default: "127.0.0.1",
+  },
+  folder,
+  fresh: { type: "boolean", about: "erase the data of earlier runs; never those of --database or --brokers" },
+  database: { ...database, about: `${database.about}, instead of the one that Lotus starts` },
+  pooler: {
+    type: "string",
+    value: "URL",
+    about: "functions reach the database through this pooler, such as postgres://localhost:6432; migrations do not",
+  },
+  kafka: { type: "boolean", about: "start a real Kafka: in docker, else with Java 17 and Maven" },
+  brokers: { ...brokers, about: "use these Kafka brokers, host:port,… (default KAFKA_BROKERS)" },
+  inspect: {
+    type: "string",
+    value: "FUNCTION",
+    implied: "all",
+    about: "open the debugger of one function at port 9229, or of each at a free port",
+  },
+  json: { type: "boolean", about: "print the functions' log lines as JSON" },
+  quiet: { type: "boolean", about: "print no log lines" },
+} as const;
 
-/** What tells Lotus to stop. SIGHUP: its terminal was closed. */
-const ENDS = { SIGINT: "Ctrl-C", SIGTERM: "SIGTERM", SIGHUP: "SIGHUP" };
-
-/** Ended at once: what it leaves behind, the next start stops. As a shell has it of a program that Ctrl-C has ended. */
-const FORCED_EXIT_CODE = 130;
-
-/** System errors as sentences. */
-function sentence(error: NodeJS.ErrnoException): string {
-  const where = error.path === undefined ? "" : ` ${error.path}`;
-  if (error.code === "EACCES" || error.code === "EPERM")
-    return `This may not be written or read:${where}. Change its permissions, or run Lotus from another folder.`;
-  if (error.code === "ENOTDIR" || error.code === "EEXIST")
-    return `There is a file where a folder is needed:${where}. Choose another --folder.`;
-  if (["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "ETIMEDOUT"].includes(error.code ?? ""))
-    return `Nothing answers where it was looked for: ${messageOf(error)}.`;
-  if (error.code === "EROFS") return `The disk is read-only:${where}.`;
-  if (error.code === "ENOSPC") return "The disk is full.";
-  return messageOf(error);
+/** The values of START_OPTIONS. */
+export interface StartValues {
+  readonly port: string;
+  readonly host: string;
+  readonly pooler: string | undefined;
+  readonly folder: string | undefined;
+  readonly fresh: boolean;
+  readonly database: string | undefined;
+  readonly kafka: boolean;
+  readonly brokers: string | undefined;
+  readonly inspect: string | undefined;
+  readonly json: boolean;
+  readonly quiet: boolean;
 }
 
 const EXAMPLES = (url: string) => `
   Try, in a second terminal:
     npm run scenario
+    npx lotus ps
     curl ${url}/order/subscriptions
     curl -X POST ${url}/profile/register -H 'content-type: application/json' \\
          -d '{"email":"ada@example.com","password":"correct horse"}'
 `;
 
-async function main(): Promise<void> {
-  const options = readOptions();
-  if (options.help) return print(HELP);
+function inspectOptions(wanted: string | undefined): NonNullable<LotusOptions["nodeOptionsOf"]> {
+  return (name) => {
+    if (wanted === undefined || (wanted !== "all" && wanted !== name)) return [];
+    return [`--inspect=127.0.0.1:${wanted === "all" ? 0 : INSPECT_PORT}`];
+  };
+}
+
+function readOptions(
+  values: StartValues,
+): Pick<LotusOptions, "port" | "host" | "folder" | "fresh" | "kafka" | "databaseUrl" | "pooler"> {
+  const port = readCount("port", values.port, 0, PORT_MAX);
+  if (values.database !== undefined) readDatabaseUrl("--database", values.database);
+  if (values.pooler !== undefined) {
+    readDatabaseUrl("--pooler", values.pooler);
+    if (values.database === undefined)
+      throw new UsageError("--pooler needs --database: the same database without the pooler.");
+  }
+  if (values.kafka && values.brokers !== undefined)
+    throw new UsageError("--kafka starts brokers and --brokers names others. Give one of them.");
+  // An empty variable names no brokers.
+  if (values.brokers !== undefined) process.env.KAFKA_BROKERS = values.brokers;
+  return {
+    port,
+    folder: readFolder(values.folder),
+    fresh: values.fresh,
+    kafka: values.kafka || Boolean(process.env.KAFKA_BROKERS),
+    host: values.host,
+    ...(values.database !== undefined && { databaseUrl: values.database }),
+    ...(values.pooler !== undefined && { pooler: values.pooler }),
+  };
+}
+
+function printServed({ url, kafka, served }: Lotus, milliseconds: number): void {
+  print(`\nLotus is at ${url} (${(milliseconds / 1000).toFixed(1)} s).\n`);
+  if (kafka !== undefined) print(`  Kafka is at ${kafka.bootstrap.join(",")}.\n`);
+  print(table([["call", "", "file"], ...[...served.values()].map(({ call, caller, file }) => [call, caller, file])]));
+  print(EXAMPLES(url));
+  print("  Ctrl-C stops it.\n");
+}
+
+/**
+ * Runs Lotus until a signal, the end of npm, or `lotus stop`.
+ * @param extra what `lotus dev` adds
+ */
+export async function runLotus(values: StartValues, extra: Partial<LotusOptions>): Promise<void> {
+  const options = readOptions(values);
   const began = performance.now();
-  let lotus: Lotus | undefined;
-  const finish = async (running: Lotus) => {
-    try {
-      await running.stop();
-      const kept = `${relative(process.cwd(), options.folder)}/`;
-      print(`Lotus has stopped. The data is kept in ${kept} for the next start.`);
-    } catch (error) {
-      console.error(`Lotus did not stop in order: ${(error as Error).message}`);
-      process.exitCode = 1;
-    }
+  let stopping = false;
+  let resolveStop: () => void = () => undefined;
+  const stopped = new Promise<void>((resolve) => {
+    resolveStop = resolve;
+  });
+  const stop = (why: string) => {
+    if (stopping) return;
+    stopping = true;
+    print(`\n${why}: requests in progress finish. Ctrl-C once more ends Lotus at once.`);
+    resolveStop();
   };
-  let told = 0;
-  const end = (why: string) => {
-    told++;
-    if (told === 2) return print("Still finishing what is in progress … Once more, and it ends at once.");
-    if (told > 2) process.exit(FORCED_EXIT_CODE);
-    print(`\n${why}: finishing what is in progress …`);
-    if (lotus !== undefined) void finish(lotus);
-  };
-  for (const [signal, why] of Object.entries(ENDS)) process.on(signal, () => end(why));
-  // Whoever read this has gone, as `| head` does. To say so would fail as well.
-  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => told > 0 || end("Nobody reads this"));
+  // The guard ends Postgres, Kafka and the functions when this process ends.
+  onStopSignal(stop, () => process.exit(EXIT_CODES.interrupted));
+  await watchNpm(() => stop("npm has ended"));
+  // A reader that is gone, as of `| head`, ends Lotus. The message about it would fail as well.
+  for (const stream of [process.stdout, process.stderr]) {
+    stream.on("error", () => stop("The output is closed"));
+  }
   print("Lotus is starting.");
+  let lotus: Lotus;
   try {
     lotus = await startLotus({
-      port: options.port,
-      host: options.host,
-      folder: options.folder,
-      fresh: options.fresh,
-      watch: options.watch,
-      kafka: options.kafka,
-      ...(options.database === undefined ? {} : { databaseUrl: options.database }),
-      ...(options.pooler === undefined ? {} : { pooler: options.pooler }),
+      ...options,
+      ...extra,
+      nodeOptionsOf: inspectOptions(values.inspect),
+      onStopRequested: () => stop("lotus stop"),
       onLine: (name, line) => {
-        if (!options.quiet) print(options.json ? line : pretty(name, line));
+        if (!values.quiet) print(values.json ? line : pretty(name, line));
       },
       onNews: (name, news) => print(pretty(name, news)),
-      // Told to stop, it begins nothing more, and stops what it has begun.
+      // After a signal no further step begins; those that have begun are undone.
       step: async (what, work) => {
-        if (told > 0) throw new Error("told to stop");
+        if (stopping) throw new Refusal("Lotus was stopped.");
         return step(what, work);
       },
     });
   } catch (error) {
-    // Ctrl-C reaches what a step runs as well, which then fails.
-    if (told === 0) throw error;
-    return print("Lotus has stopped before it was there.");
+    // Ctrl-C reaches the programs of a step as well, and they fail.
+    if (!stopping) throw new Refusal(`Lotus did not start. ${sentenceOf(error)}`, { cause: error });
+    print("Lotus has stopped during its start.");
+    process.exit(EXIT_CODES.done);
   }
-  if (told > 0) return finish(lotus);
-  print(`\nLotus is at ${lotus.url} (${((performance.now() - began) / 1000).toFixed(1)} s).\n`);
-  print(table([["call", "where", "", "file"], ...(await overview())]));
-  print(EXAMPLES(lotus.url));
-  print("  Ctrl-C stops it.\n");
-  // What an earlier run left in the outbox need not wait for the full minute.
-  await lotus.tick();
+  if (!stopping) {
+    printServed(lotus, performance.now() - began);
+    // Rows that an earlier run left in the outbox are published now, not after a minute.
+    await lotus.tick();
+  }
+  await stopped;
+  try {
+    await lotus.stop();
+    print(`Lotus has stopped. The next start continues with the data in ${relative(process.cwd(), options.folder)}/.`);
+  } catch (error) {
+    throw new Refusal(`Lotus did not stop in order: ${sentenceOf(error)}`, { cause: error });
+  }
+  process.exit(EXIT_CODES.done);
 }
 
-runCommand(main, (error) => `Lotus did not start. ${sentence(error)}`);
+export default command({
+  about: "Runs everything on this machine until Ctrl-C: Postgres, the gateway, the functions, and Kafka on request.",
+  options: START_OPTIONS,
+  async run(values) {
+    const stale = await staleFiles();
+    if (stale.length > 0)
+      throw new Refusal(
+        `Generated files are stale: ${stale.join(", ")}. Write them with npm run manifests, or use npm run dev.`,
+      );
+    await runLotus(values, {});
+  },
+});

@@ -1,18 +1,9 @@
-/** scripts/undeploy: takes Lotus off the cluster. What it has stored stays, unless one says otherwise. */
-import { parseArgs } from "node:util";
+/** lotus undeploy: removes Lotus from the cluster. Its data stays, unless --delete-data is given. */
+import { command } from "../cli/command.ts";
+import { print, step } from "../cli/output.ts";
 import { get, list, NAMESPACE, readDocuments } from "../kubernetes/kubectl.ts";
 import { checkReachable } from "../kubernetes/preflight.ts";
-import { main, Refusal, run, step } from "../kubernetes/shell.ts";
-
-const HELP = `Usage: scripts/undeploy [--delete-data]
-
-Removes sources, routes, functions, and the pods of Kafka and Postgres. Kept: the disks of Postgres and Kafka, all
-secrets, the namespace. scripts/deploy brings everything back.
-
-Removing a KafkaSource removes its consumer group: after the next deployment the topics are read from their beginning
-again. Lotus takes no event twice, so that costs time and nothing else.
-
-  --delete-data   remove the disks, the secrets and the namespace too. A database or a Kafka outside the cluster is never touched.`;
+import { run } from "../process/run.ts";
 
 /** Kinds in the order they go: first what calls, then what is called. */
 const SOURCES = ["kafkasources.sources.knative.dev", "pingsources.sources.knative.dev"];
@@ -47,7 +38,7 @@ async function deletePlatform(): Promise<number> {
 async function undeploy(deleteData: boolean): Promise<void> {
   await checkReachable({ withKn: false });
   if ((await get("namespace", NAMESPACE, "")) === undefined) {
-    console.log("Lotus is not on this cluster.");
+    print("Lotus is not on this cluster.");
     return;
   }
   await step("Sources", async (report) => report(`${await deleteAll(SOURCES)} removed`));
@@ -58,25 +49,27 @@ async function undeploy(deleteData: boolean): Promise<void> {
     await step("Data", async () => {
       await run("kubectl", ["delete", "namespace", NAMESPACE, "--timeout=300s"]);
     });
-    console.log("\nLotus is gone, and what it had stored in the cluster.");
+    print("\nLotus is gone, and what it had stored in the cluster.");
     return;
   }
   const disks = (await list("pvc")).map(({ metadata }) => metadata.name);
   const secrets = await list("secret", NAMESPACE, "-l", "app.kubernetes.io/part-of=lotus");
-  console.log(
+  print(
     `\nLotus is off the cluster. Kept: ${secrets.length} secrets, the configuration, and ${disks.length === 0 ? "no disks" : `the disks ${disks.join(", ")}`}.\n` +
-      "scripts/deploy brings it back; scripts/undeploy --delete-data removes these too.",
+      "npx lotus deploy brings it back; npx lotus undeploy --delete-data removes these too.",
   );
 }
 
-main(async () => {
-  let values: { help?: boolean; "delete-data"?: boolean };
-  try {
-    const options = { help: { type: "boolean", short: "h" }, "delete-data": { type: "boolean" } } as const;
-    ({ values } = parseArgs({ options }));
-  } catch (error) {
-    throw new Refusal(`${(error as Error).message}\n\n${HELP}`);
-  }
-  if (values.help) console.log(HELP);
-  else await undeploy(values["delete-data"] === true);
+export default command({
+  about:
+    "Removes sources, routes, functions, and the pods of Kafka and Postgres. Keeps disks, secrets and the namespace.",
+  notes: `\`lotus deploy\` brings everything back. Removing a KafkaSource removes its consumer group: the next deployment reads the
+topics from the beginning. A second delivery of an event changes no data.`,
+  options: {
+    "delete-data": {
+      type: "boolean",
+      about: "remove disks, secrets and the namespace too; databases and brokers outside the cluster stay",
+    },
+  },
+  run: (values) => undeploy(values["delete-data"]),
 });

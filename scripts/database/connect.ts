@@ -1,19 +1,25 @@
-/** Commands that work on the database as its owner. */
+/** Connects to the database of a run as its owner. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Client } from "pg";
 import { readDatabaseAddress } from "#kernel/database-url";
-import { UsageError } from "../cli/command.ts";
-import { ROOT } from "../project/functions.ts";
+import { messageOf, Refusal, UsageError } from "../cli/errors.ts";
 import { connectTo } from "./client.ts";
 
-/** Where a run on this machine keeps its secrets. */
-export const SECRETS = join(ROOT, ".lotus/secrets");
+/** Which database a command works on: a URL, else the run of a folder. */
+export interface Target {
+  /** `--database`. */
+  readonly url: string | undefined;
+  /** The absolute path of the folder of a run. */
+  readonly folder: string;
+  /** Whether the folder was given: then it wins over DATABASE_ADMIN_URL. */
+  readonly folderGiven: boolean;
+}
 
 /**
- * A database's URL, as a person has given it.
- * @param where the flag or the variable that it stands in
- * @throws {UsageError} when it is none
+ * Returns the URL of a database as a person gave it.
+ * @param where the option or the variable, for the message
+ * @throws {UsageError} when the text is not such a URL
  */
 export function readDatabaseUrl(where: string, text: string): string {
   try {
@@ -27,32 +33,40 @@ export function readDatabaseUrl(where: string, text: string): string {
 }
 
 /**
- * Which database a command works on: the one given, else DATABASE_ADMIN_URL, else that of the local run.
- * @throws {Error} a sentence, when there is none of them
+ * Returns the owner's URL: of `--database`, else of DATABASE_ADMIN_URL, else of the folder's run.
+ * @throws {Refusal} when the folder has no run
  */
-export async function adminUrl(given: string | undefined): Promise<string> {
-  if (given !== undefined) return readDatabaseUrl("--url", given);
+export async function adminUrl({ url: given, folder, folderGiven }: Target): Promise<string> {
+  if (given !== undefined) return readDatabaseUrl("--database", given);
   const { DATABASE_ADMIN_URL: url } = process.env;
-  if (url) return readDatabaseUrl("DATABASE_ADMIN_URL", url);
+  if (url && !folderGiven) return readDatabaseUrl("DATABASE_ADMIN_URL", url);
   try {
-    return await readFile(join(SECRETS, "database-admin", "url"), "utf8");
+    return await readFile(join(folder, "secrets", "database-admin", "url"), "utf8");
   } catch {
-    throw new Error("Say which database: start Lotus, or give --url postgres://owner:password@host:port/name.");
+    throw new Refusal(
+      `No Lotus has run in ${folder}. Start it with npm start, name its --folder, or give --database postgres://owner:password@host:port/name.`,
+    );
   }
 }
 
 /**
  * Connects, does the work, disconnects.
- * @throws {Error} a sentence, when nothing answers there
+ * @throws {Refusal} when the database does not answer
  */
-export async function withAdmin<T>(given: string | undefined, work: (client: Client) => Promise<T>): Promise<T> {
-  const url = await adminUrl(given);
-  const client = await connectTo(url).catch((error: Error) => {
-    throw given === undefined ? new Error(`${error.message} Is Lotus running? npm start.`, { cause: error }) : error;
+export async function withAdmin<T>(target: Target, work: (client: Client) => Promise<T>): Promise<T> {
+  const client = await connectTo(await adminUrl(target)).catch((error: unknown) => {
+    const advice = target.url === undefined ? " Start Lotus: npm start." : "";
+    throw new Refusal(`${messageOf(error)}${advice}`, { cause: error });
   });
   try {
     return await work(client);
   } finally {
     await client.end();
   }
+}
+
+/** Returns the place of a database without user and password, such as `lotus at 127.0.0.1:5432`. */
+export function placeOf(url: string): string {
+  const { hostname, port, pathname } = new URL(url);
+  return `${pathname.slice(1)} at ${hostname}:${port || "5432"}`;
 }

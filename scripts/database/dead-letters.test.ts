@@ -1,7 +1,7 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { ROOT } from "../project/functions.ts";
+import { PROGRAM, ROOT } from "../project/paths.ts";
 import { expectInvariants } from "../testing/invariants.ts";
 import {
   call,
@@ -21,7 +21,7 @@ const letters = new Map<string, string>();
 
 /** npm run dead-letters, without npm. */
 async function command(...words: string[]): Promise<{ code: number; out: string; err: string }> {
-  const args = ["--import", "tsx", "scripts/database/dead-letters.ts", "--url", lotus.adminUrl, ...words];
+  const args = [PROGRAM, "dead-letters", "--database", lotus.adminUrl, ...words];
   return run(process.execPath, args, { cwd: ROOT, env: { ...process.env, NO_COLOR: "1" } }).then(
     ({ stdout, stderr }) => ({ code: 0, out: stdout, err: stderr }),
     (error: { code: number; stdout: string; stderr: string }) => ({

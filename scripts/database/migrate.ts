@@ -1,15 +1,8 @@
-/**
- * Brings a database up to date: the services' roles, their tables and functions, and the subscribers of each topic.
- *   npm run migrate -- [roles | schema] [--url postgres://owner:password@host:port/name] [--secrets FOLDER] [--change-passwords] [--pooler URL]
- */
-import { parseArgs } from "node:util";
+/** Brings a database up to date: the roles of the services, their tables and functions, and the subscribers of each topic. */
 import type { Client } from "pg";
-import { messageOf, runCommand, UsageError } from "../cli/command.ts";
 import { connectTo, withoutNeonPooler } from "./client.ts";
-import { adminUrl, readDatabaseUrl, SECRETS } from "./connect.ts";
 import { inTransaction, migrateSchemas } from "./migrations.ts";
-import { checkLogins, databaseOf, ensureRoles, readPasswords, requireRoles, rolesOf } from "./roles.ts";
-import { SERVICES } from "./sql.ts";
+import { checkLogins, databaseOf, ensureRoles, requireRoles, rolesOf } from "./roles.ts";
 
 export const STEPS = ["roles", "schema"] as const;
 export type Step = (typeof STEPS)[number];
@@ -77,31 +70,4 @@ export async function migrate(
   }
   await checkLogins(pooler === undefined ? url : direct, passwords, pooler);
   return applied;
-}
-
-async function main(): Promise<void> {
-  const { values, positionals } = parseArgs({
-    allowPositionals: true,
-    options: {
-      url: { type: "string" },
-      secrets: { type: "string", default: SECRETS },
-      "change-passwords": { type: "boolean", default: false },
-      pooler: { type: "string", default: process.env.DATABASE_POOLER_URL ?? "" },
-    },
-  });
-  const steps = positionals.length === 0 ? STEPS : STEPS.filter((step) => positionals.includes(step));
-  const unknown = positionals.find((word) => !STEPS.some((step) => step === word));
-  if (unknown !== undefined) throw new UsageError(`"${unknown}" is not a step. The steps are ${STEPS.join(" and ")}.`);
-  const applied = await migrate(await adminUrl(values.url), await readPasswords(values.secrets), {
-    steps,
-    changePasswords: values["change-passwords"] ? SERVICES : [],
-    pooler: values.pooler === "" ? undefined : readDatabaseUrl("--pooler", values.pooler),
-    tell: console.log,
-  });
-  if (!steps.includes("schema")) console.log("The roles are up to date.");
-  else console.log(applied.length === 0 ? "The database is up to date." : `Applied ${applied.join(", ")}.`);
-}
-
-if (process.argv[1] === import.meta.filename) {
-  runCommand(main, (error) => `The database was not migrated: ${messageOf(error)}`);
 }

@@ -3,7 +3,7 @@ import { existsSync, readdirSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Client, DatabaseError, escapeIdentifier } from "pg";
-import { ROOT } from "../project/functions.ts";
+import { ROOT } from "../project/paths.ts";
 
 /** The kernel's SQL has the schema, and the role, of this service. */
 const KERNEL_SERVICE = "events";

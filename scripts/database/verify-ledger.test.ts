@@ -1,7 +1,7 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { ROOT } from "../project/functions.ts";
+import { PROGRAM, ROOT } from "../project/paths.ts";
 import { newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../testing/lotus.ts";
 import { verifyLedger } from "./verify-ledger.ts";
 
@@ -31,7 +31,7 @@ afterEach(async () => {
 
 /** npm run verify-ledger, without npm. */
 async function command(...flags: string[]): Promise<{ code: number; text: string }> {
-  return run(process.execPath, ["--import", "tsx", "scripts/database/verify-ledger.ts", ...flags], { cwd: ROOT }).then(
+  return run(process.execPath, [PROGRAM, "verify-ledger", ...flags], { cwd: ROOT }).then(
     ({ stdout }) => ({ code: 0, text: stdout }),
     (error: { code: number; stderr: string }) => ({ code: error.code, text: error.stderr }),
   );

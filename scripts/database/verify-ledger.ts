@@ -1,12 +1,5 @@
-/**
- * Recomputes the ledger from its transfers: every chain, every balance, the total, and every order's charge. Exits 1 with the
- * first difference.
- *   npm run verify-ledger -- [--url postgres://owner:password@host:port/name]
- */
-import { parseArgs } from "node:util";
+/** Recomputes the ledger from its transfers: every chain, every balance, the total, and every order's charge. */
 import type { Client } from "pg";
-import { runCommand } from "../cli/command.ts";
-import { withAdmin } from "./connect.ts";
 
 interface Check {
   /** What must hold, as the report names it. */
@@ -95,15 +88,3 @@ export async function verifyLedger(
     await client.query("rollback");
   }
 }
-
-async function main(): Promise<void> {
-  const { values } = parseArgs({ options: { url: { type: "string" } } });
-  await withAdmin(values.url, async (client) => {
-    const difference = await verifyLedger(client, (name) => console.log(`  holds: ${name}`));
-    if (difference !== undefined) throw new Error(difference);
-    const { rows } = await client.query<{ count: string }>("select count(*) from billing.transfers");
-    console.log(`The ledger is right: ${rows[0]?.count} transfers.`);
-  });
-}
-
-if (process.argv[1] === import.meta.filename) runCommand(main);

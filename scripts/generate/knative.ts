@@ -1,23 +1,17 @@
-/**
- * Writes what follows from the functions' descriptions: knative/functions, knative/sources, knative/routes.yaml,
- * docs/openapi.json and docs/events. With --check it writes nothing and exits 1 when a file is stale.
- */
-import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
-import { stringify } from "yaml";
+/** Knative manifests of the functions: Services, sources and routes. */
 import { usesOf } from "#kernel/server";
-import { findFunctions, type LotusFunction, ROOT } from "../project/functions.ts";
-import { eventSchemas, openApi } from "./openapi.ts";
+import type { LotusFunction } from "../project/functions.ts";
 
-const NAMESPACE = "lotus";
-const HOST = "arch.homework";
+export const NAMESPACE = "lotus";
+export const HOST = "arch.homework";
 /** Every route leads to Kourier's own entrance for calls inside the cluster; only the host differs (decision 0011). */
 const GATEWAY = "kn-local-gateway";
 /** An image is named by what it holds: scripts/deploy puts the hash where this stands. */
 const UNBUILT = "unbuilt";
 
-const HEADER = "# Written by `npm run manifests` from the functions' descriptions. Change those, not this file.\n";
-const UNBUILT_NOTE = `# scripts/deploy puts an image's tag where \`${UNBUILT}\` stands, and applies it; why things are as they are: scripts/manifests.ts.\n`;
+export const HEADER =
+  "# Written by `npm run manifests` from the functions' descriptions. Change those, not this file.\n";
+export const UNBUILT_NOTE = `# scripts/deploy puts an image's tag where \`${UNBUILT}\` stands, and applies it; why things are as they are: scripts/manifests.ts.\n`;
 
 /** Kubernetes names of what a function is given, and where it finds it. */
 function environmentOf(fn: LotusFunction) {
@@ -54,7 +48,7 @@ function environmentOf(fn: LotusFunction) {
   return { env, mounts };
 }
 
-function knativeService(fn: LotusFunction): object {
+export function knativeService(fn: LotusFunction): object {
   const { env, mounts } = environmentOf(fn);
   return {
     apiVersion: "serving.knative.dev/v1",
@@ -121,7 +115,7 @@ function knativeService(fn: LotusFunction): object {
 
 const knativeSink = (name: string) => ({ ref: { apiVersion: "serving.knative.dev/v1", kind: "Service", name } });
 
-function source(fn: LotusFunction, deadLetterSink: string): object | undefined {
+export function source(fn: LotusFunction, deadLetterSink: string): object | undefined {
   if (fn.kind !== "subscriber") return undefined;
   const metadata = { name: fn.name, namespace: NAMESPACE };
   if ("topic" in fn.description) {
@@ -165,7 +159,7 @@ function source(fn: LotusFunction, deadLetterSink: string): object | undefined {
   return undefined;
 }
 
-function routes(functions: readonly LotusFunction[]): object[] {
+export function routes(functions: readonly LotusFunction[]): object[] {
   const endpoints = functions.filter((fn) => fn.kind === "endpoint");
   const route = (path: string, name: string) => ({
     path,
@@ -200,71 +194,4 @@ function routes(functions: readonly LotusFunction[]): object[] {
       spec: { httpOption: "Enabled", rules: [{ hosts: [HOST], visibility: "ExternalIP", http: { paths } }] },
     },
   ];
-}
-
-const yaml = (documents: readonly object[], header = HEADER) =>
-  header +
-  documents.map((document) => stringify(document, { lineWidth: 0, aliasDuplicateObjects: false })).join("---\n");
-const json = (document: object) => `${JSON.stringify(document, null, 2)}\n`;
-
-/** Every generated file: its path in the checkout, and its text. */
-export async function manifests(): Promise<Map<string, string>> {
-  const functions = await findFunctions();
-  const sink = functions.find(({ description }) => "deadLetters" in description);
-  if (sink === undefined) throw new Error("No trigger takes dead letters: one subscriber must say deadLetters: true.");
-  const files = new Map<string, string>();
-  for (const fn of functions) {
-    files.set(`knative/functions/${fn.name}.yaml`, yaml([knativeService(fn)], HEADER + UNBUILT_NOTE));
-    const itsSource = source(fn, sink.name);
-    if (itsSource !== undefined) files.set(`knative/sources/${fn.name}.yaml`, yaml([itsSource]));
-  }
-  files.set("knative/routes.yaml", yaml(routes(functions)));
-  files.set("docs/openapi.json", json(openApi(functions, [`http://${HOST}`, "http://localhost:8080"])));
-  for (const [name, schema] of eventSchemas(functions)) files.set(`docs/events/${name}.schema.json`, json(schema));
-  return files;
-}
-
-/** Generated files that lie in the checkout, of functions that may not exist any more as well. */
-async function present(): Promise<string[]> {
-  const list = async (folder: string, ending: string) =>
-    (await readdir(join(ROOT, folder)).catch(() => []))
-      .filter((file) => file.endsWith(ending))
-      .map((file) => `${folder}/${file}`);
-  return [
-    ...(await list("knative/functions", ".yaml")),
-    ...(await list("knative/sources", ".yaml")),
-    ...(await list("docs/events", ".schema.json")),
-  ];
-}
-
-/** The files that are missing, different, or left over. */
-export async function staleManifests(): Promise<string[]> {
-  const wanted = await manifests();
-  const stale = (await present()).filter((file) => !wanted.has(file));
-  for (const [file, text] of wanted) {
-    if ((await readFile(join(ROOT, file), "utf8").catch(() => undefined)) !== text) stale.push(file);
-  }
-  return stale;
-}
-
-if (process.argv[1] === import.meta.filename) {
-  const stale = await staleManifests();
-  if (process.argv.includes("--check")) {
-    if (stale.length > 0) {
-      console.error(`Stale, run \`npm run manifests\` and commit:\n${stale.map((file) => `  ${file}`).join("\n")}`);
-      process.exit(1);
-    }
-    console.log("The generated files are up to date.");
-  } else {
-    const wanted = await manifests();
-    for (const file of stale) {
-      const text = wanted.get(file);
-      await mkdir(dirname(join(ROOT, file)), { recursive: true });
-      if (text === undefined) await rm(join(ROOT, file));
-      else await writeFile(join(ROOT, file), text);
-    }
-    console.log(
-      stale.length === 0 ? "The generated files are up to date." : `Wrote ${stale.length} of ${wanted.size} files.`,
-    );
-  }
 }

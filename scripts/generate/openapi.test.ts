@@ -10,7 +10,8 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Amount } from "#kernel/money";
 import { type ProblemCode, statusOf, titleOf } from "#kernel/problem";
 import { REQUEST_BODY_BYTES_MAX } from "#kernel/settings";
-import { findFunctions, ROOT } from "../project/functions.ts";
+import { findFunctions } from "../project/functions.ts";
+import { ROOT } from "../project/paths.ts";
 import { type Answer, type CallOptions, call, newUser, startTestLotus, type TestLotus } from "../testing/lotus.ts";
 
 interface Response {

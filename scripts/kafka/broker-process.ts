@@ -1,10 +1,13 @@
-/** One broker's process: begun, watched until it serves, ended; never left behind. */
+/** The process of one broker: started, watched until it serves, stopped. It ends with this process. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { createWriteStream, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
+import { Refusal } from "../cli/errors.ts";
+import { guardChild, hasEnded, isAlive } from "../process/child.ts";
 import { runText } from "../process/run.ts";
+import { waitFor } from "../process/wait.ts";
 
 const START_MILLISECONDS_MAX = 90_000;
 /** The first stop also writes the class archive, which takes seconds on a busy machine. */
@@ -13,34 +16,6 @@ const KILL_MILLISECONDS_MAX = 5_000;
 const POLL_MILLISECONDS = 20;
 
 const READY = "Kafka Server started";
-
-/**
- * Stands between us and the broker: when our end of its standard input closes, however we died, it kills the broker.
- * The session of its own keeps a Ctrl-C in the terminal from reaching the broker before we have decided how to stop it.
- */
-const GUARD = `
-exec 4<&0
-"$@" 3>&- 4<&- </dev/null &
-broker=$!
-echo "$broker" >&3
-exec 3>&-
-{ read -r _ <&4; kill -9 "$broker"; } >/dev/null 2>&1 &
-guard=$!
-exec 4<&-
-wait "$broker"
-status=$?
-kill -9 "$guard"
-exit "$status"
-`;
-
-function alive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
-  }
-}
 
 /** A process's command line, empty when there is none to be seen: process numbers are used again. */
 async function commandLineOf(pid: number): Promise<string> {
@@ -52,11 +27,9 @@ async function commandLineOf(pid: number): Promise<string> {
 }
 
 async function waitUntilGone(pid: number): Promise<void> {
-  const until = performance.now() + KILL_MILLISECONDS_MAX;
-  while (alive(pid)) {
-    if (performance.now() > until) throw new Error(`The process ${pid} does not end, not even by SIGKILL.`);
-    await delay(POLL_MILLISECONDS);
-  }
+  const limits = { millisecondsMax: KILL_MILLISECONDS_MAX, stepMilliseconds: POLL_MILLISECONDS };
+  if ((await waitFor(() => !isAlive(pid), limits)) === undefined)
+    throw new Refusal(`The process ${pid} does not end, not even by SIGKILL.`);
 }
 
 /**
@@ -72,9 +45,9 @@ export async function endLeftover(pidFile: string, mark: string): Promise<void> 
     return;
   }
   const [pid = 0, parent = 0] = text.split(" ").map(Number);
-  if (pid > 0 && alive(pid) && (await commandLineOf(pid)).includes(mark)) {
-    if (alive(parent)) {
-      throw new Error(`This Kafka is running already: the process ${parent} began it. End that one first.`);
+  if (pid > 0 && isAlive(pid) && (await commandLineOf(pid)).includes(mark)) {
+    if (isAlive(parent)) {
+      throw new Refusal(`This Kafka runs already: process ${parent} started it. Stop that process first.`);
     }
     process.kill(pid, "SIGKILL");
     await waitUntilGone(pid);
@@ -88,9 +61,6 @@ export class BrokerProcess {
   readonly #pidFile: string;
   readonly #exited: Promise<void>;
   readonly #serving: Promise<void>;
-  /** The broker's process number has come. */
-  readonly #known: Promise<void>;
-  #pid: number | undefined;
   #lastLine = "it printed nothing";
   #expected = false;
 
@@ -101,13 +71,14 @@ export class BrokerProcess {
    */
   constructor(command: readonly string[], logFile: string, pidFile: string, onEnd: (lastLine: string) => void) {
     this.#pidFile = pidFile;
-    const guarded = process.platform !== "win32";
-    const [program = "", ...rest] = guarded ? ["sh", "-c", GUARD, "sh", ...command] : command;
+    const [program = "", ...rest] = command;
+    // A session of its own: Ctrl-C in the terminal reaches Lotus only, which decides how to stop the broker.
     const child = spawn(program, rest, {
-      stdio: ["pipe", "pipe", "pipe", "pipe"],
-      detached: guarded,
+      stdio: ["ignore", "pipe", "pipe"],
+      detached: process.platform !== "win32",
       windowsHide: true,
     });
+    guardChild(child);
     this.#child = child;
     const log = createWriteStream(logFile, { flags: "a" });
     log.on("error", (error) => onEnd(`its log cannot be written: ${error.message}`));
@@ -120,17 +91,7 @@ export class BrokerProcess {
       createInterface({ input: child.stdout as Readable }).on("line", read);
       createInterface({ input: child.stderr as Readable }).on("line", read);
     });
-    this.#known = new Promise((resolve) => {
-      const remember = (pid: number) => {
-        this.#pid = pid;
-        writeFileSync(this.#pidFile, `${pid} ${process.pid}`);
-        resolve();
-      };
-      if (guarded) createInterface({ input: child.stdio[3] as Readable }).on("line", (pid) => remember(Number(pid)));
-      else if (child.pid !== undefined) remember(child.pid);
-    });
-    // Writing to a process that is gone is no error worth ending for.
-    child.stdin?.on("error", () => undefined);
+    if (child.pid !== undefined) writeFileSync(this.#pidFile, `${child.pid} ${process.pid}`);
     this.#exited = new Promise((resolve) => {
       child.once("exit", () => resolve());
       child.once("error", (error) => {
@@ -151,7 +112,7 @@ export class BrokerProcess {
   async ready(): Promise<void> {
     const late = new AbortController();
     const first = await Promise.race([
-      Promise.all([this.#serving, this.#known]).then(() => "serving" as const),
+      this.#serving.then(() => "serving" as const),
       this.#exited.then(() => "it ended before it served"),
       delay(START_MILLISECONDS_MAX, `it did not serve within ${START_MILLISECONDS_MAX / 1000} s`, late),
     ]);
@@ -162,18 +123,12 @@ export class BrokerProcess {
   }
 
   get running(): boolean {
-    return this.#child.exitCode === null && this.#child.signalCode === null && this.#child.pid !== undefined;
+    return !hasEnded(this.#child);
   }
 
   #signal(signal: "SIGTERM" | "SIGKILL"): void {
     this.#expected = true;
-    if (!this.running) return;
-    try {
-      if (this.#pid === undefined) this.#child.kill(signal);
-      else process.kill(this.#pid, signal);
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
-    }
+    this.#child.kill(signal);
   }
 
   /** SIGKILL, at once. */

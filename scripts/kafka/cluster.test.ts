@@ -6,8 +6,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { readFlags } from "../commands/kafka.ts";
-import { ROOT } from "../project/functions.ts";
+import { ROOT, TYPESCRIPT } from "../project/paths.ts";
 import { asAdmin, canStartKafka, makeTopic, startTestKafka } from "../testing/kafka.ts";
 import { eventually } from "../testing/lotus.ts";
 import { endLeftover } from "./broker-process.ts";
@@ -32,23 +31,6 @@ const alive = (pid: number) => {
     return false;
   }
 };
-
-describe("the flags of npm run kafka", () => {
-  it("have defaults", () => {
-    expect(readFlags([])).toEqual({ brokers: 1, port: 9092 });
-    expect(readFlags(["--brokers", "3", "--port", "9192"])).toEqual({ brokers: 3, port: 9192 });
-  });
-
-  it.each([
-    [["--brokers", "2"], "--brokers must be 1 or 3; 2 is not."],
-    [["--port", "x"], "--port must be a whole number from 1 to 65533; x is not."],
-    [["--broker"], "Unknown option '--broker'."],
-    [["3"], "Unexpected argument '3'."],
-  ])("%j are refused in a sentence", (args, sentence) => {
-    expect(() => readFlags(args)).toThrow(sentence);
-    expect(() => readFlags(args)).toThrow("Usage: npm run kafka -- [--brokers 1|3] [--port 9092]");
-  });
-});
 
 it("the id of a cluster follows from its folder, and is never taken for a flag", () => {
   const ids = Array.from({ length: 1_000 }, (_, index) => clusterIdOf(`/folder/${index}`));
@@ -196,7 +178,7 @@ describe.skipIf(!canStartKafka)("brokers of our own", () => {
       import { startKafka } from "./scripts/kafka/cluster.ts";
       await startKafka({ brokers: 1, folder: process.argv[1] });
       console.log("serves");`;
-    const child = spawn(process.execPath, ["--import", "tsx", "--input-type=module", "-e", program, folder], {
+    const child = spawn(process.execPath, ["--import", TYPESCRIPT, "--input-type=module", "-e", program, folder], {
       cwd: ROOT,
       stdio: ["ignore", "pipe", "inherit"],
     });

@@ -1,6 +1,6 @@
 /** Apache Kafka in containers of the official image. */
 import { createHash } from "node:crypto";
-import { run } from "../process/run.ts";
+import { ask } from "../process/run.ts";
 import { KAFKA_VERSION } from "./java.ts";
 import { clusterIdOf, type Node, nodeId, type SecuredListener, serverProperties, toEnvironment } from "./properties.ts";
 import type { KafkaPlan, Runtime } from "./runtime.ts";
@@ -16,11 +16,11 @@ const CONTROLLER_PORT = 19093;
 
 /** Whether docker's engine answers: the client alone is often there without one. */
 export async function dockerAnswers(): Promise<boolean> {
-  return (await run(["docker", "info"], DOCKER_ANSWERS_MILLISECONDS_MAX)).ok;
+  return (await ask(["docker", "info"], DOCKER_ANSWERS_MILLISECONDS_MAX)).ok;
 }
 
 async function docker(...command: readonly string[]): Promise<void> {
-  const { ok, text } = await run(["docker", ...command], PULL_MILLISECONDS_MAX);
+  const { ok, text } = await ask(["docker", ...command], PULL_MILLISECONDS_MAX);
   if (!ok) throw new Error(`docker ${command[0]} failed: ${text.trim()}`);
 }
 
@@ -54,11 +54,11 @@ export class DockerRuntime implements Runtime {
       throw new Error("The image formats its storage itself: a listener with formatArguments needs Java and Maven.");
     }
     const runtime = new DockerRuntime(plan, clientPorts, securedPorts);
-    if (!(await run(["docker", "image", "inspect", IMAGE])).ok) {
+    if (!(await ask(["docker", "image", "inspect", IMAGE])).ok) {
       plan.onProgress(`Fetching the image ${IMAGE} (once) …`);
       await docker("pull", "--quiet", IMAGE);
     }
-    if (!(await run(["docker", "network", "inspect", runtime.#name])).ok)
+    if (!(await ask(["docker", "network", "inspect", runtime.#name])).ok)
       await docker("network", "create", runtime.#name);
     // What an earlier run left behind: its ports are not ours.
     await Promise.all(runtime.nodes.map((_, index) => runtime.erase(index)));
@@ -69,7 +69,7 @@ export class DockerRuntime implements Runtime {
 
   async prepare(index: number): Promise<string[]> {
     const name = this.#container(index);
-    if (!(await run(["docker", "container", "inspect", name])).ok) {
+    if (!(await ask(["docker", "container", "inspect", name])).ok) {
       const { clientPort, securedPort } = this.nodes[index] as Node;
       const properties = serverProperties(this.nodes, index, DATA, this.#secured);
       const environment = { CLUSTER_ID: this.#clusterId, ...toEnvironment(properties) };
@@ -88,18 +88,18 @@ export class DockerRuntime implements Runtime {
   async signal(index: number, signal: "SIGTERM" | "SIGKILL"): Promise<void> {
     const name = this.#container(index);
     // A container that has ended meanwhile is what was wanted.
-    await run(
+    await ask(
       signal === "SIGKILL" ? ["docker", "kill", name] : ["docker", "stop", "--time", String(STOP_SECONDS_MAX), name],
       (STOP_SECONDS_MAX + 5) * 1000,
     );
   }
 
   async erase(index: number): Promise<void> {
-    await run(["docker", "rm", "--force", "--volumes", this.#container(index)], (STOP_SECONDS_MAX + 5) * 1000);
+    await ask(["docker", "rm", "--force", "--volumes", this.#container(index)], (STOP_SECONDS_MAX + 5) * 1000);
   }
 
   async stopped(): Promise<void> {
     await Promise.all(this.nodes.map((_, index) => this.erase(index)));
-    await run(["docker", "network", "rm", this.#name]);
+    await ask(["docker", "network", "rm", this.#name]);
   }
 }

@@ -5,8 +5,8 @@ import { mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { freePorts } from "../process/ports.ts";
-import { run } from "../process/run.ts";
-import { ROOT } from "../project/functions.ts";
+import { ask } from "../process/run.ts";
+import { ROOT } from "../project/paths.ts";
 import { endLeftover } from "./broker-process.ts";
 import {
   clusterIdOf,
@@ -64,7 +64,7 @@ const java = process.env.JAVA_HOME === undefined ? "java" : join(process.env.JAV
 
 /** The version of the Java that would be used, such as "17.0.15"; undefined when there is none, or it is too old. */
 async function javaVersion(): Promise<string | undefined> {
-  const { ok, text } = await run([java, "-version"]);
+  const { ok, text } = await ask([java, "-version"]);
   const version = /version "([^"]+)"/.exec(text)?.[1];
   return ok && version !== undefined && Number.parseInt(version, 10) >= JAVA_VERSION_MIN ? version : undefined;
 }
@@ -72,7 +72,7 @@ async function javaVersion(): Promise<string | undefined> {
 /** Whether Kafka can be run by Java here. Maven is needed only until the jars are there. */
 export async function javaAnswers(): Promise<boolean> {
   if ((await javaVersion()) === undefined) return false;
-  return existsSync(JARS) || (await run(["mvn", "--version"])).ok;
+  return existsSync(JARS) || (await ask(["mvn", "--version"])).ok;
 }
 
 /** Fetches the jars, once. Two runs at the same time do no harm: the folder appears whole. */
@@ -85,7 +85,7 @@ async function install(onProgress: (line: string) => void): Promise<void> {
   await writeFile(join(folder, "log4j2.properties"), LOGGING);
   const command = ["mvn", "-q", "-B", "-f", join(folder, "pom.xml"), "dependency:copy-dependencies"];
   const options = ["-DincludeScope=runtime", `-DoutputDirectory=${join(folder, "jars")}`];
-  const { ok, text } = await run([...command, ...options], RESOLVE_MILLISECONDS_MAX);
+  const { ok, text } = await ask([...command, ...options], RESOLVE_MILLISECONDS_MAX);
   if (!ok) {
     await rm(folder, { recursive: true });
     const reason = text.split("\n").find((line) => line.includes("[ERROR]")) ?? text.trim();
@@ -153,7 +153,7 @@ export class JavaRuntime implements Runtime {
     if (!existsSync(join(this.#dataFolder(index), "meta.properties"))) {
       const format = ["kafka.tools.StorageTool", "format", "-t", clusterIdOf(this.#folder), "-c", file];
       const command = this.#command(...format, ...(this.#secured?.formatArguments ?? []));
-      const { ok, text } = await run(command, FORMAT_MILLISECONDS_MAX);
+      const { ok, text } = await ask(command, FORMAT_MILLISECONDS_MAX);
       if (!ok) throw new Error(`Kafka's storage could not be made in ${this.#dataFolder(index)}: ${text.trim()}`);
     }
     const command = this.#command("kafka.Kafka", file);

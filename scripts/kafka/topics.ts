@@ -1,20 +1,16 @@
-/** `npm run topics`: creates the topics that the triggers name. It is safe to repeat. */
-import { parseArgs } from "node:util";
+/** Creates the topics that the triggers name. */
 import type { Admin } from "kafkajs";
-import * as v from "valibot";
 import { kafkaClient } from "#kernel/kafka";
-import { Brokers, KafkaPrefix, RECORD_BYTES_MAX, settings } from "#kernel/settings";
-import { runCommand, UsageError } from "../cli/command.ts";
+import { RECORD_BYTES_MAX } from "#kernel/settings";
 import { findFunctions } from "../project/functions.ts";
 
-const PARTITIONS = 6;
+export const PARTITIONS = 6;
 const HOUR_MILLISECONDS = 3_600_000;
 /** One week. An event that is not settled by then is still in the outbox. */
 const RETENTION_MILLISECONDS = 7 * 24 * HOUR_MILLISECONDS;
 const ANSWER_MILLISECONDS_MAX = 15_000;
 const LEADERS_MILLISECONDS_MAX = 10_000;
 const REPLICATION = 3;
-const USAGE = "Usage: npm run topics -- [--brokers host:port,…] [--replication 1|3] [--prefix TEXT]";
 /** Kafka's codes: a resource of the kind topic, and a value that was set for this topic. */
 const TOPIC_RESOURCE = 2;
 const TOPIC_CONFIG_SOURCE = 1;
@@ -111,32 +107,3 @@ export async function createTopics(
     await admin.disconnect().catch(() => undefined);
   }
 }
-
-async function main(): Promise<void> {
-  const options = { brokers: { type: "string" }, replication: { type: "string" }, prefix: { type: "string" } } as const;
-  const { brokers, replication, prefix } = parseArgs({ options }).values;
-  if (replication !== undefined && replication !== "1" && replication !== "3") {
-    throw new UsageError(`--replication must be 1 or 3; ${replication} is not. ${USAGE}`);
-  }
-  const given = v.safeParse(v.object({ brokers: v.optional(Brokers), prefix: v.optional(KafkaPrefix) }), {
-    brokers,
-    prefix,
-  });
-  if (!given.success) {
-    const [issue] = given.issues;
-    throw new UsageError(`--${v.getDotPath(issue)} must be ${issue.message}; ${issue.input} is not. ${USAGE}`);
-  }
-  const bootstrap = given.output.brokers ?? settings().KAFKA_BROKERS;
-  if (bootstrap === undefined)
-    throw new UsageError(`No Kafka is named. Set KAFKA_BROKERS, or give --brokers. ${USAGE}`);
-  const named = given.output.prefix ?? settings().KAFKA_PREFIX;
-  const made = await createTopics(bootstrap, {
-    prefix: named,
-    ...(replication !== undefined && { replication: replication === "3" ? 3 : 1 }),
-  });
-  for (const topic of await findTopics(named)) {
-    console.log(made.includes(topic) ? `${topic}: created, ${PARTITIONS} partitions` : `${topic}: exists`);
-  }
-}
-
-if (process.argv[1] === import.meta.filename) runCommand(main);

@@ -1,8 +1,9 @@
 /** Where this deployment's database and Kafka are: as the command line says, else as it was, else in the cluster. */
+
+import { Refusal } from "../cli/errors.ts";
 import { type KafkaSecurity, MECHANISMS, securityOf } from "./kafka-security.ts";
 import { HOST, type KubernetesObject, NAMESPACE } from "./kubectl.ts";
 import type { DeployOptions } from "./options.ts";
-import { Refusal } from "./shell.ts";
 
 export type Database =
   | { readonly kind: "cluster" }

@@ -3,8 +3,8 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CONTEXT } from "../build/image-files.ts";
+import { attempt, eachOf, run } from "../process/run.ts";
 import type { Builder } from "./options.ts";
-import { attempt, eachOf, run } from "./shell.ts";
 
 export interface Image {
   /** Of the function, or of the program. */

@@ -2,8 +2,9 @@
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseAllDocuments, stringify } from "yaml";
-import { ROOT } from "../project/functions.ts";
-import { attempt, Refusal, run, runJson } from "./shell.ts";
+import { Refusal } from "../cli/errors.ts";
+import { attempt, run, runJson } from "../process/run.ts";
+import { ROOT } from "../project/paths.ts";
 
 export const NAMESPACE = "lotus";
 export const HOST = "arch.homework";

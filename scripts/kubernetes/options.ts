@@ -1,8 +1,9 @@
-/** What scripts/deploy can be told. */
+/** The options of `lotus deploy`. */
 import { readFileSync } from "node:fs";
-import { parseArgs } from "node:util";
+import type { Option } from "../cli/command.ts";
+import { UsageError } from "../cli/errors.ts";
+import { brokers, database } from "../cli/options.ts";
 import { type KafkaCredentials, MECHANISMS } from "./kafka-security.ts";
-import { Refusal } from "./shell.ts";
 
 export const BASE_DEFAULT = "gcr.io/distroless/nodejs24-debian12:nonroot";
 export const BUILDERS = ["docker", "minikube", "buildah"] as const;
@@ -26,34 +27,49 @@ export interface DeployOptions {
   readonly dryRun: boolean;
 }
 
-export const HELP = `Usage: scripts/deploy [FUNCTION…] [options]
+/** The options of the command line. */
+export const DEPLOY_OPTIONS = {
+  database: { ...database, about: `${database.about}; Neon or any Postgres, instead of one in the cluster` },
+  brokers: { ...brokers, about: "these Kafka brokers, host:port,…, instead of one in the cluster" },
+  "no-prepare": {
+    type: "boolean",
+    about: "use no prepared statements: for a transaction pooler that does not keep them",
+  },
+  "kafka-tls": { type: "boolean", about: "speak TLS to the brokers" },
+  "kafka-authority": {
+    type: "string",
+    value: "FILE",
+    about: "the PEM file of the authority that signed their certificates",
+  },
+  "kafka-user": { type: "string", value: "NAME", about: "the user; the variable KAFKA_PASSWORD contains the password" },
+  "kafka-mechanism": { type: "string", value: "NAME", about: "plain, scram-sha-256 or scram-sha-512 (default)" },
+  replicas: { type: "string", value: "1|3", about: "Kafka brokers in the cluster (default 1)" },
+  registry: { type: "string", value: "HOST/PATH", about: "push the images there (default: minikube image load)" },
+  "load-command": {
+    type: "string",
+    value: "CMD",
+    about: "bring an image into the cluster with this command; {image} stands for its name",
+  },
+  builder: { type: "string", value: "NAME", about: "docker, minikube or buildah (default: the first that works)" },
+  base: { type: "string", value: "IMAGE", about: "base of the images", default: BASE_DEFAULT },
+  metrics: { type: "boolean", about: "measure requests for Prometheus" },
+  "no-metrics": { type: "boolean", about: "stop measuring requests" },
+  "dry-run": { type: "boolean", about: "print what a first deployment would apply and change nothing" },
+} as const satisfies Readonly<Record<string, Option>>;
 
-Puts Lotus on the cluster that kubectl reaches: builds an image a function, loads it, and applies Postgres, Kafka, secrets,
-migrations, topics, functions, sources and routes. Safe to repeat: what has not changed is left alone. With names of
-functions, such as order-pay, only these.
-
-  --database URL        use this database, Neon or any Postgres, and none in the cluster; the URL is its owner's
-  --no-prepare          use no prepared statements: for a transaction pooler that does not keep them
-  --kafka HOST:PORT,…   use this Kafka, and none in the cluster
-  --kafka-tls           speak TLS to it; --kafka-authority FILE when its certificates are signed by an authority of its own
-  --kafka-user NAME     say who we are; the password is read from the environment, KAFKA_PASSWORD
-  --kafka-mechanism M   plain, scram-sha-256 or scram-sha-512 (the default)
-  --brokers 1|3         how many Kafka brokers in the cluster (1)
-  --registry HOST/PATH  push the images there (else: minikube image load)
-  --load-command CMD    bring an image into the cluster with this command; {image} stands for its name
-  --builder NAME        docker, minikube or buildah (the first that works)
-  --base IMAGE          what the images stand on (${BASE_DEFAULT})
-  --metrics             measure requests, for Prometheus; --no-metrics ends that
-  --dry-run             print what a first deployment with these options would apply, and change nothing
-
-Where the database and Kafka are is kept in the cluster: say it once. What is about images: each time.`;
+/** The values of the command line. */
+export type DeployValues = {
+  readonly [Name in keyof typeof DEPLOY_OPTIONS]: (typeof DEPLOY_OPTIONS)[Name]["type"] extends "boolean"
+    ? boolean
+    : string | undefined;
+};
 
 function parseUrl(text: string): string {
   if (!URL.canParse(text) || !/^postgres(ql)?:$/.test(new URL(text).protocol)) {
-    throw new Refusal("--database must be a URL such as postgres://owner:password@host:5432/name.");
+    throw new UsageError("--database must be a URL such as postgres://owner:password@host:5432/name.");
   }
   if (new URL(text).password === "") {
-    throw new Refusal("--database needs the owner's password: postgres://owner:password@host:5432/name.");
+    throw new UsageError("--database needs the owner's password: postgres://owner:password@host:5432/name.");
   }
   return text;
 }
@@ -62,13 +78,13 @@ function parseHosts(text: string): string[] {
   const hosts = text.split(",").map((host) => host.trim());
   const wrong = hosts.find((host) => !/^[^\s:/]+:\d{1,5}$/.test(host));
   if (wrong !== undefined)
-    throw new Refusal(`--kafka must be host:port, several separated by commas; "${wrong}" is not.`);
+    throw new UsageError(`--brokers must be host:port, several separated by commas; "${wrong}" is not.`);
   return hosts;
 }
 
 function oneOf<T extends string>(option: string, text: string | undefined, allowed: readonly T[]): T | undefined {
   if (text === undefined || (allowed as readonly string[]).includes(text)) return text as T | undefined;
-  throw new Refusal(`${option} must be ${allowed.join(" or ")}; "${text}" is not.`);
+  throw new UsageError(`${option} must be ${allowed.join(" or ")}; "${text}" is not.`);
 }
 
 function readAuthority(file: string): string {
@@ -76,22 +92,22 @@ function readAuthority(file: string): string {
     const text = readFileSync(file, "utf8");
     if (text.includes("-----BEGIN CERTIFICATE-----")) return text;
   } catch (error) {
-    throw new Refusal(`--kafka-authority: ${(error as Error).message}.`);
+    throw new UsageError(`--kafka-authority: ${(error as Error).message}.`);
   }
-  throw new Refusal(`--kafka-authority must be a file in PEM; ${file} holds no certificate.`);
+  throw new UsageError(`--kafka-authority must be a file in PEM; ${file} contains no certificate.`);
 }
 
-function credentialsOf(values: ReturnType<typeof parse>["values"], password: string | undefined): KafkaCredentials {
+function credentialsOf(values: DeployValues, password: string | undefined): KafkaCredentials {
   const { "kafka-tls": tls, "kafka-authority": authority, "kafka-user": name } = values;
   const mechanism = oneOf("--kafka-mechanism", values["kafka-mechanism"], MECHANISMS) ?? "scram-sha-512";
-  if (values.kafka === undefined && (tls || authority !== undefined || name !== undefined)) {
-    throw new Refusal(
-      "--kafka-tls, --kafka-authority and --kafka-user speak of a Kafka outside: name it with --kafka.",
+  if (values.brokers === undefined && (tls || authority !== undefined || name !== undefined)) {
+    throw new UsageError(
+      "--kafka-tls, --kafka-authority and --kafka-user need a Kafka outside the cluster: --brokers.",
     );
   }
-  if (authority !== undefined && !tls) throw new Refusal("--kafka-authority is for TLS: give --kafka-tls too.");
+  if (authority !== undefined && !tls) throw new UsageError("--kafka-authority is for TLS: give --kafka-tls too.");
   if (name !== undefined && !password) {
-    throw new Refusal("--kafka-user needs the password, in the environment: KAFKA_PASSWORD=… scripts/deploy …");
+    throw new UsageError("--kafka-user needs the password in the environment: KAFKA_PASSWORD=… npx lotus deploy …");
   }
   return {
     tls,
@@ -101,73 +117,39 @@ function credentialsOf(values: ReturnType<typeof parse>["values"], password: str
 }
 
 /**
- * Reads the command line. Undefined: help was asked for.
- * @throws {Refusal} when it cannot be meant
+ * Returns the options of a deployment.
+ * @throws {UsageError} when the values contradict each other
  */
-export function parseOptions(
-  args: readonly string[],
+export function readOptions(
+  values: DeployValues,
+  functions: readonly string[],
   environment: Readonly<Record<string, string | undefined>> = process.env,
-): DeployOptions | undefined {
-  let parsed: ReturnType<typeof parse>;
-  try {
-    parsed = parse(args);
-  } catch (error) {
-    throw new Refusal(`${(error as Error).message}\n\n${HELP}`);
-  }
-  const { values, positionals } = parsed;
-  if (values.help) return undefined;
-  if (values.kafka !== undefined && values.brokers !== undefined) {
-    throw new Refusal(
-      "--brokers says how many brokers run in the cluster; with --kafka there are none. Give one of them.",
-    );
+): DeployOptions {
+  if (values.brokers !== undefined && values.replicas !== undefined) {
+    throw new UsageError("--replicas counts brokers in the cluster; --brokers names others. Give one of them.");
   }
   if (values.registry !== undefined && values["load-command"] !== undefined) {
-    throw new Refusal("--registry and --load-command are two ways to bring images to the cluster. Give one of them.");
+    throw new UsageError("--registry and --load-command both bring images to the cluster. Give one of them.");
   }
   if (values["load-command"]?.includes("{image}") === false) {
-    throw new Refusal('--load-command must say where the name of the image goes: --load-command "my-loader {image}".');
+    throw new UsageError('--load-command must contain the name of the image: --load-command "my-loader {image}".');
   }
   if (values.registry !== undefined && !/^[\w.-]+(:\d+)?(\/[a-z0-9._-]+)*\/?$/.test(values.registry)) {
-    throw new Refusal(`--registry must be a host and a path, such as ghcr.io/me; "${values.registry}" is not.`);
+    throw new UsageError(`--registry must be a host and a path, such as ghcr.io/me; "${values.registry}" is not.`);
   }
-  const brokers = oneOf("--brokers", values.brokers, ["1", "3"]);
+  const replicas = oneOf("--replicas", values.replicas, ["1", "3"]);
   return {
-    functions: positionals,
+    functions,
     database: values.database === undefined ? undefined : parseUrl(values.database),
     noPrepare: values["no-prepare"],
-    kafka: values.kafka === undefined ? undefined : parseHosts(values.kafka),
+    kafka: values.brokers === undefined ? undefined : parseHosts(values.brokers),
     kafkaCredentials: credentialsOf(values, environment.KAFKA_PASSWORD),
-    brokers: brokers === undefined ? undefined : brokers === "3" ? 3 : 1,
+    brokers: replicas === undefined ? undefined : replicas === "3" ? 3 : 1,
     registry: values.registry?.replace(/\/+$/, ""),
     loadCommand: values["load-command"],
     builder: oneOf("--builder", values.builder, BUILDERS),
-    base: values.base,
+    base: values.base ?? BASE_DEFAULT,
     metrics: values.metrics ? true : values["no-metrics"] ? false : undefined,
     dryRun: values["dry-run"],
   };
-}
-
-function parse(args: readonly string[]) {
-  return parseArgs({
-    args: [...args],
-    allowPositionals: true,
-    options: {
-      database: { type: "string" },
-      "no-prepare": { type: "boolean", default: false },
-      kafka: { type: "string" },
-      "kafka-tls": { type: "boolean", default: false },
-      "kafka-authority": { type: "string" },
-      "kafka-user": { type: "string" },
-      "kafka-mechanism": { type: "string" },
-      brokers: { type: "string" },
-      registry: { type: "string" },
-      "load-command": { type: "string" },
-      builder: { type: "string" },
-      base: { type: "string", default: BASE_DEFAULT },
-      metrics: { type: "boolean", default: false },
-      "no-metrics": { type: "boolean", default: false },
-      "dry-run": { type: "boolean", default: false },
-      help: { type: "boolean", short: "h", default: false },
-    },
-  });
 }

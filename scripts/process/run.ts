@@ -1,29 +1,101 @@
-/** Other programs' answers, within a limit of time. */
-import { execFile } from "node:child_process";
+/** Runs other programs to their end. */
+import { spawn } from "node:child_process";
+import { Refusal } from "../cli/errors.ts";
 
 const ANSWER_MILLISECONDS_MAX = 10_000;
-const OUTPUT_BYTES_MAX = 4 * 1024 * 1024;
+const LAST_LINES_MAX = 8;
+/** Exit codes of a shell for a program that it did not find and for one that it could not run. */
+const NOT_FOUND = 127;
+const NOT_RUNNABLE = 126;
 
 /** How a program ended, and what it printed. */
 export interface Ended {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+export interface RunOptions {
+  /** Written to the standard input of the program: secrets never stand in a command line. */
+  readonly input?: string;
+  /** Lets the user's shell read the command: for commands that the user wrote. */
+  readonly shell?: boolean;
+  /** Ends the program by SIGTERM after this time. */
+  readonly timeoutMilliseconds?: number;
+}
+
+/** Runs a program and resolves however it ends. A missing program has the exit code 127. */
+export function attempt(command: string, args: readonly string[], options: RunOptions = {}): Promise<Ended> {
+  return new Promise((resolve) => {
+    const child = spawn(command, args, {
+      shell: options.shell ?? false,
+      stdio: ["pipe", "pipe", "pipe"],
+      windowsHide: true,
+      ...(options.timeoutMilliseconds === undefined ? {} : { timeout: options.timeoutMilliseconds }),
+    });
+    let stdout = "";
+    let stderr = "";
+    child.stdout.setEncoding("utf8").on("data", (text: string) => {
+      stdout += text;
+    });
+    child.stderr.setEncoding("utf8").on("data", (text: string) => {
+      stderr += text;
+    });
+    child.once("error", (error: NodeJS.ErrnoException) =>
+      resolve({ code: error.code === "ENOENT" ? NOT_FOUND : NOT_RUNNABLE, stdout, stderr: error.message }),
+    );
+    child.once("close", (code) => resolve({ code: code ?? 1, stdout, stderr }));
+    // A program that ends before it reads its input breaks the pipe. Its exit code tells what happened.
+    child.stdin.on("error", () => undefined);
+    child.stdin.end(options.input ?? "");
+  });
+}
+
+/**
+ * Runs a program and returns its standard output.
+ * @throws {Refusal} with its last lines, when it fails
+ */
+export async function run(command: string, args: readonly string[], options: RunOptions = {}): Promise<string> {
+  const { code, stdout, stderr } = await attempt(command, args, options);
+  if (code === 0) return stdout;
+  const said = (stderr.trim() || stdout.trim()).split("\n").slice(-LAST_LINES_MAX).join("\n  ");
+  throw new Refusal(`\`${[command, ...args].join(" ")}\` failed (exit code ${code}):\n  ${said}`);
+}
+
+/** Runs a program and parses its standard output as JSON. @throws {Refusal} when it fails */
+export async function runJson<T>(command: string, args: readonly string[]): Promise<T> {
+  return JSON.parse(await run(command, args)) as T;
+}
+
+/** What a program printed within a limit of time, and whether it succeeded. */
+export interface Answer {
   readonly ok: boolean;
   /** Standard output, then standard error. */
   readonly text: string;
 }
 
-/** Runs a program to its end. One that is missing, fails or takes too long is not ok; it never throws. */
-export function run(command: readonly string[], millisecondsMax = ANSWER_MILLISECONDS_MAX): Promise<Ended> {
+/** Asks a program within a limit of time. One that is missing, fails or takes too long is not ok. */
+export async function ask(command: readonly string[], millisecondsMax = ANSWER_MILLISECONDS_MAX): Promise<Answer> {
   const [program = "", ...rest] = command;
-  return new Promise((resolve) => {
-    const options = { timeout: millisecondsMax, maxBuffer: OUTPUT_BYTES_MAX, windowsHide: true };
-    execFile(program, rest, options, (error, stdout, stderr) => {
-      resolve({ ok: error === null, text: `${stdout}${stderr}${error === null ? "" : `\n${error.message}`}` });
-    });
-  });
+  const { code, stdout, stderr } = await attempt(program, rest, { timeoutMilliseconds: millisecondsMax });
+  return { ok: code === 0, text: `${stdout}${stderr}` };
 }
 
 /** What a program printed; undefined when it is missing, failed or took too long. */
 export async function runText(command: readonly string[], millisecondsMax?: number): Promise<string | undefined> {
-  const { ok, text } = await run(command, millisecondsMax);
+  const { ok, text } = await ask(command, millisecondsMax);
   return ok ? text : undefined;
+}
+
+/** Works through a list, a few items at a time, and stops at the first failure. */
+export async function eachOf<T>(items: readonly T[], atOnce: number, work: (item: T) => Promise<void>): Promise<void> {
+  const left = [...items];
+  const worker = async () => {
+    for (let item = left.shift(); item !== undefined; item = left.shift()) await work(item);
+  };
+  try {
+    await Promise.all(Array.from({ length: atOnce }, worker));
+  } finally {
+    left.length = 0;
+  }
 }

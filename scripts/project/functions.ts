@@ -1,12 +1,10 @@
 /** Finds the functions of the project. The path of a file is its name and its route. */
 import { readdir } from "node:fs/promises";
-import { dirname, join, relative } from "node:path";
-import { fileURLToPath, pathToFileURL } from "node:url";
+import { join, relative } from "node:path";
+import { pathToFileURL } from "node:url";
 import type { Endpoint } from "#kernel/endpoint";
 import type { Subscriber } from "#kernel/subscriber";
-
-/** The folder of the checkout. */
-export const ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
+import { ROOT } from "./paths.ts";
 
 interface Found {
   /** functions/order/pay.ts -> order-pay; functions/notification/index.ts -> notification. */

@@ -2,8 +2,9 @@ import { readdir, readFile } from "node:fs/promises";
 import { dirname, join, normalize, relative } from "node:path";
 import * as v from "valibot";
 import { describe, expect, it } from "vitest";
-import { staleManifests } from "../generate/knative.ts";
-import { findFunctions, ROOT } from "./functions.ts";
+import { staleFiles } from "../generate/files.ts";
+import { findFunctions } from "./functions.ts";
+import { ROOT } from "./paths.ts";
 
 const functions = await findFunctions();
 
@@ -52,7 +53,7 @@ describe("the project", () => {
   });
 
   it("has generated files that follow from the descriptions", async () => {
-    expect(await staleManifests(), "run `npm run manifests` and commit").toEqual([]);
+    expect(await staleFiles(), "run `npm run manifests` and commit").toEqual([]);
   });
 });
 

@@ -1,31 +1,10 @@
-/** npm run scenario: plays the collection "Otus with billing" against a running Lotus, once or by many users at a time. */
-import { once } from "node:events";
-import { connect } from "node:net";
+/** Plays the collection "Otus with billing" against a running Lotus, once or by many users at a time. */
 import { join } from "node:path";
-import { parseArgs } from "node:util";
-import { runCommand, UsageError } from "../cli/command.ts";
-import { urlOfRun } from "../local/run-file.ts";
-import { ROOT } from "../project/functions.ts";
+import { ROOT } from "../project/paths.ts";
 
 const COLLECTION = join(ROOT, "postman", "StreamProcessing.postman_collection.json");
-const DEFAULT_URL = "http://localhost:8080";
-const TIMES_MAX = 1000;
-const USERS_MAX = 100;
-const CONNECT_TIMEOUT_MILLISECONDS = 3_000;
-/** Longer than a function may take for a request, so that what is reported is Lotus's own answer. */
+/** Longer than a function may take for a request, so that Lotus's own answer is reported. */
 const REQUEST_TIMEOUT_MILLISECONDS = 70_000;
-
-const HELP = `Usage: npm run scenario -- [options]
-
-Plays the scenario against a running Lotus: 14 requests, 22 assertions, a new user each run.
-
-  --url URL   where Lotus is; else where npm start says it is, else ${DEFAULT_URL}
-  --times N   each user runs it N times in a row (1 to ${TIMES_MAX}, default 1)
-  --users N   N users at the same time (1 to ${USERS_MAX}, default 1)
-  --quiet     no request and response bodies: one line a run
-  --help      shows this
-
-Exits 1 when an assertion or a request failed, 2 when an option is wrong.`;
 
 export interface ScenarioOptions {
   readonly baseUrl: string;
@@ -148,84 +127,4 @@ export async function runScenario(options: ScenarioOptions): Promise<ScenarioSum
       ),
     ),
   };
-}
-
-function report(summary: ScenarioSummary, users: number): void {
-  const { runs, requests, assertions, failed, failures, overall, perRequest } = summary;
-  const times = [...perRequest, overall];
-  const width = Math.max(...times.map(({ name }) => name.length));
-  const row = (name: string, mean: string, maximum: string) =>
-    console.log(`${name.padEnd(width)} ${mean.padStart(8)} ${maximum.padStart(8)}`);
-  if (runs > 1) {
-    console.log();
-    row("answer time in ms", "mean", "maximum");
-    for (const { name, mean, maximum } of times) row(name, mean.toFixed(1), maximum.toFixed(0));
-    if (users > 1) console.log("(All users share one process here: part of these times is its own work.)");
-    console.log(`\n${runs} runs, ${requests} requests, ${assertions} assertions, ${failed} failed`);
-  }
-  if (failed > 0) console.error("\nFailed:");
-  for (const { what, count } of failures) console.error(`  ${count} × ${what}`);
-}
-
-/** Whether something takes connections at the URL. Asks no function, so it starts none. */
-async function listens({ hostname, port, protocol }: URL): Promise<boolean> {
-  const host = hostname.replace(/^\[|\]$/g, "");
-  const socket = connect({ host, port: Number(port) || (protocol === "https:" ? 443 : 80) });
-  try {
-    await once(socket, "connect", { signal: AbortSignal.timeout(CONNECT_TIMEOUT_MILLISECONDS) });
-    return true;
-  } catch {
-    return false;
-  } finally {
-    socket.destroy();
-  }
-}
-
-function readCount(option: string, text: string, maximum: number): number {
-  const count = /^\d{1,9}$/.test(text) ? Number(text) : 0;
-  if (count < 1 || count > maximum) {
-    throw new UsageError(`--${option} takes a whole number from 1 to ${maximum}, not "${text}"`);
-  }
-  return count;
-}
-
-function readUrl(text: string): URL {
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  if (url?.protocol !== "http:" && url?.protocol !== "https:") {
-    throw new UsageError(`--url takes an address such as ${DEFAULT_URL}, not "${text}"`);
-  }
-  return url;
-}
-
-function readArguments(args: readonly string[]) {
-  const text = { type: "string" } as const;
-  const flag = { type: "boolean", default: false } as const;
-  try {
-    return parseArgs({ args: [...args], options: { url: text, times: text, users: text, quiet: flag, help: flag } })
-      .values;
-  } catch (error) {
-    // The first sentence names the option; what follows is advice about positional arguments, which are not taken.
-    throw new UsageError(String((error as Error).message).split(/\.\s/)[0]);
-  }
-}
-
-async function main(): Promise<void> {
-  const { url, times = "1", users = "1", quiet, help } = readArguments(process.argv.slice(2));
-  if (help) return console.log(HELP);
-  const counts = { times: readCount("times", times, TIMES_MAX), users: readCount("users", users, USERS_MAX) };
-  const target = readUrl(url ?? (await urlOfRun(join(ROOT, ".lotus"))) ?? DEFAULT_URL);
-  const baseUrl = `${target.origin}${target.pathname}`.replace(/\/+$/, "");
-  if (!(await listens(target)))
-    throw new Error(`Nothing answers at ${baseUrl}. Start Lotus in another terminal: npm start.`);
-  const shown = counts.times * counts.users === 1 && !quiet;
-  const summary = await runScenario({ baseUrl, ...counts, quiet, ...(shown ? {} : { onRun: console.log }) });
-  // Of a run that is shown, newman has said it all.
-  if (!shown) report(summary, counts.users);
-  if (summary.failed > 0) process.exitCode = 1;
-}
-
-if (process.argv[1] === import.meta.filename) {
-  runCommand(main, (error) =>
-    error instanceof UsageError ? `${error.message}. See npm run scenario -- --help.` : error.message,
-  );
 }

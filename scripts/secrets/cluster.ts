@@ -5,7 +5,7 @@ import { SERVICES } from "../database/sql.ts";
 import { type Database, POSTGRES } from "../kubernetes/backends.ts";
 import { type KafkaCredentials, secretOf, securityOf } from "../kubernetes/kafka-security.ts";
 import { get, type KubernetesObject, NAMESPACE, secretValue, toYaml } from "../kubernetes/kubectl.ts";
-import { run } from "../kubernetes/shell.ts";
+import { run } from "../process/run.ts";
 import { addKey, type Keys, parseKeys, publicKeysText, retireOthers, signingKeyText } from "./keys.ts";
 
 /** 192 bits, in letters that a URL needs not escape. */

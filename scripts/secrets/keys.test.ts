@@ -6,17 +6,17 @@ import { promisify } from "node:util";
 import { decodeProtectedHeader } from "jose";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { KEY_OVERLAP_SECONDS, TOKEN_SECONDS } from "#kernel/settings";
-import { ROOT } from "../project/functions.ts";
+import { PROGRAM, ROOT } from "../project/paths.ts";
 import { call, eventually, newUser, startTestLotus, type TestLotus } from "../testing/lotus.ts";
 import { addKey, ensureKeys, parseKeys, revokeKey, rotateKeys } from "./keys.ts";
 
 const run = promisify(execFile);
 let folder: string;
 beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), "lotus-keys-"));
+  folder = join(await mkdtemp(join(tmpdir(), "lotus-keys-")), "secrets");
 });
 afterEach(() => vi.useRealTimers());
-afterAll(() => rm(folder, { recursive: true, force: true }));
+afterAll(() => rm(dirname(folder), { recursive: true, force: true }));
 
 const publicKeysOf = async (from: string): Promise<{ kid: string; d?: string; retiredAt?: number }[]> =>
   JSON.parse(await readFile(join(from, "public-keys/jwks.json"), "utf8")).keys;
@@ -25,7 +25,7 @@ const signingIdOf = async (from: string): Promise<string> =>
   JSON.parse(await readFile(join(from, "signing-key/key.json"), "utf8")).kid;
 const idOf = (token: string) => decodeProtectedHeader(token).kid;
 const command = (...words: string[]) =>
-  run(process.execPath, ["--import", "tsx", "scripts/secrets/keys.ts", "--folder", folder, ...words], {
+  run(process.execPath, [PROGRAM, "keys", "--folder", dirname(folder), ...words], {
     cwd: ROOT,
   }).then(
     ({ stdout }) => stdout.trimEnd().split("\n"),
@@ -103,7 +103,7 @@ describe("keys", () => {
       "exit 2",
       expect.stringContaining(`No key has the id ${kid}. The keys are: ${rotated[0]?.split(" ")[0]}`),
     ]);
-    const usage = "is not a command. Commands: npm run keys, npm run keys rotate, npm run keys revoke KID.";
+    const usage = "is no action of lotus keys. Use list, rotate or revoke KID.";
     for (const words of [["rotat"], ["revoke"], ["rotate", "x"], ["revoke", kid, "x"]])
       expect(await command(...words)).toEqual(["exit 2", `"${words.join(" ")}" ${usage}`]);
   });
@@ -119,9 +119,9 @@ describe("keys", () => {
 describe("two changes of the keys at the same time", () => {
   let shared: string;
   beforeEach(async () => {
-    shared = await mkdtemp(join(tmpdir(), "lotus-keys-"));
+    shared = join(await mkdtemp(join(tmpdir(), "lotus-keys-")), "secrets");
   });
-  afterEach(() => rm(shared, { recursive: true, force: true }));
+  afterEach(() => rm(dirname(shared), { recursive: true, force: true }));
 
   it("leave a signing key that the public keys contain: 60 pairs of rotations", async () => {
     for (let pair = 1; pair <= 60; pair++) {
@@ -143,7 +143,7 @@ describe("two changes of the keys at the same time", () => {
 
   it("from two processes wait for each other", async () => {
     const rotate = () =>
-      run(process.execPath, ["--import", "tsx", "scripts/secrets/keys.ts", "--folder", shared, "rotate"], {
+      run(process.execPath, [PROGRAM, "keys", "--folder", dirname(shared), "rotate"], {
         cwd: ROOT,
       });
     await Promise.all([rotate(), rotate(), rotate()]);

@@ -1,17 +1,10 @@
-/**
- * The key pair that signs tokens, and the public keys that verify them.
- *   npm run keys                 creates the first pair if there is none, and lists the keys
- *   npm run keys rotate          signs with a new key; tokens of the former key stay valid until they expire
- *   npm run keys revoke KID      refuses every token of a key at once; a revoked signing key is replaced by a new one
- */
+/** The key pair that signs tokens, and the public keys that verify them. */
 import { randomUUID } from "node:crypto";
 import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { parseArgs } from "node:util";
 import { calculateJwkThumbprint, exportJWK, generateKeyPair, type JWK } from "jose";
 import { keyEndsAt } from "#kernel/token";
-import { runCommand, UsageError } from "../cli/command.ts";
-import { ROOT } from "../project/functions.ts";
+import { UsageError } from "../cli/errors.ts";
 import { withLock } from "./lock.ts";
 
 /** A public key in the file. `retiredAt`: the time in seconds since 1970 at which another key replaced it. */
@@ -117,7 +110,8 @@ function readIfThere(file: string): Promise<string | undefined> {
   });
 }
 
-async function readKeys(folder: string): Promise<Keys> {
+/** Returns the keys of a folder; empty ones when it has none. */
+export async function readKeys(folder: string): Promise<Keys> {
   return parseKeys(await readIfThere(publicKeysFile(folder)), await readIfThere(signingKeyFile(folder)));
 }
 
@@ -160,25 +154,3 @@ export async function ensureKeys(folder: string): Promise<void> {
 export async function revokeKey(folder: string, kid: string): Promise<void> {
   await changeKeys(folder, (keys) => withoutKey(keys, kid));
 }
-
-async function main(): Promise<void> {
-  const { values, positionals } = parseArgs({
-    allowPositionals: true,
-    options: { folder: { type: "string", default: join(ROOT, ".lotus/secrets") } },
-  });
-  const { folder } = values;
-  const [command, kid, ...rest] = positionals;
-  if (command === undefined) await ensureKeys(folder);
-  else if (command === "rotate" && kid === undefined) await rotateKeys(folder);
-  else if (command === "revoke" && kid !== undefined && rest.length === 0) await revokeKey(folder, kid);
-  else
-    throw new UsageError(
-      `"${positionals.join(" ")}" is not a command. Commands: npm run keys, npm run keys rotate, npm run keys revoke KID.`,
-    );
-  for (const { kid, retiredAt } of (await readKeys(folder)).publicKeys)
-    console.log(
-      `${kid}  ${retiredAt === undefined ? "signs" : `accepted until ${new Date(keyEndsAt(retiredAt) * 1000).toISOString()}`}`,
-    );
-}
-
-if (process.argv[1] === import.meta.filename) runCommand(main);

@@ -9,6 +9,7 @@ import type { Message } from "kafkajs";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { stringify } from "yaml";
 import type { Kafka } from "../kafka/cluster.ts";
+import { PROGRAM } from "../project/paths.ts";
 import { asAdmin, kafkaSource, makeTopic, produce, type Sink, startSink, startTestKafka } from "../testing/kafka.ts";
 import { eventually } from "../testing/lotus.ts";
 import { type KafkaSource, parseSource } from "./delivery.ts";
@@ -260,7 +261,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
 
   describe("as a program", () => {
     const program = (...flags: string[]): ChildProcess =>
-      spawn(process.execPath, ["--import", "tsx", join(import.meta.dirname, "kafka-source.ts"), ...flags], {
+      spawn(process.execPath, [PROGRAM, "kafka-source", ...flags], {
         stdio: ["ignore", "pipe", "pipe"],
       });
 

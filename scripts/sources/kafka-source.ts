@@ -1,12 +1,6 @@
-/**
- * Knative's KafkaSource for one machine: a consumer group that hands records to functions over HTTP. Also a program:
- * `tsx scripts/sources/kafka-source.ts --brokers host:port --sink-template 'http://{name}.example' [--folder knative/sources]`.
- */
+/** Knative's KafkaSource for one machine: a consumer group that delivers records to functions over HTTP. */
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
-import { runCommand, UsageError } from "../cli/command.ts";
-import { ROOT } from "../project/functions.ts";
 import { KafkaConsumer, type RunningSource, type SourceOptions } from "./consumer.ts";
 import { type KafkaSource, parseSource } from "./delivery.ts";
 
@@ -28,41 +22,3 @@ export async function readKafkaSources(folder: string): Promise<KafkaSource[]> {
   );
   return sources.filter((source) => source.kind === "KafkaSource");
 }
-
-const USAGE =
-  "Usage: --sink-template 'http://{name}.lotus.svc.cluster.local' [--brokers host:port,…] [--folder knative/sources]";
-
-/** The program: runs every KafkaSource of a folder until SIGTERM. */
-async function main(): Promise<void> {
-  const options = {
-    brokers: { type: "string" },
-    "sink-template": { type: "string" },
-    folder: { type: "string" },
-  } as const;
-  const {
-    brokers,
-    "sink-template": template,
-    folder = join(ROOT, "knative", "sources"),
-  } = parseArgs({ options }).values;
-  if (template === undefined || !template.includes("{name}") || !URL.canParse(template.replaceAll("{name}", "name"))) {
-    throw new UsageError(`--sink-template must be a URL with {name} in it. ${USAGE}`);
-  }
-  const sources = await readKafkaSources(folder);
-  if (sources.length === 0) throw new Error(`There is no KafkaSource in ${folder}.`);
-  const running = sources.map((source) => {
-    const { name } = source.metadata;
-    return runKafkaSource(source, {
-      brokers: brokers?.split(",") ?? source.spec.bootstrapServers,
-      resolve: (functionName) => template.replaceAll("{name}", functionName),
-      onEvent(event) {
-        if (event.kind === "delivered" || event.kind === "committed") return;
-        console.log(JSON.stringify({ time: new Date().toISOString(), source: name, ...event }));
-      },
-    });
-  });
-  const stop = () => void Promise.all(running.map((source) => source.stop())).then(() => process.exit());
-  process.once("SIGTERM", stop);
-  process.once("SIGINT", stop);
-}
-
-if (process.argv[1] === import.meta.filename) runCommand(main);

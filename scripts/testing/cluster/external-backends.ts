@@ -1,16 +1,15 @@
 /**
  * Postgres and Kafka beside a cluster that cannot get their images, and KafkaSource's part where its controller is missing.
- *   npx tsx scripts/testing/cluster/external-backends.ts --host 192.0.2.1      until Ctrl-C; pods reach this machine by that address
+ *   node --import ./scripts/typescript.mjs scripts/testing/cluster/external-backends.ts --host 192.0.2.1      until Ctrl-C; pods reach this machine by that address
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync } from "node:fs";
 import { connect, createServer, type Server } from "node:net";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { Kafka as KafkaClient, logLevel } from "kafkajs";
 import { type Kafka, startKafka } from "../../kafka/cluster.ts";
 import { type Postgres, startPostgres } from "../../local/postgres.ts";
-import { ROOT } from "../../project/functions.ts";
+import { PROGRAM, ROOT } from "../../project/paths.ts";
 
 const POSTGRES_PORT = 15432;
 const KAFKA_PORT = 19092;
@@ -73,10 +72,8 @@ async function kafkaAnswers(broker: string): Promise<void> {
 
 /** What a KafkaSource's data plane does, by knative/sources/, posting to the functions' addresses inside the cluster. */
 export function startKafkaSource(broker: string): ChildProcess {
-  const program = join(ROOT, "scripts/sources/kafka-source.ts");
-  if (!existsSync(program)) throw new Error(`${program} is missing.`);
   const sinks = "http://{name}.lotus.svc.cluster.local";
-  const args = ["--import", "tsx", program, "--brokers", broker, "--sink-template", sinks];
+  const args = [PROGRAM, "kafka-source", "--brokers", broker, "--sink-template", sinks];
   return spawn(process.execPath, args, { cwd: ROOT, stdio: ["ignore", "inherit", "inherit"] });
 }
 
@@ -109,12 +106,10 @@ if (process.argv[1] === import.meta.filename) {
   const { values } = parseArgs({ options: { host: { type: "string" } } });
   if (values.host === undefined) throw new Error("Say how pods reach this machine: --host ADDRESS");
   const backends = await startExternalBackends(values.host, join(ROOT, ".lotus/external-backends"));
-  const source = existsSync(join(ROOT, "scripts/sources/kafka-source.ts"))
-    ? startKafkaSource(backends.kafka)
-    : undefined;
-  console.log(`scripts/deploy --database '${backends.databaseUrl}' --kafka ${backends.kafka}`);
+  const source = startKafkaSource(backends.kafka);
+  console.log(`npx lotus deploy --database '${backends.databaseUrl}' --brokers ${backends.kafka}`);
   const stop = () => {
-    source?.kill();
+    source.kill();
     void backends.stop().then(() => process.exit());
   };
   process.once("SIGINT", stop);

@@ -6,8 +6,9 @@ import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, inject, it } from "vitest";
 import { parse } from "yaml";
 import { HOST, type KubernetesObject, NAMESPACE, toYaml } from "../../kubernetes/kubectl.ts";
-import { run } from "../../kubernetes/shell.ts";
-import { ROOT } from "../../project/functions.ts";
+import { run } from "../../process/run.ts";
+
+import { PROGRAM, ROOT } from "../../project/paths.ts";
 import { runScenario } from "../../scenario/run.ts";
 import { BASE_URL, describeLoad, startLoad } from "./load.ts";
 import { deletePods, functionPods } from "./pods.ts";
@@ -120,11 +121,11 @@ describe.skipIf(cluster.skipped !== undefined)("Lotus on a cluster, under load",
   it("gets new keys and new passwords while it works", async () => {
     const load = await startLoad(databaseUrl, USERS, "order-pay");
     await delay(3_000);
-    await run(join(ROOT, "scripts/rotate"), ["passwords"]);
+    await run(process.execPath, [PROGRAM, "rotate", "passwords"]);
     // Now every connection has to be made anew, with the new passwords.
     await deletePods(await functionPods());
     await delay(5_000);
-    await run(join(ROOT, "scripts/rotate"), ["keys"]);
+    await run(process.execPath, [PROGRAM, "rotate", "keys"]);
     // Users of before go on with their tokens; one who logs in now has a token of the new key.
     const later = await startLoad(databaseUrl, 1, "order-pay");
     await delay(5_000);

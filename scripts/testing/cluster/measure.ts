@@ -1,17 +1,19 @@
 /**
  * Figures of a deployment: each function's image, its start from zero beside a bare Node Service, the memory of its pod.
- *   npx tsx scripts/testing/cluster/measure.ts --rounds 10 --base IMAGE       on a cluster where nobody else calls Lotus
+ *   node --import ./scripts/typescript.mjs scripts/testing/cluster/measure.ts --rounds 10 --base IMAGE       on a cluster where nobody else calls Lotus
  */
 import { randomUUID } from "node:crypto";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { median, ratios, spread } from "../../bench/statistics.ts";
-import { table } from "../../cli/output.ts";
+import { describeError } from "../../cli/errors.ts";
+import { table } from "../../cli/text.ts";
 import { get, HOST, list, NAMESPACE, readDocuments, toYaml } from "../../kubernetes/kubectl.ts";
 import { BASE_DEFAULT } from "../../kubernetes/options.ts";
-import { attempt, main, run } from "../../kubernetes/shell.ts";
-import { ROOT } from "../../project/functions.ts";
+import { attempt, run } from "../../process/run.ts";
+
+import { ROOT } from "../../project/paths.ts";
 import { functionPods, waitForZero } from "./pods.ts";
 
 const BARE = "bare-node";
@@ -160,7 +162,7 @@ async function imageBytes(name: string, base: string): Promise<{ whole: number; 
   return { whole, own: whole - bytesOf(base) };
 }
 
-main(async () => {
+async function main(): Promise<void> {
   const { values } = parseArgs({
     options: { rounds: { type: "string", default: "10" }, base: { type: "string", default: BASE_DEFAULT } },
   });
@@ -185,4 +187,9 @@ main(async () => {
   console.log(
     `\n${table(rows)}\n\nOf ${values.rounds} rounds: the median (the least–the most); the ratio round by round.`,
   );
+}
+
+main().catch((error: unknown) => {
+  console.error(describeError(error));
+  process.exit(1);
 });

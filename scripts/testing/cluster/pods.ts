@@ -1,7 +1,7 @@
 /** The functions' pods, for tests that count them and end them. */
 import { setTimeout as delay } from "node:timers/promises";
 import { type KubernetesObject, list, NAMESPACE } from "../../kubernetes/kubectl.ts";
-import { run } from "../../kubernetes/shell.ts";
+import { run } from "../../process/run.ts";
 
 const ZERO_SECONDS_MAX = 240;
 const SERVICE = "serving.knative.dev/service";

@@ -9,8 +9,9 @@ import { spawn } from "node:child_process";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
 import { get } from "../../kubernetes/kubectl.ts";
-import { attempt } from "../../kubernetes/shell.ts";
-import { ROOT } from "../../project/functions.ts";
+import { attempt } from "../../process/run.ts";
+
+import { ROOT } from "../../project/paths.ts";
 import { type ExternalBackends, startExternalBackends, startKafkaSource } from "./external-backends.ts";
 
 /** What the tests are given. `skipped`: why they cannot run here. */
@@ -26,7 +27,7 @@ declare module "vitest" {
 
 /** Runs scripts/deploy with arguments that a shell reads, and shows what it says. */
 export async function deploy(shellArguments: string): Promise<string> {
-  const child = spawn(`scripts/deploy ${shellArguments}`, {
+  const child = spawn(`node scripts/lotus.mjs deploy ${shellArguments}`, {
     cwd: ROOT,
     shell: true,
     stdio: ["ignore", "pipe", "inherit"],
@@ -36,7 +37,7 @@ export async function deploy(shellArguments: string): Promise<string> {
     said += text;
   });
   const code = await new Promise<number | null>((resolve) => child.once("close", resolve));
-  if (code !== 0) throw new Error(`scripts/deploy failed:\n${said}`);
+  if (code !== 0) throw new Error(`lotus deploy failed:\n${said}`);
   return said;
 }
 
@@ -66,7 +67,7 @@ export default async function setup(project: TestProject): Promise<(() => Promis
   const backends: ExternalBackends | undefined = host
     ? await startExternalBackends(host, join(ROOT, ".lotus/external-backends"))
     : undefined;
-  const where = backends ? `--database '${backends.databaseUrl}' --kafka ${backends.kafka}` : "";
+  const where = backends ? `--database '${backends.databaseUrl}' --brokers ${backends.kafka}` : "";
   const deployArguments = `${process.env.CLUSTER_DEPLOY ?? ""} ${where}`;
   console.log(await deploy(deployArguments));
   const controlled = await get("deployment", "kafka-controller", "knative-eventing");

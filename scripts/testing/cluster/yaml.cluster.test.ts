@@ -1,7 +1,7 @@
 /** Every file of knative/ is taken by a real API server, its webhooks and its pod security, with no field that it does not know. */
 import { beforeAll, describe, expect, inject, it } from "vitest";
 import { get, readDocuments, toYaml, yamlFiles } from "../../kubernetes/kubectl.ts";
-import { attempt } from "../../kubernetes/shell.ts";
+import { attempt } from "../../process/run.ts";
 
 const FOLDERS = ["", "/functions", "/sources", "/platform", "/platform/jobs", "/platform/kafka", "/platform/kafka-3"];
 const files = (await Promise.all(FOLDERS.map((folder) => yamlFiles(`knative${folder}`)))).flat();

@@ -1,12 +1,11 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { verifyLedger } from "../../database/verify-ledger.ts";
 import type { Kafka } from "../../kafka/cluster.ts";
 import { createTopics, findTopics } from "../../kafka/topics.ts";
-import { ROOT } from "../../project/functions.ts";
+import { PROGRAM } from "../../project/paths.ts";
 import { runKafkaSource } from "../../sources/kafka-source.ts";
 import { canStartKafka, endOf, leaveInOutbox, startTestKafka } from "../kafka.ts";
 import { eventually, makeOverdue, newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../lotus.ts";
@@ -74,9 +73,8 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
 
   /** The stand-in for KafkaSource as a program of its own, which can be killed. */
   function startSource(): ChildProcess {
-    const program = join(ROOT, "scripts/sources/kafka-source.ts");
     const flags = ["--brokers", kafka.bootstrap.join(","), "--sink-template", `${lotus.insideUrl}/{name}`];
-    return spawn(process.execPath, ["--import", "tsx", program, ...flags], { stdio: "ignore" });
+    return spawn(process.execPath, [PROGRAM, "kafka-source", ...flags], { stdio: "ignore" });
   }
   async function endSource(signal: NodeJS.Signals): Promise<void> {
     source?.kill(signal);

@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
-import { findFunctions, ROOT } from "../../project/functions.ts";
+import { findFunctions } from "../../project/functions.ts";
+import { ROOT } from "../../project/paths.ts";
 
 const run = promisify(execFile);
 let copy: string;
@@ -37,7 +38,7 @@ describe("the README", () => {
     await writeFile(join(copy, file), code);
     await run("npx", ["tsc", "-p", ".", "--noEmit"], { cwd: copy });
     await run("npx", ["biome", "check", "--vcs-enabled=false", file], { cwd: copy });
-    await run("npx", ["tsx", "scripts/generate/knative.ts"], { cwd: copy });
+    await run(process.execPath, ["scripts/lotus.mjs", "generate"], { cwd: copy });
     await cp(inject("secrets"), join(copy, ".lotus/secrets"), { recursive: true });
     // In a process of its own: this one has the functions of this checkout loaded.
     const program = `
@@ -47,7 +48,11 @@ describe("the README", () => {
       console.log(answer.status + " " + await answer.text());
       await lotus.stop();`;
     await writeFile(join(copy, "try.mts"), program);
-    const { stdout } = await run("npx", ["tsx", "try.mts", inject("templateUrl"), expected?.[1] ?? ""], { cwd: copy });
+    const { stdout } = await run(
+      process.execPath,
+      ["--import", "./scripts/typescript.mjs", "try.mts", inject("templateUrl"), expected?.[1] ?? ""],
+      { cwd: copy },
+    );
     expect(stdout.trim()).toBe(`200 ${expected?.[2]}`);
   });
 

@@ -1,7 +1,9 @@
-/** scripts/cluster: a minikube with Knative, from nothing. Safe to repeat, and goes on where it was interrupted. */
+/** lotus cluster: starts minikube with Knative. */
 import { availableParallelism, totalmem } from "node:os";
-import { parseArgs } from "node:util";
-import { attempt, main, Refusal, run, step } from "./shell.ts";
+import { command } from "../cli/command.ts";
+import { Refusal } from "../cli/errors.ts";
+import { print, step } from "../cli/output.ts";
+import { attempt, run } from "../process/run.ts";
 
 const KUBERNETES = "v1.34.4";
 const SERVING = "1.23.0";
@@ -9,17 +11,6 @@ const KOURIER = "1.23.0";
 const EVENTING = "1.23.0";
 const KAFKA = "1.23.0";
 const MINIKUBE_OLDEST = [1, 37] as const;
-
-const HELP = `Usage: scripts/cluster [--profile NAME] [--cpus N] [--memory SIZE] [--driver NAME] [--dry-run]
-
-Starts minikube with Kubernetes ${KUBERNETES}, and installs Knative Serving ${SERVING}, Kourier ${KOURIER}, Eventing ${EVENTING} and
-KafkaSource ${KAFKA}. Needs minikube ${MINIKUBE_OLDEST.join(".")} or newer, kubectl, and what minikube's driver needs, such as docker.
-
-  --profile NAME   minikube's name for this cluster, and kubectl's context (lotus)
-  --cpus N         (6)    Knative's own parts ask for three of them
-  --memory SIZE    (10g)
-  --driver NAME    minikube's: docker, kvm2, hyperkit … (minikube chooses)
-  --dry-run        print the commands, and change nothing`;
 
 const release = (repository: string, version: string, file: string) =>
   `https://github.com/${repository}/releases/download/knative-v${version}/${file}`;
@@ -133,50 +124,39 @@ async function check(profile: string, cpus: string, memory: string): Promise<voi
   if (wrong.length > 0) throw new Refusal(wrong.join("\n"));
 }
 
-function parse() {
-  try {
-    return parseArgs({
-      options: {
-        profile: { type: "string", default: "lotus" },
-        cpus: { type: "string", default: "6" },
-        memory: { type: "string", default: "10g" },
-        driver: { type: "string" },
-        "dry-run": { type: "boolean", default: false },
-        help: { type: "boolean", short: "h", default: false },
-      },
-    }).values;
-  } catch (error) {
-    throw new Refusal(`${(error as Error).message}\n\n${HELP}`);
-  }
-}
-
 /** As a person would type it. */
 function quoted(argument: string): string {
   return /^[\w./:=-]+$/.test(argument) ? argument : `'${argument}'`;
 }
 
-main(async () => {
-  const values = parse();
-  if (values.help) {
-    console.log(HELP);
-    return;
-  }
-  const steps = stepsFor(values.profile, values.cpus, values.memory, values.driver);
-  if (values["dry-run"]) {
-    for (const { what, commands } of steps) {
-      console.log(`# ${what}\n${commands.map((command) => command.map(quoted).join(" ")).join("\n")}`);
-    }
-    return;
-  }
-  await check(values.profile, values.cpus, values.memory);
-  for (const { what, commands } of steps) {
-    await step(what, async (report) => {
-      for (const [command, ...args] of commands) {
-        report([command, ...args].join(" ").slice(0, 100));
-        await run(command, args);
+export default command({
+  about: `Starts minikube with Kubernetes ${KUBERNETES}, Knative ${SERVING}, Kourier and KafkaSource. Safe to repeat.`,
+  notes: `Needs minikube ${MINIKUBE_OLDEST.join(".")} or newer, kubectl, and a driver of minikube such as docker.`,
+  options: {
+    profile: { type: "string", value: "NAME", about: "minikube's profile, and kubectl's context", default: "lotus" },
+    cpus: { type: "string", value: "N", about: "Knative itself requests three of them", default: "6" },
+    memory: { type: "string", value: "SIZE", about: "memory of the node", default: "10g" },
+    driver: { type: "string", value: "NAME", about: "minikube's driver: docker, kvm2, hyperkit … (minikube chooses)" },
+    "dry-run": { type: "boolean", about: "print the commands and change nothing" },
+  },
+  async run(values) {
+    const steps = stepsFor(values.profile, values.cpus, values.memory, values.driver);
+    if (values["dry-run"]) {
+      for (const { what, commands } of steps) {
+        print(`# ${what}\n${commands.map((words) => words.map(quoted).join(" ")).join("\n")}`);
       }
-      report("ready");
-    });
-  }
-  console.log("\nThe cluster is ready. Next: scripts/deploy");
+      return;
+    }
+    await check(values.profile, values.cpus, values.memory);
+    for (const { what, commands } of steps) {
+      await step(what, async (report) => {
+        for (const [program, ...args] of commands) {
+          report([program, ...args].join(" ").slice(0, 100));
+          await run(program, args);
+        }
+        report("ready");
+      });
+    }
+    print("\nThe cluster is ready. Next: npx lotus deploy");
+  },
 });

@@ -1,0 +1,47 @@
+/** lotus migrate: brings a database up to date. */
+import { join, resolve } from "node:path";
+import { command } from "../cli/command.ts";
+import { messageOf, Refusal, UsageError } from "../cli/errors.ts";
+import { database, folder, readFolder } from "../cli/options.ts";
+import { print } from "../cli/output.ts";
+import { adminUrl, readDatabaseUrl } from "../database/connect.ts";
+import { migrate, STEPS } from "../database/migrate.ts";
+import { readPasswords } from "../database/roles.ts";
+import { SERVICES } from "../database/sql.ts";
+
+export default command({
+  about: "Applies the roles, the migrations, the SQL functions and the subscriptions. Safe to repeat.",
+  usage: "[roles | schema]",
+  options: {
+    database,
+    folder,
+    secrets: { type: "string", value: "FOLDER", about: "the roles' passwords (default: of the run's folder)" },
+    pooler: {
+      type: "string",
+      value: "URL",
+      about: "check the logins through this pooler (default DATABASE_POOLER_URL)",
+    },
+    "change-passwords": { type: "boolean", about: "give existing roles the passwords of the folder" },
+  },
+  async run(values, positionals) {
+    const steps = positionals.length === 0 ? STEPS : STEPS.filter((step) => positionals.includes(step));
+    const unknown = positionals.find((word) => !STEPS.some((step) => step === word));
+    if (unknown !== undefined) throw new UsageError(`"${unknown}" is no step. The steps are ${STEPS.join(" and ")}.`);
+    const run = readFolder(values.folder);
+    const secrets = values.secrets === undefined ? join(run, "secrets") : resolve(values.secrets);
+    const target = { url: values.database, folder: run, folderGiven: values.folder !== undefined };
+    const url = await adminUrl(target);
+    const pooler = values.pooler ?? process.env.DATABASE_POOLER_URL;
+    const options = {
+      steps,
+      changePasswords: values["change-passwords"] ? SERVICES : [],
+      pooler: pooler ? readDatabaseUrl("--pooler", pooler) : undefined,
+      tell: print,
+    };
+    const applied = await migrate(url, await readPasswords(secrets), options).catch((error: unknown) => {
+      throw new Refusal(`The database was not migrated: ${messageOf(error)}`, { cause: error });
+    });
+    if (!steps.includes("schema")) print("The roles are up to date.");
+    else print(applied.length === 0 ? "The database is up to date." : `Applied ${applied.join(", ")}.`);
+  },
+});

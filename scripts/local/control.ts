@@ -1,0 +1,162 @@
+/**
+ * The control channel of a running Lotus: an HTTP server on loopback with JSON endpoints and server-sent events. `run.json` has its
+ * address and its secret. The commands ps, logs, kill and stop use it.
+ */
+import { randomBytes, timingSafeEqual } from "node:crypto";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import type { FunctionProcess } from "./function-process.ts";
+
+/** Lines that a new listener of the event stream can ask for. */
+const HISTORY_LINES_MAX = 2_000;
+const SECRET_BYTES = 32;
+/** A listener that reads too slowly is disconnected; it continues with Last-Event-ID. */
+const BUFFERED_BYTES_MAX = 1024 * 1024;
+
+/** One line of a function, or news of Lotus itself: a start, a crash, a dead letter. */
+export interface LogEvent {
+  /** Counts from 1. */
+  readonly id: number;
+  readonly kind: "line" | "news";
+  /** RFC 3339, UTC. */
+  readonly time: string;
+  /** The function, or postgres, or kafka. */
+  readonly name: string;
+  readonly text: string;
+}
+
+/** A process of a running Lotus. */
+export interface ProcessStatus {
+  readonly name: string;
+  readonly kind: "function" | "postgres" | "kafka";
+  /** `zero` has no process. `outdated` runs code from before an edit that does not compile. */
+  readonly state: "zero" | "starting" | "running" | "outdated";
+  readonly pid?: number;
+  readonly port?: number;
+  /** Requests in progress. */
+  readonly inFlight?: number;
+  /** How often a process was started. */
+  readonly starts?: number;
+  /** Milliseconds from the last start to listening. */
+  readonly startMilliseconds?: number;
+  /** How the function is called: `POST /order/pay`, `topic user-registered`, `cron …`. */
+  readonly call?: string;
+  readonly file?: string;
+}
+
+/** A process beside the functions that can be killed: Postgres, Kafka. */
+export interface OtherProcess {
+  status(): ProcessStatus;
+  /** Sends SIGKILL. False: it does not run. */
+  kill(): boolean;
+}
+
+/** What the control channel shows and commands. */
+export interface Controlled {
+  readonly folder: string;
+  readonly functions: ReadonlyMap<string, FunctionProcess>;
+  /** The call and the file of a function. */
+  describe(name: string): Pick<ProcessStatus, "call" | "file">;
+  readonly others: OtherProcess[];
+  url(): string | undefined;
+  /** Stops Lotus as Ctrl-C does. */
+  stop(): void;
+}
+
+export interface Control {
+  readonly server: Server;
+  /** Callers send it as `authorization: Bearer SECRET`. */
+  readonly secret: string;
+  /** Records an event and sends it to the listeners. */
+  record(kind: LogEvent["kind"], name: string, text: string): void;
+}
+
+function problem(response: ServerResponse, status: number, code: string, detail: string): void {
+  response.writeHead(status, { "content-type": "application/problem+json" });
+  response.end(JSON.stringify({ status, code, detail }));
+}
+
+function json(response: ServerResponse, status: number, body: unknown): void {
+  response.writeHead(status, { "content-type": "application/json", "cache-control": "no-store" });
+  response.end(JSON.stringify(body));
+}
+
+/** Creates the server of the control channel. It does not listen yet. */
+export function createControl(controlled: Controlled): Control {
+  const secret = randomBytes(SECRET_BYTES).toString("base64url");
+  const wanted = Buffer.from(`Bearer ${secret}`);
+  const history: LogEvent[] = [];
+  const listeners = new Set<(event: LogEvent) => void>();
+  const began = new Date().toISOString();
+  let last = 0;
+
+  const statuses = (): ProcessStatus[] => [
+    ...controlled.others.map((other) => other.status()),
+    ...[...controlled.functions].map(
+      ([name, fn]): ProcessStatus => ({ name, kind: "function", ...fn.status(), ...controlled.describe(name) }),
+    ),
+  ];
+
+  const isAllowed = ({ headers, socket }: IncomingMessage): boolean => {
+    const given = Buffer.from(headers.authorization ?? "");
+    const { port } = socket.address() as AddressInfo;
+    // The name of another host in Host means that a page reached this server by DNS rebinding.
+    const ownHost = [`127.0.0.1:${port}`, `localhost:${port}`].includes(headers.host ?? "");
+    return ownHost && given.length === wanted.length && timingSafeEqual(given, wanted);
+  };
+
+  const stream = (request: IncomingMessage, response: ServerResponse, query: URLSearchParams): void => {
+    const name = query.get("name");
+    const after = Number(request.headers["last-event-id"] ?? Number.NaN);
+    const count = Math.min(Number(query.get("history") ?? 0) || 0, HISTORY_LINES_MAX);
+    response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store" });
+    response.flushHeaders();
+    const send = (event: LogEvent) => {
+      if (name !== null && event.name !== name) return;
+      response.write(`id: ${event.id}\nevent: ${event.kind}\ndata: ${JSON.stringify(event)}\n\n`);
+      if (response.writableLength > BUFFERED_BYTES_MAX) response.destroy();
+    };
+    const own = history.filter((event) => name === null || event.name === name);
+    const missed = Number.isNaN(after) ? (count === 0 ? [] : own.slice(-count)) : own.filter(({ id }) => id > after);
+    for (const event of missed) send(event);
+    listeners.add(send);
+    response.once("close", () => listeners.delete(send));
+  };
+
+  const kill = (response: ServerResponse, name: string): void => {
+    const other = controlled.others.find((candidate) => candidate.status().name === name);
+    const fn = controlled.functions.get(name);
+    if (other === undefined && fn === undefined)
+      problem(response, 404, "unknown-process", `No process is called ${name}.`);
+    else if (other?.kill() ?? fn?.kill()) json(response, 200, { killed: name });
+    else problem(response, 409, "not-running", `${name} has no process now.`);
+  };
+
+  const server = createServer((request, response) => {
+    if (!isAllowed(request))
+      return problem(response, 401, "unauthorized", "The secret of the run is missing or wrong.");
+    const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");
+    const call = `${request.method} ${pathname}`;
+    const killed = /^POST \/processes\/([a-z0-9-]+)\/kill$/.exec(call)?.[1];
+    if (killed !== undefined) return kill(response, killed);
+    if (call === "GET /run")
+      return json(response, 200, { pid: process.pid, url: controlled.url(), folder: controlled.folder, began });
+    if (call === "GET /processes") return json(response, 200, statuses());
+    if (call === "GET /events") return stream(request, response, searchParams);
+    if (call === "POST /stop") {
+      json(response, 202, { stopping: true });
+      return controlled.stop();
+    }
+    problem(response, 404, "not-found", `The control channel has no ${call}.`);
+  });
+
+  return {
+    server,
+    secret,
+    record(kind, name, text) {
+      const event: LogEvent = { id: ++last, kind, time: new Date().toISOString(), name, text };
+      if (history.push(event) > HISTORY_LINES_MAX) history.shift();
+      for (const send of listeners) send(event);
+    },
+  };
+}
