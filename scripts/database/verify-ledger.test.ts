@@ -50,7 +50,7 @@ const REHASH = `do $$
 
 describe("verify-ledger", () => {
   it("says that a ledger is right, and what it has looked at", async () => {
-    const { code, text } = await command("--url", lotus.adminUrl);
+    const { code, text } = await command("--database", lotus.adminUrl);
     expect([code, text]).toEqual([
       0,
       expect.stringMatching(/( {2}holds: .+\n){8}The ledger is right: 5 transfers\.\n$/),
@@ -59,7 +59,7 @@ describe("verify-ledger", () => {
 
   it("exits 1 with the first difference", async () => {
     await lotus.database.query("update billing.accounts set balance = balance + 1 where id = $1", [user.id]);
-    const { code, text } = await command("--url", lotus.adminUrl);
+    const { code, text } = await command("--database", lotus.adminUrl);
     expect([code, text]).toEqual([
       1,
       `It does not hold that each account holds the sum of its transfers, and its chain ends in its hash: account ${user.id} holds 9651, its transfers make 9650 (in minor units).\n`,
@@ -67,10 +67,10 @@ describe("verify-ledger", () => {
   });
 
   it("says where it looked when nothing answers there", async () => {
-    const { code, text } = await command("--url", "postgres://lotus:secret@127.0.0.1:1/lotus");
+    const { code, text } = await command("--database", "postgres://lotus:secret@127.0.0.1:1/lotus");
     expect([code, text]).toEqual([
       1,
-      expect.stringMatching(/^Nothing listens at 127\.0\.0\.1:1 \(connection refused\)\./),
+      expect.stringMatching(/^Database lotus at 127\.0\.0\.1:1\nNothing listens at 127\.0\.0\.1:1 \(connection refused\)\./),
     ]);
     expect(text).not.toContain("secret");
   });
