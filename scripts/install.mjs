@@ -2,8 +2,7 @@
 // Plain JavaScript with old syntax: an old Node must reach the sentence below.
 // biome-ignore-all lint/style/useNodejsImportProtocol: an old Node does not know the prefix
 import { spawnSync } from "child_process";
-import { createHash } from "crypto";
-import { existsSync, readFileSync, writeFileSync } from "fs";
+import { existsSync, readFileSync } from "fs";
 import { dirname, join } from "path";
 import { fileURLToPath } from "url";
 
@@ -17,11 +16,36 @@ if (major < OLDEST[0] || (major === OLDEST[0] && minor < OLDEST[1])) {
 }
 
 const root = fileURLToPath(new URL("..", import.meta.url));
-const mark = join(root, "node_modules/.lotus-installed");
-const wanted = createHash("sha256")
-  .update(readFileSync(join(root, "package-lock.json")))
-  .update(`${process.platform} ${process.arch}`)
-  .digest("hex");
+
+function packagesOf(file) {
+  try {
+    return JSON.parse(readFileSync(join(root, file), "utf8")).packages;
+  } catch (error) {
+    if (error.code === "ENOENT") return undefined;
+    throw error;
+  }
+}
+
+const accepts = (list, value) =>
+  list === undefined ||
+  list.includes(value) ||
+  (!list.includes(`!${value}`) && list.every((entry) => entry[0] === "!"));
+
+// npm lists in node_modules/.package-lock.json what it installed. Optional packages of other systems are missing there.
+function isInstalled() {
+  const wanted = packagesOf("package-lock.json");
+  if (wanted === undefined) return true;
+  const present = packagesOf("node_modules/.package-lock.json");
+  if (present === undefined) return false;
+  return Object.entries(wanted).every(([path, { version, optional, os, cpu, libc }]) => {
+    if (path === "" || present[path] !== undefined) return path === "" || present[path].version === version;
+    if (optional !== true) return false;
+    // Without os and cpu it is a dependency of another optional package.
+    return (
+      (os ?? cpu) === undefined || libc !== undefined || !accepts(os, process.platform) || !accepts(cpu, process.arch)
+    );
+  });
+}
 
 // npm beside this Node. Another package manager may have started the script, and it does not read package-lock.json.
 function npm() {
@@ -34,7 +58,7 @@ function npm() {
   return beside === undefined ? ["npm"] : [process.execPath, beside];
 }
 
-if (!existsSync(mark) || readFileSync(mark, "utf8") !== wanted) {
+if (!isInstalled()) {
   console.error("Installing packages, once (about half a minute) …");
   const [program, ...first] = npm();
   // Development packages as well, whatever NODE_ENV says: tsx and esbuild are among them.
@@ -49,5 +73,4 @@ if (!existsSync(mark) || readFileSync(mark, "utf8") !== wanted) {
     );
     process.exit(1);
   }
-  writeFileSync(mark, wanted);
 }
