@@ -3,7 +3,7 @@ import * as v from "valibot";
 import { endpoint, ok } from "#kernel/endpoint";
 import { PublicKey, readPublicKeys } from "#kernel/token";
 
-/** A rotation on a cluster publishes a key for longer than this before the key signs (scripts/rotate). */
+/** A rotation on a cluster publishes a key for longer than this before the key signs (npx lotus rotate). */
 const CACHE_SECONDS = 60;
 
 export default endpoint({

@@ -6,12 +6,12 @@ export const NAMESPACE = "lotus";
 export const HOST = "arch.homework";
 /** Every route leads to Kourier's own entrance for calls inside the cluster; only the host differs (decision 0011). */
 const GATEWAY = "kn-local-gateway";
-/** An image is named by what it holds: scripts/deploy puts the hash where this stands. */
+/** `npx lotus deploy` replaces this tag by the hash of the image. */
 const UNBUILT = "unbuilt";
 
 export const HEADER =
   "# Written by `npm run manifests` from the functions' descriptions. Change those, not this file.\n";
-export const UNBUILT_NOTE = `# scripts/deploy puts an image's tag where \`${UNBUILT}\` stands, and applies it; why things are as they are: scripts/manifests.ts.\n`;
+export const UNBUILT_NOTE = `# npx lotus deploy puts an image's tag where \`${UNBUILT}\` stands, and applies it; scripts/generate/knative.ts has the reasons.\n`;
 
 /** Kubernetes names of what a function is given, and where it finds it. */
 function environmentOf(fn: LotusFunction) {

@@ -1,7 +1,7 @@
 /** A Kafka outside the cluster that wants TLS, or to know who calls: given to functions, to the topics job and to KafkaSource. */
 import type { KubernetesObject } from "./kubectl.ts";
 
-/** As scripts/deploy was told; the values go into a Secret and nowhere else. */
+/** The options of `lotus deploy`. The values go into a Secret only. */
 export interface KafkaCredentials {
   readonly tls: boolean;
   /** PEM of an authority that signs the brokers' certificates, when it is not a public one. */

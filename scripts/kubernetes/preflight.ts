@@ -79,7 +79,7 @@ async function findBuilder(options: DeployOptions, profile: string | undefined):
 
 async function checkKnative(): Promise<string[]> {
   const wrong: string[] = [];
-  const advice = "scripts/cluster sets up minikube with it; for another cluster: https://knative.dev/docs/install/";
+  const advice = "npx lotus cluster sets up minikube with it; for another cluster: https://knative.dev/docs/install/";
   const { stdout } = await attempt("kubectl", ["get", "crd", "-o", "name"]);
   const present = new Set(stdout.split("\n").map((line) => line.slice(line.indexOf("/") + 1)));
   const missing = Object.entries(CRDS).flatMap(([crd, what]) => (present.has(crd) ? [] : [what]));
@@ -139,7 +139,7 @@ async function checkCpu(functions: number, { kafka, database }: Backends): Promi
   const cpus = (value: number) => (value / 1000).toFixed(2);
   return [
     `The cluster has ${cpus(Math.max(free, 0))} CPUs left, and the pods of this deployment ask for ${cpus(needed)}. ` +
-      "Give it more (minikube: `scripts/cluster --cpus 6`), or stop what else runs there.",
+      "Give it more (minikube: `npx lotus cluster --cpus 6`), or stop what else runs there.",
   ];
 }
 
@@ -171,7 +171,7 @@ export async function checkReachable({ withKn }: { withKn: boolean }): Promise<v
     const said = stderr.trim().split("\n").at(-1);
     if (code !== 0)
       wrong.push(
-        `kubectl reaches no cluster (${said}). Start one: scripts/cluster, or \`minikube start\` if you have one.`,
+        `kubectl reaches no cluster (${said}). Start one: npx lotus cluster, or \`minikube start\` if you have one.`,
       );
   }
   if (wrong.length > 0) throw new Refusal(wrong.join("\n"));

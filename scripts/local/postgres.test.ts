@@ -93,7 +93,7 @@ describe("a Postgres of one's own", () => {
     const passwords = await readFile(join(lost, "passwords.json"), "utf8");
     await rm(join(lost, "passwords.json"));
     await expect(startPostgres(lost, FLAGS)).rejects.toThrow(
-      /cannot be read: .+ Put \S+passwords\.json back, or .*--fresh/,
+      /cannot be read: .+ Restore \S+passwords\.json, or .*--fresh/,
     );
     await writeFile(join(lost, "passwords.json"), JSON.stringify({ ...JSON.parse(passwords), superuser: "wrong" }));
     await expect(startPostgres(lost, FLAGS)).rejects.toThrow(/password authentication failed/);

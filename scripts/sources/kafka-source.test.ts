@@ -284,7 +284,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
         kafka.bootstrap.join(","),
         "--sink-template",
         `${sink.url}/{name}`,
-        "--folder",
+        "--sources",
         folder,
       ];
       const first = program(...flags);
@@ -303,8 +303,8 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     });
 
     it.each([
-      [["--sink-template", "http://nowhere"], "--sink-template must be a URL with {name} in it."],
-      [["--sink-templat"], "Unknown option '--sink-templat'"],
+      [["--sink-template", "http://nowhere"], "--sink-template must be a URL that contains {name}"],
+      [["--sink-templat"], "has no option --sink-templat. Did you mean --sink-template?"],
     ])("given %j, ends with a sentence", async (flags, sentence) => {
       const child = program(...flags);
       let said = "";

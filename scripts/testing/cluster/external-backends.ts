@@ -16,11 +16,11 @@ const KAFKA_PORT = 19092;
 const PRIVATE_PORTS = { client: 29092, internal: 29093, controller: 29094 };
 
 export interface ExternalBackends {
-  /** For `scripts/deploy --database`. */
+  /** For `npx lotus deploy --database`. */
   readonly databaseUrl: string;
   /** The same database, from this machine. */
   readonly localDatabaseUrl: string;
-  /** For `scripts/deploy --kafka`. */
+  /** For `npx lotus deploy --kafka`. */
   readonly kafka: string;
   stop(): Promise<void>;
 }
