@@ -13,7 +13,6 @@ import {
   DATABASE_RETRY_MILLISECONDS_MAX,
   DATABASE_RETRY_PAUSE_MILLISECONDS_MAX,
   DATABASE_RETRY_PAUSE_MILLISECONDS_MIN,
-  POOL_CONNECTIONS_MAX,
   POOL_IDLE_MILLISECONDS_MAX,
   POOL_WAIT_MILLISECONDS_MAX,
   ROW_STATEMENTS_MAX,
@@ -74,7 +73,12 @@ function configureTransport(address: DatabaseAddress, transport: string | undefi
 }
 
 function openPool(): Pool {
-  const { DATABASE_PASSWORD_FILE: passwordFile, DATABASE_CA_FILE: authorityFile, DATABASE_TRANSPORT } = settings();
+  const {
+    DATABASE_PASSWORD_FILE: passwordFile,
+    DATABASE_CA_FILE: authorityFile,
+    DATABASE_POOL,
+    DATABASE_TRANSPORT,
+  } = settings();
   const address = readDatabaseAddress(required("DATABASE_URL"), authorityFile);
   configureTransport(address, DATABASE_TRANSPORT);
   const { host, port, user, database, applicationName } = address;
@@ -86,7 +90,7 @@ function openPool(): Pool {
     application_name: applicationName,
     // Each login reads the file, so a rotated password needs no new process.
     password: passwordFile === undefined ? address.password : () => readSettingFile("DATABASE_PASSWORD_FILE"),
-    max: POOL_CONNECTIONS_MAX,
+    max: DATABASE_POOL,
     connectionTimeoutMillis: Math.max(POOL_WAIT_MILLISECONDS_MAX, DATABASE_CONNECT_MILLISECONDS_MAX),
     idleTimeoutMillis: POOL_IDLE_MILLISECONDS_MAX,
     // The server's own limit, which migrations set for each role, comes first. This one ends a statement on a dead connection.

@@ -11,6 +11,7 @@ describe("the settings", () => {
     expect(readSettings({ PORT: "", KAFKA_BROKERS: "" })).toEqual({
       PORT: 8080,
       REGISTRATIONS_PER_ADDRESS_MAX: 100,
+      DATABASE_POOL: 4,
       DATABASE_PREPARE: true,
       KAFKA_PREFIX: "",
       KAFKA_SASL_MECHANISM: "scram-sha-512",

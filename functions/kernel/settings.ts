@@ -31,7 +31,7 @@ export const DRAIN_ARRIVAL_MILLISECONDS = 250;
 export const DRAIN_EVENTS_MILLISECONDS_MAX = 5_000;
 export const DRAIN_DATABASE_MILLISECONDS_MAX = 2_000;
 
-/** Of one process. All pods of all functions together stay below what the database takes (knative/platform/postgres.yaml). */
+/** Connections of one process, unless DATABASE_POOL says otherwise. scripts/database/connections.ts adds up all pods. */
 export const POOL_CONNECTIONS_MAX = 4;
 export const POOL_WAIT_MILLISECONDS_MAX = 5_000;
 export const POOL_IDLE_MILLISECONDS_MAX = 30_000;
@@ -174,6 +174,11 @@ const Variables = v.object({
   DATABASE_CA_FILE: v.optional(v.string()),
   /** "websocket": reach the database as Neon is reached, at ws(s)://host:port/v2. Neon needs no setting. */
   DATABASE_TRANSPORT: v.optional(v.picklist(["tcp", "websocket"], "tcp or websocket")),
+  /** Connections of this process at most. */
+  DATABASE_POOL: v.optional(
+    v.pipe(v.string(), v.regex(/^[1-9]\d?$/, "a number of connections, 1 to 99"), v.transform(Number)),
+    String(POOL_CONNECTIONS_MAX),
+  ),
   /** "false": no prepared statements, for a transaction pooler that does not keep them. */
   DATABASE_PREPARE: v.optional(
     v.pipe(

@@ -55,10 +55,17 @@ async function missingImages(images: readonly Image[], { present, loading }: Env
   return images.filter(({ reference }) => !known.has(reference));
 }
 
-async function applyPlatform(plan: ClusterPlan, { database, kafka }: Backends, options: DeployOptions): Promise<void> {
+async function applyPlatform(
+  plan: ClusterPlan,
+  { database, kafka, pooler }: Backends,
+  options: DeployOptions,
+): Promise<void> {
   await apply(plan.namespace);
   await step("Secrets", async (report) => {
-    const made = await ensureSecrets(database, options.kafkaCredentials);
+    const made = await ensureSecrets(database, options.kafkaCredentials, {
+      pooler,
+      authority: options.databaseAuthority,
+    });
     report(made.length === 0 ? "all there" : `made ${made.join(", ")}`);
   });
   await step("Platform: policies, configuration, Kafka, Postgres", async (report) => {

@@ -5,6 +5,7 @@ import { messageOf, Refusal, UsageError } from "../cli/errors.ts";
 import { database, folder, readFolder } from "../cli/options.ts";
 import { print } from "../cli/output.ts";
 import { adminUrl, readDatabaseUrl } from "../database/connect.ts";
+import { readBudget } from "../database/connections.ts";
 import { migrate, STEPS } from "../database/migrate.ts";
 import { readPasswords } from "../database/roles.ts";
 import { SERVICES } from "../database/sql.ts";
@@ -21,6 +22,11 @@ export default command({
       value: "URL",
       about: "check the logins through this pooler (default DATABASE_POOLER_URL)",
     },
+    connections: {
+      type: "string",
+      value: "BUDGET",
+      about: "refuse a server that allows fewer: functions, pods, connections, revisions, such as 16x3x4x2",
+    },
     "change-passwords": { type: "boolean", about: "give existing roles the passwords of the folder" },
   },
   async run(values, positionals) {
@@ -32,8 +38,12 @@ export default command({
     const target = { url: values.database, folder: run, folderGiven: values.folder !== undefined };
     const url = await adminUrl(target);
     const pooler = values.pooler ?? process.env.DATABASE_POOLER_URL;
+    const budget = values.connections === undefined ? undefined : readBudget(values.connections);
+    if (values.connections !== undefined && budget === undefined)
+      throw new UsageError("--connections must be four numbers, such as 16x3x4x2.");
     const options = {
       steps,
+      budget,
       changePasswords: values["change-passwords"] ? SERVICES : [],
       pooler: pooler ? readDatabaseUrl("--pooler", pooler) : undefined,
       tell: print,

@@ -1,6 +1,7 @@
 /** Brings a database up to date: the roles of the services, their tables and functions, and the subscribers of each topic. */
 import type { Client } from "pg";
 import { connectTo, withoutNeonPooler } from "./client.ts";
+import { type ConnectionBudget, checkBudget } from "./connections.ts";
 import { inTransaction, migrateSchemas } from "./migrations.ts";
 import { checkLogins, databaseOf, ensureRoles, requireRoles, rolesOf } from "./roles.ts";
 
@@ -14,6 +15,8 @@ export interface MigrateOptions {
   readonly changePasswords?: readonly string[];
   /** The URL of the pooler that functions use, as roleUrl reads it. Its logins are checked. */
   readonly pooler?: string | undefined;
+  /** Refuses a server that allows fewer connections. */
+  readonly budget?: ConnectionBudget | undefined;
   /** Receives sentences about what the server did not accept. */
   readonly tell?: (news: string) => void;
 }
@@ -52,7 +55,7 @@ async function refusePooler(client: Client, url: string): Promise<void> {
 export async function migrate(
   url: string,
   passwords: Readonly<Record<string, string>>,
-  { steps = STEPS, changePasswords = [], tell = () => undefined, pooler }: MigrateOptions = {},
+  { steps = STEPS, changePasswords = [], tell = () => undefined, pooler, budget }: MigrateOptions = {},
 ): Promise<string[]> {
   const direct = withoutNeonPooler(url);
   const database = databaseOf(direct);
@@ -60,6 +63,7 @@ export async function migrate(
   let applied: string[] = [];
   try {
     await refusePooler(client, direct);
+    if (budget !== undefined) await checkBudget(client, budget);
     if (steps.includes("roles"))
       await inTransaction(client, undefined, () => ensureRoles(client, database, passwords, { changePasswords, tell }));
     if (!steps.includes("schema")) return applied;

@@ -1,5 +1,6 @@
 /** Knative manifests of the functions: Services, sources and routes. */
 import { usesOf } from "#kernel/server";
+import { PODS_MAX_DEFAULT } from "../database/connections.ts";
 import type { LotusFunction } from "../project/functions.ts";
 
 export const NAMESPACE = "lotus";
@@ -25,6 +26,10 @@ function environmentOf(fn: LotusFunction) {
       {
         name: "DATABASE_PREPARE",
         valueFrom: { configMapKeyRef: { name: "lotus", key: "database-prepare", optional: true } },
+      },
+      {
+        name: "DATABASE_POOL",
+        valueFrom: { configMapKeyRef: { name: "lotus", key: "database-pool", optional: true } },
       },
     );
     mounts.push({ name: "database", secret: `database-${fn.service}`, path: "/etc/lotus/database" });
@@ -73,7 +78,8 @@ export function knativeService(fn: LotusFunction): object {
             // No function earns a 1: waking costs a second, and what is in use stays awake. Where even the first caller
             // must not wait, it is profile-login and order-pay that people wait for.
             "autoscaling.knative.dev/min-scale": "0",
-            "autoscaling.knative.dev/max-scale": "5",
+            // All pods of all functions share the connections of one Postgres.
+            "autoscaling.knative.dev/max-scale": String(PODS_MAX_DEFAULT),
             "autoscaling.knative.dev/target": "50",
             "autoscaling.knative.dev/target-burst-capacity": "0",
             // The default window is a minute: a function that wakes every minute would be half gone each time it is called.

@@ -1,6 +1,8 @@
 /** Where this deployment's database and Kafka are: as the command line says, else as it was, else in the cluster. */
 
+import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import { Refusal } from "../cli/errors.ts";
+import { PODS_MAX_DEFAULT } from "../database/connections.ts";
 import { type KafkaSecurity, MECHANISMS, securityOf } from "./kafka-security.ts";
 import { HOST, type KubernetesObject, NAMESPACE } from "./kubectl.ts";
 import type { DeployOptions } from "./options.ts";
@@ -21,9 +23,26 @@ export type Kafka =
   | { readonly kind: "cluster"; readonly brokers: 1 | 3 }
   | { readonly kind: "outside"; readonly hosts: readonly string[]; readonly security: KafkaSecurity | undefined };
 
+/** How far functions scale, because they share the connections of one Postgres. */
+export interface Limits {
+  /** Pods of one function. */
+  readonly pods: number;
+  /** Connections of one pod. */
+  readonly pool: number;
+}
+
 export interface Backends {
   readonly database: Database;
   readonly kafka: Kafka;
+  /** Where an environment differs from the defaults. */
+  readonly limits?: Partial<Limits>;
+  /** The URL of the pooler that functions use, as roleUrl reads it. */
+  readonly pooler?: string;
+}
+
+/** The limits of an environment. */
+export function limitsOf({ limits }: Pick<Backends, "limits">): Limits {
+  return { pods: limits?.pods ?? PODS_MAX_DEFAULT, pool: limits?.pool ?? POOL_CONNECTIONS_MAX };
 }
 
 /** What the ConfigMap `lotus` and the Secret `database-admin` of an earlier deployment hold. */
@@ -84,6 +103,10 @@ function kafkaOf(options: DeployOptions, previous: Readonly<Record<string, strin
   return { kind: "cluster", brokers };
 }
 
+/** A number of an earlier deployment, unless it was the default: the default may change. */
+const numberIn = (text: string | undefined, otherwise: number) =>
+  text === undefined || Number(text) === otherwise ? undefined : Number(text);
+
 /**
  * Decides.
  * @throws {Refusal} when what is asked for cannot follow what is there
@@ -93,7 +116,15 @@ export function choose(options: DeployOptions, previous: Previous): Backends {
   const database: Database = adminUrl === undefined ? { kind: "cluster" } : databaseAt(adminUrl);
   const remembered = options.database === undefined && previous.configuration?.["database-prepare"] === "false";
   const unprepared = options.noPrepare || remembered;
+  const former = previous.configuration ?? {};
+  const pods = options.pods ?? numberIn(former["max-pods"], PODS_MAX_DEFAULT);
+  const pool = options.pool ?? numberIn(former["database-pool"], POOL_CONNECTIONS_MAX);
+  const pooler = options.pooler ?? (options.database === undefined ? former["database-pooler"] : undefined);
   return {
+    ...((pods ?? pool) !== undefined && {
+      limits: { ...(pods !== undefined && { pods }), ...(pool !== undefined && { pool }) },
+    }),
+    ...(pooler !== undefined && { pooler }),
     database: database.kind === "outside" && unprepared ? { ...database, prepare: false } : database,
     kafka: kafkaOf(options, previous.configuration),
   };
@@ -106,7 +137,8 @@ export function brokersOf({ kafka }: Backends): readonly string[] {
 
 /** The ConfigMap that the functions read, and the next deployment. */
 export function configuration(backends: Backends): KubernetesObject {
-  const { database, kafka } = backends;
+  const { database, kafka, pooler } = backends;
+  const { pods, pool } = limitsOf(backends);
   return {
     apiVersion: "v1",
     kind: "ConfigMap",
@@ -116,6 +148,9 @@ export function configuration(backends: Backends): KubernetesObject {
       database: database.kind,
       kafka: kafka.kind === "cluster" ? `cluster-${kafka.brokers}` : "outside",
       "kafka-brokers": brokersOf(backends).join(","),
+      "max-pods": String(pods),
+      "database-pool": String(pool),
+      ...(pooler !== undefined && { "database-pooler": pooler }),
       "database-prepare": String(database.kind !== "outside" || database.prepare !== false),
       ...(kafka.kind === "outside" && kafka.security && { "kafka-security": writtenSecurity(kafka.security) }),
     },

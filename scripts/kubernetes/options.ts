@@ -1,8 +1,11 @@
 /** The options of `lotus deploy`. */
 import { readFileSync } from "node:fs";
+import { readDatabaseAddress } from "#kernel/database-url";
+import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import type { Option } from "../cli/command.ts";
 import { UsageError } from "../cli/errors.ts";
 import { brokers, database } from "../cli/options.ts";
+import { PODS_MAX_DEFAULT } from "../database/connections.ts";
 import { type KafkaCredentials, MECHANISMS } from "./kafka-security.ts";
 
 export const BASE_DEFAULT = "gcr.io/distroless/nodejs24-debian12:nonroot";
@@ -15,6 +18,14 @@ export interface DeployOptions {
   readonly database: string | undefined;
   /** The database is behind a pooler that does not keep prepared statements. */
   readonly noPrepare: boolean;
+  /** PEM text of the authority that signed the database's certificate: the file of sslrootcert. */
+  readonly databaseAuthority: string | undefined;
+  /** The URL of the pooler that functions use, as roleUrl reads it. */
+  readonly pooler: string | undefined;
+  /** Pods of one function at most. */
+  readonly pods: number | undefined;
+  /** Connections of one pod at most. */
+  readonly pool: number | undefined;
   readonly kafka: readonly string[] | undefined;
   readonly kafkaCredentials: KafkaCredentials;
   readonly brokers: 1 | 3 | undefined;
@@ -31,6 +42,17 @@ export interface DeployOptions {
 export const DEPLOY_OPTIONS = {
   database: { ...database, about: `${database.about}; Neon or any Postgres, instead of one in the cluster` },
   brokers: { ...brokers, about: "these Kafka brokers, host:port,…, instead of one in the cluster" },
+  pooler: {
+    type: "string",
+    value: "URL",
+    about: "functions reach the database through this pooler, such as postgres://pooler.example:6432",
+  },
+  pods: { type: "string", value: "NUMBER", about: `pods of one function at most (default ${PODS_MAX_DEFAULT})` },
+  pool: {
+    type: "string",
+    value: "NUMBER",
+    about: `database connections of one pod at most (default ${POOL_CONNECTIONS_MAX})`,
+  },
   "no-prepare": {
     type: "boolean",
     about: "use no prepared statements: for a transaction pooler that does not keep them",
@@ -72,6 +94,33 @@ function parseUrl(text: string): string {
     throw new UsageError("--database needs the owner's password: postgres://owner:password@host:5432/name.");
   }
   return text;
+}
+
+/** Where pods find the authority of the database: beside the password, in the same Secret. */
+const AUTHORITY_PATH = "/etc/lotus/database/ca.crt";
+
+/** Reads the authority's file on this machine, and names the place where pods find it. */
+function withAuthority(text: string): { url: string; authority: string | undefined } {
+  try {
+    const { authority } = readDatabaseAddress(text);
+    if (authority === undefined) return { url: text, authority };
+    const url = new URL(text);
+    url.searchParams.set("sslrootcert", AUTHORITY_PATH);
+    return { url: url.href, authority };
+  } catch (error) {
+    throw new UsageError(`--database: ${(error as Error).message}`);
+  }
+}
+
+function parsePooler(text: string): string {
+  if (!URL.canParse(text) || !/^postgres(ql)?:$/.test(new URL(text).protocol) || new URL(text).password !== "")
+    throw new UsageError("--pooler must be a URL without a password, such as postgres://pooler.example:6432.");
+  return text;
+}
+
+function parseNumber(option: string, text: string): number {
+  if (!/^[1-9]\d?$/.test(text)) throw new UsageError(`${option} must be 1 to 99; "${text}" is not.`);
+  return Number(text);
 }
 
 function parseHosts(text: string): string[] {
@@ -138,9 +187,14 @@ export function readOptions(
     throw new UsageError(`--registry must be a host and a path, such as ghcr.io/me; "${values.registry}" is not.`);
   }
   const replicas = oneOf("--replicas", values.replicas, ["1", "3"]);
+  const database = values.database === undefined ? undefined : withAuthority(parseUrl(values.database));
   return {
     functions,
-    database: values.database === undefined ? undefined : parseUrl(values.database),
+    database: database?.url,
+    databaseAuthority: database?.authority,
+    pooler: values.pooler === undefined ? undefined : parsePooler(values.pooler),
+    pods: values.pods === undefined ? undefined : parseNumber("--pods", values.pods),
+    pool: values.pool === undefined ? undefined : parseNumber("--pool", values.pool),
     noPrepare: values["no-prepare"],
     kafka: values.brokers === undefined ? undefined : parseHosts(values.brokers),
     kafkaCredentials: credentialsOf(values, environment.KAFKA_PASSWORD),

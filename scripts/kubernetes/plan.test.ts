@@ -3,6 +3,7 @@
 import { describe, expect, it } from "vitest";
 import { PROGRAM_NAMES } from "../build/image-files.ts";
 import { command } from "../cli/command.ts";
+import { AUTHORITY } from "../testing/postgres-server.ts";
 import { type Backends, choose, configuration } from "./backends.ts";
 import { toYaml } from "./kubectl.ts";
 import { BASE_DEFAULT, DEPLOY_OPTIONS, type DeployOptions, readOptions } from "./options.ts";
@@ -133,6 +134,51 @@ describe("the plan", () => {
     }
     expect(plan.functions[1]?.source?.spec.bootstrapServers).toEqual(["k:9093"]);
     expect(all(plan)).not.toContain("secret@");
+  });
+
+  it("tells the migration what all functions may connect, and scales no further", async () => {
+    const plan = await planOf(choose(await options("--database", OWNER, "--pods", "1", "--pool", "2"), nothing));
+    expect(plan.migrate.spec.template.spec.containers[0].args.slice(-2)).toEqual(["--connections", "2x1x2x2"]);
+    expect(plan.functions[0]?.service.spec.template.metadata.annotations["autoscaling.knative.dev/max-scale"]).toBe(
+      "1",
+    );
+    const data = find(plan, "ConfigMap", "lotus")?.data;
+    expect(data).toMatchObject({ "database-pool": "2", "max-pods": "1" });
+    expect(choose(await options(), { configuration: data, adminUrl: OWNER }).limits).toEqual({ pods: 1, pool: 2 });
+  });
+
+  it("sends functions to a pooler, and checks its logins", async () => {
+    const plan = await planOf(
+      choose(await options("--database", OWNER, "--pooler", "postgres://pool.example:6432"), nothing),
+    );
+    expect(plan.migrate.spec.template.spec.containers[0].args.slice(-2)).toEqual([
+      "--pooler",
+      "postgres://pool.example:6432",
+    ]);
+    const portsOf = (policy: string) =>
+      find(plan, "NetworkPolicy", policy)?.spec.egress[0].ports.map(({ port }: { port: number }) => port);
+    expect(portsOf("functions-outside")).toEqual([6432]);
+    expect(portsOf("jobs-outside")).toEqual([6432, 5433]);
+    const data = find(plan, "ConfigMap", "lotus")?.data;
+    expect(choose(await options(), { configuration: data, adminUrl: OWNER }).pooler).toBe(
+      "postgres://pool.example:6432",
+    );
+  });
+
+  it("reads the authority of a database on this machine, and names the place where pods find it", async () => {
+    const { database, databaseAuthority } = await options(
+      "--database",
+      `${OWNER}?sslmode=verify-full&sslrootcert=${AUTHORITY}`,
+    );
+    expect(database).toContain(`sslrootcert=${encodeURIComponent("/etc/lotus/database/ca.crt")}`);
+    expect(databaseAuthority).toContain("BEGIN CERTIFICATE");
+    await expect(options("--database", `${OWNER}?sslmode=verify-full&sslrootcert=/nowhere`)).rejects.toThrow(
+      "cannot be read",
+    );
+    await expect(options("--database", `${OWNER}?sslmode=no-verify`)).rejects.toThrow(
+      "sslmode in the database URL must be",
+    );
+    await expect(options("--database", `${OWNER}?pgbouncer=true`)).rejects.toThrow("parameter pgbouncer");
   });
 
   it("lets functions reach Neon's WebSocket", async () => {

@@ -1,6 +1,7 @@
 /** Everything that a deployment applies, as data: the files of knative/, completed with what only now is known. */
 import { createHash } from "node:crypto";
-import { type Backends, brokersOf, configuration } from "./backends.ts";
+import { clusterBudget, writeBudget } from "../database/connections.ts";
+import { type Backends, brokersOf, configuration, limitsOf } from "./backends.ts";
 import { secureClient, secureSource } from "./kafka-security.ts";
 import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubectl.ts";
 
@@ -62,14 +63,13 @@ function policy(name: string, labels: Record<string, string>, ports: readonly nu
 }
 
 /** Leave to reach a database or a Kafka that is not in the cluster: its ports, wherever its names lead. */
-function policiesForOutside({ database, kafka }: Backends): KubernetesObject[] {
+function policiesForOutside({ database, kafka, pooler }: Backends): KubernetesObject[] {
   const kafkaPorts = kafka.kind === "outside" ? [...new Set(kafka.hosts.map(portOf))] : [];
   const databasePort = database.kind === "cluster" ? undefined : Number(new URL(database.adminUrl).port || 5432);
-  const functionPorts = [
-    ...kafkaPorts,
-    ...(databasePort === undefined ? [] : [database.kind === "neon" ? 443 : databasePort]),
-  ];
-  const jobPorts = [...kafkaPorts, ...(databasePort === undefined ? [] : [databasePort])];
+  const poolerPorts = pooler === undefined ? [] : [Number(new URL(pooler).port || 5432)];
+  const direct = databasePort === undefined ? [] : [database.kind === "neon" ? 443 : databasePort];
+  const functionPorts = [...kafkaPorts, ...(pooler === undefined ? direct : poolerPorts)];
+  const jobPorts = [...kafkaPorts, ...poolerPorts, ...(databasePort === undefined ? [] : [databasePort])];
   return [
     ...(functionPorts.length > 0 ? [policy("functions-outside", { "lotus/database": "true" }, functionPorts)] : []),
     ...(jobPorts.length > 0 ? [policy("jobs-outside", { "app.kubernetes.io/component": "job" }, jobPorts)] : []),
@@ -89,6 +89,7 @@ async function functionPlans(
 ): Promise<FunctionPlan[]> {
   const { database, kafka } = backends;
   const security = kafka.kind === "outside" ? kafka.security : undefined;
+  const { pods } = limitsOf(backends);
   const told = [configuration(backends).data, database.kind === "cluster" ? "" : withoutPassword(database.adminUrl)];
   const hash = createHash("sha256").update(JSON.stringify(told)).digest("hex").slice(0, 16);
   const sources = new Set(await yamlFiles("knative/sources"));
@@ -98,6 +99,7 @@ async function functionPlans(
       // A process reads its environment once: another configuration must be another revision.
       service.spec.template.metadata.annotations["lotus/configuration"] = hash;
       const publishes = service.spec.template.metadata.labels["lotus/database"] === "true";
+      service.spec.template.metadata.annotations["autoscaling.knative.dev/max-scale"] = String(pods);
       if (security !== undefined && publishes) secureClient(service, security);
       const sourceFile = `knative/sources/${name}.yaml`;
       if (!sources.has(sourceFile)) return { name, service, source: undefined };
@@ -129,6 +131,16 @@ export async function makePlan(
     String(kafka.kind === "cluster" ? kafka.brokers : kafka.hosts.length >= 3 ? 3 : 1),
   );
   if (kafka.kind === "outside" && kafka.security !== undefined) secureClient(topics, kafka.security);
+  const functions = await functionPlans(names, images, backends);
+  const migrate = withImage(await oneDocument("knative/platform/jobs/migrate.yaml"), imageOf(images, "migrate"));
+  const withDatabase = functions.filter(
+    ({ service }) => service.spec.template.metadata.labels["lotus/database"] === "true",
+  );
+  const { pods, pool } = limitsOf(backends);
+  const { args } = migrate.spec.template.spec.containers[0];
+  // A pooler holds the connections to the server, and limits them itself.
+  if (backends.pooler !== undefined) args.push("--pooler", backends.pooler);
+  else args.push("--connections", writeBudget(clusterBudget(withDatabase.length, pods, pool)));
   const kafkaFile = kafka.kind === "cluster" && kafka.brokers === 3 ? "kafka-3/kafka.yaml" : "kafka/kafka.yaml";
   return {
     namespace: await readDocuments("knative/platform/namespace.yaml"),
@@ -139,9 +151,9 @@ export async function makePlan(
       ...(kafka.kind === "cluster" ? await readDocuments(`knative/platform/${kafkaFile}`) : []),
       ...(database.kind === "cluster" ? await readDocuments("knative/platform/postgres.yaml") : []),
     ],
-    migrate: withImage(await oneDocument("knative/platform/jobs/migrate.yaml"), imageOf(images, "migrate")),
+    migrate,
     topics,
-    functions: await functionPlans(names, images, backends),
+    functions,
     routes: await readDocuments("knative/routes.yaml"),
     metrics: await readDocuments("knative/platform/metrics.yaml"),
   };

@@ -1,6 +1,7 @@
 /** Every YAML of knative/: well formed, made for restricted namespaces, and every name in it leads somewhere. */
 import { describe, expect, it } from "vitest";
 import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
+import { clusterBudget, connectionsOf, PODS_MAX_DEFAULT } from "../database/connections.ts";
 import { SERVICES } from "../database/sql.ts";
 import { KAFKA_VERSION } from "../kafka/java.ts";
 import { configuration } from "./backends.ts";
@@ -116,6 +117,16 @@ describe("pods", () => {
   });
 });
 
+/** Private memory of a backend, measured: 3.4 MB. */
+const BACKEND_MEBIBYTES = 4;
+/** For the server's other processes. */
+const RESERVE_MEBIBYTES = 128;
+
+const postgresContainer = ofKind("StatefulSet").find(({ document }) => document.metadata.name === "postgres")?.document
+  .spec.template.spec.containers[0];
+const postgresSetting = (name: string) =>
+  Number(new RegExp(`${name}=(\\d+)`).exec(JSON.stringify(postgresContainer.args))?.[1]);
+
 describe("functions", () => {
   it.each(functions)(
     "$document.metadata.name has the fields that Knative takes, and scales to zero",
@@ -138,20 +149,22 @@ describe("functions", () => {
     expect([...databases]).toEqual(podLabels(document)["lotus/database"] === "true" ? [`database-${service}`] : []);
   });
 
-  it("all scaled out, with all their connections, are fewer than the database takes", () => {
-    const pods = functions
-      .filter(({ document }) =>
-        below(document, "env")
-          .flat()
-          .some(({ name }) => name === "DATABASE_URL"),
-      )
-      .map(({ document }) => Number(document.spec.template.metadata.annotations["autoscaling.knative.dev/max-scale"]));
-    const connections = pods.reduce((sum, most) => sum + most, 0) * POOL_CONNECTIONS_MAX;
-    const [postgres] = ofKind("StatefulSet").filter(({ document }) => document.metadata.name === "postgres");
-    const [, most] = /max_connections=(\d+)/.exec(JSON.stringify(postgres?.document)) ?? [];
-    // Some are the superuser's, some the jobs'.
-    expect(connections + 20).toBeLessThanOrEqual(Number(most));
-    expect(connections).toBeGreaterThan(0);
+  it("open no more connections at full scale during a rollout than the cluster's Postgres allows", () => {
+    const withDatabase = functions.filter(({ document }) => podLabels(document)["lotus/database"] === "true");
+    const scales = withDatabase.map(({ document }) =>
+      Number(document.spec.template.metadata.annotations["autoscaling.knative.dev/max-scale"]),
+    );
+    expect(new Set(scales)).toEqual(new Set([PODS_MAX_DEFAULT]));
+    const needed = connectionsOf(clusterBudget(withDatabase.length, PODS_MAX_DEFAULT, POOL_CONNECTIONS_MAX));
+    // Postgres reserves three for superusers.
+    expect(needed + 3).toBeLessThanOrEqual(postgresSetting("max_connections"));
+  });
+
+  it("leave the cluster's Postgres enough memory for each connection", () => {
+    const mebibytes =
+      postgresSetting("shared_buffers") + postgresSetting("max_connections") * BACKEND_MEBIBYTES + RESERVE_MEBIBYTES;
+    const [, gibibytes] = /^(\d+)Gi$/.exec(postgresContainer.resources.limits.memory) ?? [];
+    expect(mebibytes).toBeLessThanOrEqual(Number(gibibytes) * 1024);
   });
 
   it("only login is given the private key", () => {

@@ -5,8 +5,10 @@ import { createServer, type Server } from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Cron } from "croner";
+import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import { buildFunctions, programOf, watchFunctions } from "../build/bundles.ts";
 import { Refusal } from "../cli/errors.ts";
+import type { ConnectionBudget } from "../database/connections.ts";
 import { migrate } from "../database/migrate.ts";
 import { readPasswords } from "../database/roles.ts";
 import { SERVICES } from "../database/sql.ts";
@@ -242,6 +244,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
         // The Postgres of this folder serves no other installation.
         changePasswords: options.databaseUrl === undefined ? SERVICES : [],
         pooler: options.pooler,
+        // A process a function. An embedded Postgres allows more.
+        budget: options.pooler === undefined ? await localBudget() : undefined,
         tell: (news) => onNews("migrate", news),
       }),
     );
@@ -389,10 +393,19 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
   }
 }
 
+async function localBudget(): Promise<ConnectionBudget> {
+  const functions = await findFunctions();
+  const { DATABASE_POOL: pool } = process.env;
+  return { functions: functions.length, pods: 1, pool: Number(pool ?? POOL_CONNECTIONS_MAX), revisions: 1 };
+}
+
 /** The entries of the ConfigMap `lotus` that a local run sets by variables of the same meaning. */
 function passedAsConfiguration(): Record<string, string> {
-  const { DATABASE_PREPARE: prepare } = process.env;
-  return prepare === undefined ? {} : { "database-prepare": prepare };
+  const { DATABASE_PREPARE: prepare, DATABASE_POOL: pool } = process.env;
+  return {
+    ...(prepare !== undefined && { "database-prepare": prepare }),
+    ...(pool !== undefined && { "database-pool": pool }),
+  };
 }
 
 /** Every user of a local run has the address of this machine. */

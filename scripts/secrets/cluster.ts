@@ -67,8 +67,20 @@ export async function changePublicKeys(change: (keys: Keys) => Promise<Keys> | K
   }
 }
 
+/** What belongs to a database beside its URL. */
+export interface DatabaseExtras {
+  /** The URL of the pooler that functions use, as roleUrl reads it. */
+  readonly pooler?: string | undefined;
+  /** PEM text of the authority that signed the database's certificate. Undefined: as the cluster has it. */
+  readonly authority?: string | undefined;
+}
+
 /** Makes the Secrets that are missing and corrects where the database is. Returns the names of those that were written. */
-export async function ensureSecrets(database: Database, kafka: KafkaCredentials): Promise<string[]> {
+export async function ensureSecrets(
+  database: Database,
+  kafka: KafkaCredentials,
+  { pooler, authority }: DatabaseExtras = {},
+): Promise<string[]> {
   const missing = new Map<string, Record<string, string>>();
   const owner = await get("secret", "database-admin");
   let adminUrl = secretValue(owner, "url");
@@ -78,18 +90,23 @@ export async function ensureSecrets(database: Database, kafka: KafkaCredentials)
     missing.set("database-admin", { url: adminUrl, password });
   } else if (database.kind !== "cluster" && adminUrl !== database.adminUrl) {
     adminUrl = database.adminUrl;
-    missing.set("database-admin", { url: adminUrl, password: decodeURIComponent(new URL(adminUrl).password) });
+    const password = decodeURIComponent(new URL(adminUrl).password);
+    missing.set("database-admin", { url: adminUrl, password, ...(authority !== undefined && { "ca.crt": authority }) });
+  } else if (authority !== undefined && adminUrl !== undefined && secretValue(owner, "ca.crt") !== authority) {
+    const password = decodeURIComponent(new URL(adminUrl).password);
+    missing.set("database-admin", { url: adminUrl, password, "ca.crt": authority });
   }
   // The superuser of the cluster's own Postgres. Only that Postgres mounts this Secret.
   if (database.kind === "cluster" && (await get("secret", "database-superuser")) === undefined)
     missing.set("database-superuser", { password: newPassword() });
+  const known = authority ?? (missing.has("database-admin") ? undefined : secretValue(owner, "ca.crt"));
   for (const role of SERVICES) {
     const name = `database-${role}`;
     const found = await get("secret", name);
-    const url = roleUrl(adminUrl ?? "", role);
+    const url = roleUrl(adminUrl ?? "", role, pooler);
     const password = secretValue(found, "password");
-    if (password === undefined || secretValue(found, "url") !== url) {
-      missing.set(name, { url, password: password ?? newPassword() });
+    if (password === undefined || secretValue(found, "url") !== url || secretValue(found, "ca.crt") !== known) {
+      missing.set(name, { url, password: password ?? newPassword(), ...(known !== undefined && { "ca.crt": known }) });
     }
   }
   if ((await get("secret", "public-keys")) === undefined || (await get("secret", "signing-key")) === undefined) {
