@@ -1,7 +1,7 @@
 /** POST /order/pay through one function process, beside the floor and the conventional implementation. */
 import type { BenchOptions } from "./flags.ts";
 import type { Figure } from "./report.ts";
-import { alternate, hasKafka, payments, type Sample, startFunction, withWorld } from "./world.ts";
+import { alternate, payments, type Sample, startFunction, withWorld } from "./world.ts";
 
 export const about =
   "payments at 1, 16 and 64 connections: rate, p50, p99 and CPU, beside the floor and the conventional way";
@@ -19,10 +19,11 @@ export default async function pay({ node, rounds, seconds, nodeMajor }: BenchOpt
   return withWorld(async (world) => {
     const database = await world.database();
     const users = await database.users(USERS);
+    const brokers = await world.brokers();
     const sides = [
-      await startFunction(database, "order-pay", node),
+      await startFunction(database, "order-pay", node, brokers),
       await world.program("floor.ts", users, node),
-      ...((await hasKafka()) ? [await world.program("conventional.ts", users, node)] : []),
+      ...(brokers === undefined ? [] : [await world.program("conventional.ts", users, node)]),
     ];
     const requests = payments(users);
     const figures: Figure[] = [];

@@ -36,6 +36,19 @@ function wordsOf({ of, min, max }: Target): string {
   return `${SIGN[of]}${min === undefined ? `≤ ${max}` : `≥ ${min}`}`;
 }
 
+/** Returns a sentence for each target that a figure misses. */
+export function missedTargets(figures: readonly Figure[]): string[] {
+  return figures.flatMap((figure) =>
+    (figure.targets ?? [])
+      .filter((target) => !isReached(figure, target))
+      .map((target) => {
+        const value = measured(figure, target);
+        const digits = value < 100 ? 2 : 0;
+        return `${figure.what}: ${SIGN[target.of]}${value.toFixed(digits)} is outside the limit ${wordsOf(target)}. Find the cause, or change the limit and say why in docs/performance.md.`;
+      }),
+  );
+}
+
 /** Returns the rows of the table: medians with the least and the greatest value. */
 export function rowsOf(figures: readonly Figure[]): string[][] {
   const head = ["", "Lotus", "floor", "conventional", "÷ floor", "÷ conventional", "target", "reached"];

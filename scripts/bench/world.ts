@@ -57,6 +57,8 @@ export interface World {
   database(): Promise<Database>;
   /** Starts `floor.ts` or `conventional.ts` with accounts for these users, in a database of its own. */
   program(file: "floor.ts" | "conventional.ts", users: readonly User[], node: string): Promise<Listening>;
+  /** Starts a broker, once, and returns its address. Undefined: this machine has neither docker nor Java with Maven. */
+  brokers(): Promise<string | undefined>;
   /** Loads a process. Rejects when an answer was not 200. */
   load(side: Listening, options: Omit<LoadOptions, "port">): Promise<Sample>;
   stop(): Promise<void>;
@@ -193,17 +195,21 @@ async function startWorld(): Promise<World> {
       };
     };
 
-    let brokers: Promise<string> | undefined;
-    const startBroker = async (): Promise<string> => {
+    let started: Promise<string | undefined> | undefined;
+    const startBroker = async (): Promise<string | undefined> => {
+      if ((await findKafka()) === undefined) return undefined;
       const kafka = await startKafka({ brokers: 1, folder: join(folder, "kafka") });
       endings.push(() => kafka.stop());
       await makeTopic(kafka.bootstrap, CONVENTIONAL_TOPIC, TOPIC_PARTITIONS);
       return kafka.bootstrap.join(",");
     };
+    const brokers = () => {
+      started ??= startBroker();
+      return started;
+    };
     const startProgram: World["program"] = async (file, users, node) => {
       const url = await create();
-      if (file === "conventional.ts") brokers ??= startBroker();
-      const kafka: Record<string, string> = brokers === undefined ? {} : { KAFKA_BROKERS: await brokers };
+      const kafka = file === "conventional.ts" ? { KAFKA_BROKERS: (await brokers()) ?? "" } : {};
       const side = await start(program(file), { ...jwks, ...kafka, DATABASE_URL: url }, node);
       const client = await connect(url);
       await client.query("insert into accounts (id, balance) select id, $2 from unnest($1::uuid[]) id", [
@@ -226,21 +232,20 @@ async function startWorld(): Promise<World> {
       const microseconds = (index: 0 | 1) => ((after[index] - before[index]) * 1_000) / result.answers;
       return { ...result, processMicroseconds: microseconds(0), postgresMicroseconds: microseconds(1) };
     };
-    return { database, program: startProgram, load, stop };
+    return { database, program: startProgram, brokers, load, stop };
   } catch (error) {
     await stop();
     throw error;
   }
 }
 
-/** Starts a function as a process, against a database. */
-export function startFunction(database: Database, name: string, node: string): Promise<Listening> {
-  return start(programOf(name), database.environmentOf(name), node);
-}
-
-/** Whether this machine can run the broker that the conventional implementation needs. */
-export async function hasKafka(): Promise<boolean> {
-  return (await findKafka()) !== undefined;
+/**
+ * Starts a function as a process, against a database.
+ * @param brokers where it publishes; otherwise it publishes to the sink
+ */
+export function startFunction(database: Database, name: string, node: string, brokers?: string): Promise<Listening> {
+  const kafka = brokers === undefined ? {} : { KAFKA_BROKERS: brokers };
+  return start(programOf(name), { ...database.environmentOf(name), ...kafka }, node);
 }
 
 /**

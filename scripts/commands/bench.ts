@@ -5,7 +5,7 @@ import { cpus } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { BENCH_OPTIONS, type BenchOptions, readFlags } from "../bench/flags.ts";
-import { type Figure, rowsOf } from "../bench/report.ts";
+import { type Figure, missedTargets, rowsOf } from "../bench/report.ts";
 import { command } from "../cli/command.ts";
 import { UsageError } from "../cli/errors.ts";
 import { didYouMean } from "../cli/nearest.ts";
@@ -42,7 +42,10 @@ export default command({
   about: "Measures Lotus beside a floor and a conventional implementation, in one run, and prints one table.",
   usage: "[ROW]",
   notes: "Without a name it measures all rows, in less than 15 minutes. `npm run bench list` lists the rows.",
-  options: BENCH_OPTIONS,
+  options: {
+    ...BENCH_OPTIONS,
+    check: { type: "boolean", about: "fail with a sentence for each target that is missed" },
+  },
   async run(values, [name, ...more]) {
     const benches = await findBenches();
     const list = table([["npm run bench …", ""], ...[...benches].map(([row, { about }]) => [row, about])]);
@@ -63,5 +66,7 @@ export default command({
     const minutes = ((performance.now() - began) / 60_000).toFixed(1);
     print(`\n${describeMachine(options)}, ${options.rounds} rounds, ${minutes} minutes`);
     if (process.env.BENCH_JSON !== undefined) await writeFile(process.env.BENCH_JSON, JSON.stringify(figures));
+    const missed = values.check ? missedTargets(figures) : [];
+    if (missed.length > 0) throw new Error(missed.join("\n"));
   },
 });
