@@ -70,8 +70,8 @@ describe("the name of a role", () => {
     expect(roleUrl("postgres://owner:secret@host:6432/my%20shop?sslmode=require", "order")).toBe(
       "postgres://lotus_my%20shop_order@host:6432/my%20shop?sslmode=require",
     );
-    expect(roleUrl("postgres://owner:secret@host/shop", "order", "{role}.project-ref")).toBe(
-      "postgres://lotus_shop_order.project-ref@host/shop",
+    expect(roleUrl("postgres://owner:secret@host/shop", "order", "postgres://{role}.project-ref@pooler:6543")).toBe(
+      "postgres://lotus_shop_order.project-ref@pooler:6543/shop",
     );
   });
 });

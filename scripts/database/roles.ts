@@ -162,7 +162,7 @@ export async function ensureRoles(
     } catch (error) {
       if ((error as DatabaseError).code !== INSUFFICIENT_PRIVILEGE) throw error;
       throw new Error(
-        `This user may not make or alter the role ${role} (${(error as Error).message}). Let an administrator run the SQL of docs/postgres.md, then run \`npm run migrate -- schema\`.`,
+        `This user may not make or alter the role ${role} (${(error as Error).message}). Let an administrator run the SQL of docs/postgres.md, then run \`npx lotus migrate schema\`.`,
       );
     }
   }
@@ -177,7 +177,7 @@ export async function requireRoles(client: Client, database: string): Promise<vo
   const missing = names.filter((name) => !rows.some(({ rolname }) => rolname === name));
   if (missing.length === 0) return;
   throw new Error(
-    `The server has no role ${missing.join(", ")}. Run \`npm run migrate -- roles\` as a user who may create roles, or let an administrator run:\n${rolesSql(database)}`,
+    `The server has no role ${missing.join(", ")}. Run \`npx lotus migrate roles\` as a user who may create roles, or let an administrator run:\n${rolesSql(database)}`,
   );
 }
 
@@ -225,7 +225,7 @@ export async function checkLogins(
         const { cause, message } = explainConnection(error, address);
         throw new Error(
           (cause as DatabaseError).code === INVALID_PASSWORD
-            ? `The role ${address.user} has another password than the secret database-${service}. Copy the secret from the installation that made the role, or give the roles the passwords of this installation: npm run migrate -- roles --change-passwords.`
+            ? `The role ${address.user} has another password than the secret database-${service}. Copy the secret from the installation that made the role, or give the roles the passwords of this installation: npx lotus migrate roles --change-passwords.`
             : `The role ${address.user} cannot log in. ${message}`,
           { cause },
         );
