@@ -16,6 +16,7 @@ import {
   type Schema,
   splitTarget,
 } from "./request.ts";
+import { REQUEST_MILLISECONDS_MAX } from "./settings.ts";
 import { authenticate, type User } from "./token.ts";
 
 /** By status: the schema of a success, or the codes of the refusals that are this endpoint's own. */
@@ -138,6 +139,10 @@ function writeSuccess(response: ServerResponse, { status, body, headers }: Succe
 export interface Admission {
   readonly user?: User;
   readonly answer?: Success<number, unknown> | Problem;
+  /** When the head arrived, as `performance.now()` gives it. */
+  readonly arrivedAt: number;
+  /** Is called once when the work on the request has ended, even if its client has left. */
+  end?: () => void;
 }
 const admissions = new WeakMap<IncomingMessage, Admission>();
 
@@ -146,7 +151,11 @@ function methodsOf({ method }: Endpoint): string[] {
   return method === "GET" ? ["GET", "HEAD", "OPTIONS"] : ["POST", "OPTIONS"];
 }
 
-async function judge(description: Endpoint, source: string, request: IncomingMessage): Promise<Admission> {
+async function judge(
+  description: Endpoint,
+  source: string,
+  request: IncomingMessage,
+): Promise<Pick<Admission, "user" | "answer">> {
   const path = pathOf(source);
   const [requested] = splitTarget(request);
   if (requested !== path) {
@@ -174,7 +183,8 @@ async function judge(description: Endpoint, source: string, request: IncomingMes
 export async function admit(description: Endpoint, source: string, request: IncomingMessage): Promise<Admission> {
   const known = admissions.get(request);
   if (known !== undefined) return known;
-  const admission = await judge(description, source, request);
+  const arrivedAt = performance.now();
+  const admission = { arrivedAt, ...(await judge(description, source, request)) };
   admissions.set(request, admission);
   return admission;
 }
@@ -215,16 +225,26 @@ export function pathOf(name: string): string {
 /** The HTTP function that the functions framework runs. `source` is the function's name, such as order-pay. */
 export function toHttpFunction(source: string, description: Endpoint) {
   return async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
-    const began = performance.now();
+    const began = admissions.get(request)?.arrivedAt ?? performance.now();
     const trace = traceFrom(request.headers.traceparent as string | undefined);
     const outcome: { user?: User; emitted: Envelope[] } = { emitted: [] };
     let code: ProblemCode | undefined;
     let failed = {};
+    const late = setTimeout(
+      () => {
+        const detail = `The request was not complete after ${REQUEST_MILLISECONDS_MAX / 1000} s and may still have its effect. With an Idempotency-Key a repeat is safe.`;
+        code = "outcome-unknown";
+        writeProblem(response, new Problem(code, detail));
+      },
+      REQUEST_MILLISECONDS_MAX - (performance.now() - began),
+    );
     try {
       const answered = await answer(description, source, request, trace, outcome);
       if (answered instanceof Problem) throw answered;
-      writeSuccess(response, answered);
+      clearTimeout(late);
+      if (!response.headersSent) writeSuccess(response, answered);
     } catch (error) {
+      clearTimeout(late);
       const known = error instanceof Problem;
       if (!known) failed = failure(error);
       const problem = known
@@ -232,8 +252,12 @@ export function toHttpFunction(source: string, description: Endpoint) {
         : new Problem("internal", `Tell us the trace ${trace.traceId}, and we can find what it was.`, {
             members: { traceId: trace.traceId },
           });
-      code = problem.code;
-      writeProblem(response, problem);
+      if (!response.headersSent) {
+        code = problem.code;
+        writeProblem(response, problem);
+      }
+    } finally {
+      admissions.get(request)?.end?.();
     }
     // After the answer: the caller waits for no broker.
     if (outcome.emitted.length > 0) setImmediate(publishLater, outcome.emitted);

@@ -22,6 +22,7 @@ const PROBLEMS = {
   "unsupported-media-type": [415, "The body is of a media type that is not taken"],
   "idempotency-key-reused": [422, "The Idempotency-Key was used for another request"],
   "too-many-attempts": [429, "Too many attempts"],
+  "too-many-requests": [429, "Too many requests at a time"],
   "headers-too-large": [431, "The headers are too large"],
   internal: [500, "Something went wrong on our side"],
   unavailable: [503, "Not available at the moment"],

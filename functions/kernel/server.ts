@@ -8,9 +8,10 @@ import { setTimeout as delay } from "node:timers/promises";
 import { cloudEvent, http } from "@google-cloud/functions-framework";
 // The framework gives its request handler away only here: its own server cannot be told how to listen (decision 0003).
 import { getTestServer } from "@google-cloud/functions-framework/testing";
+import { allowOrigin } from "./cors.ts";
 import { closeDatabase, openDatabase } from "./database.ts";
 import { forbidden, isForThisMachine, isFromPage, isSecret, RUN_HEADER } from "./doors.ts";
-import { type Admission, admit, type Endpoint, toHttpFunction, type Use } from "./endpoint.ts";
+import { admit, type Endpoint, toHttpFunction, type Use } from "./endpoint.ts";
 import { disconnectKafka } from "./kafka.ts";
 import { createHttpServer } from "./listener.ts";
 import { failure, log, logAs } from "./log.ts";
@@ -29,11 +30,14 @@ import {
   REQUEST_BODY_BYTES_MAX,
   REQUESTS_IN_FLIGHT_MAX,
   REQUESTS_INCOMPLETE_MAX,
+  REQUESTS_OF_ADDRESS_MAX,
+  REQUESTS_OF_USER_MAX,
   readSettingFile,
   required,
   SettingsError,
   settings,
 } from "./settings.ts";
+import { Shares } from "./shares.ts";
 import { type Subscriber, toCloudEventFunction } from "./subscriber.ts";
 
 /** Registers a description under the function's name: with the framework in this bundle, or with the one that loads it. */
@@ -72,9 +76,9 @@ export function createFunctionServer(
     if (!isEndpoint && (isFromPage(request) || (secret && !isForThisMachine(request)))) return false;
     return !secret || isSecret(request.headers[RUN_HEADER], secret);
   };
-  /** Requests without a complete answer, and those of them whose body is complete. */
+  const shares = new Shares(REQUESTS_IN_FLIGHT_MAX);
+  /** Requests without a complete answer. */
   const unfinished = new Set<ServerResponse>();
-  const inFlight = new Set<ServerResponse>();
   let draining = false;
   let arriving = true;
 
@@ -83,27 +87,35 @@ export function createFunctionServer(
     unfinished.add(response);
     response.once("close", () => {
       unfinished.delete(response);
-      inFlight.delete(response);
       if (draining) closeUnused();
     });
+    if (isEndpoint) allowOrigin(request, response);
     if (!isAdmitted(request)) return writeProblem(response, forbidden());
     if (!isEndpoint && request.method !== "POST") {
       const headers = { allow: "POST" };
       return writeProblem(response, new Problem("method-not-allowed", "A trigger accepts POST.", { headers }));
     }
-    // The framework's function writes and logs an answer that needs no body, and meets an error again to answer 500.
-    const admission: Admission = isEndpoint ? await admit(description, name, request).catch(() => ({})) : {};
-    if (admission.answer === undefined && hasBody(request)) {
-      const body = await receiver.receive(request, addressOf(request));
-      if (body instanceof Problem) return writeProblem(response, body);
-      request.body = body;
-      request.rawBody = body;
+    // The framework's function meets an error again, and answers 500.
+    const admission = isEndpoint ? await admit(description, name, request).catch(() => undefined) : undefined;
+    // The framework's function writes and logs an answer that needs no body.
+    if (admission?.answer === undefined) {
+      const address = addressOf(request);
+      if (hasBody(request)) {
+        const body = await receiver.receive(request, address);
+        if (body instanceof Problem) return writeProblem(response, body);
+        request.body = body;
+        request.rawBody = body;
+      }
+      const { id } = admission?.user ?? {};
+      // Sources deliver for everybody.
+      const clientMax =
+        id !== undefined ? REQUESTS_OF_USER_MAX : isEndpoint ? REQUESTS_OF_ADDRESS_MAX : REQUESTS_IN_FLIGHT_MAX;
+      const end = shares.begin(id ?? address, clientMax);
+      if (end instanceof Problem) return writeProblem(response, end);
+      // An endpoint works on after its client has left.
+      if (admission !== undefined) admission.end = end;
+      else response.once("close", end);
     }
-    if (inFlight.size >= REQUESTS_IN_FLIGHT_MAX) {
-      const detail = `This function works on ${REQUESTS_IN_FLIGHT_MAX} requests already. Nothing was changed; try again in a moment.`;
-      return writeProblem(response, new Problem("unavailable", detail, { headers: { "retry-after": "1" } }));
-    }
-    inFlight.add(response);
     if (!isEndpoint) {
       // A source's trace header is that of some other record of its batch; the event's own extension is the one to follow.
       delete request.headers.traceparent;

@@ -9,6 +9,11 @@ export const EVENT_BODY_BYTES_MAX = 1024 * 1024;
 export const RECORD_BYTES_MAX = 1_250_000;
 /** Complete requests in progress in one process; one more is answered 503 at once. */
 export const REQUESTS_IN_FLIGHT_MAX = 1000;
+/** Of these, requests of one user, and requests without a token from one address, which many clients may share. */
+export const REQUESTS_OF_USER_MAX = 100;
+export const REQUESTS_OF_ADDRESS_MAX = 500;
+/** From the first byte of a request to its answer; then 503 `outcome-unknown`. */
+export const REQUEST_MILLISECONDS_MAX = 20_000;
 /** Requests of one process whose body is still arriving; one more closes the one that waits longest. */
 export const REQUESTS_INCOMPLETE_MAX = 1000;
 /** A request line and its headers, as a client may send them: Node's default. */
@@ -149,11 +154,28 @@ export const KafkaPrefix = v.pipe(
   v.regex(/^[a-zA-Z0-9._-]{0,100}$/, "up to 100 letters, digits, dots, underscores and hyphens"),
 );
 
+/** Origins as browsers write them, as a variable or a flag names them. */
+export const Origins = v.pipe(
+  v.string(),
+  v.transform((text) => text.split(",").map((entry) => entry.trim())),
+  v.array(
+    v.pipe(
+      v.string(),
+      v.check(
+        (text) => /^https?:/.test(text) && URL.canParse(text) && new URL(text).origin === text,
+        "an origin such as https://shop.example, several separated by commas",
+      ),
+    ),
+  ),
+);
+
 const Variables = v.object({
   /** Knative's: the port to listen on. */
   PORT: v.optional(port, "8080"),
   /** The address to listen on; all interfaces when it is not set, as a container needs. */
   HOST: v.optional(v.string()),
+  /** The origins whose pages may call the endpoints. */
+  CORS_ORIGINS: v.optional(Origins),
   /** A file with the secret of a local run: the function accepts only requests that show it. */
   RUN_SECRET_FILE: v.optional(v.string()),
   /** How many proxies in front of the function append an address to X-Forwarded-For. 0: the header counts for nothing. */

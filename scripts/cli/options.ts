@@ -1,5 +1,7 @@
 /** Options that mean the same in every command, and how their values are read. */
 import { join, resolve } from "node:path";
+import * as v from "valibot";
+import { Origins } from "#kernel/settings";
 import { ROOT } from "../project/paths.ts";
 import type { Option } from "./command.ts";
 import { UsageError } from "./errors.ts";
@@ -29,6 +31,12 @@ export const brokers = {
   about: "the Kafka brokers, host:port,… (default KAFKA_BROKERS)",
 } as const satisfies Option;
 
+export const cors = {
+  type: "string",
+  value: "ORIGINS",
+  about: "pages of these origins may call Lotus, such as http://localhost:3000,…",
+} as const satisfies Option;
+
 export const json = {
   type: "boolean",
   about: "print JSON for programs",
@@ -39,6 +47,13 @@ export function readFolder(text: string | undefined): string {
   if (text === undefined) return join(ROOT, ".lotus");
   if (text === "") throw new UsageError("--folder must name a folder.");
   return resolve(text);
+}
+
+/** Returns the origins of `--cors`. @throws {UsageError} when one is not written as browsers write it */
+export function readOrigins(text: string): string[] {
+  const result = v.safeParse(Origins, text);
+  if (result.success) return result.output;
+  throw new UsageError(`--cors must be ${result.issues[0].message}; "${text}" is not.`);
 }
 
 /** Returns the whole number of an option. @throws {UsageError} when it is outside the limits */

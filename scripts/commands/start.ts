@@ -2,7 +2,7 @@
 import { relative } from "node:path";
 import { command } from "../cli/command.ts";
 import { EXIT_CODES, Refusal, sentenceOf, UsageError } from "../cli/errors.ts";
-import { brokers, database, folder, readCount, readFolder } from "../cli/options.ts";
+import { brokers, cors, database, folder, readCount, readFolder, readOrigins } from "../cli/options.ts";
 import { print, step } from "../cli/output.ts";
 import { table } from "../cli/text.ts";
 import { readDatabaseUrl } from "../database/connect.ts";
@@ -24,6 +24,7 @@ export const START_OPTIONS = {
     about: "the address of the gateway; 0.0.0.0 listens on every network",
     default: "127.0.0.1",
   },
+  cors,
   folder,
   fresh: { type: "boolean", about: "erase the data of earlier runs; never those of --database or --brokers" },
   database: { ...database, about: `${database.about}, instead of the one that Lotus starts` },
@@ -48,6 +49,7 @@ export const START_OPTIONS = {
 export interface StartValues {
   readonly port: string;
   readonly host: string;
+  readonly cors: string | undefined;
   readonly pooler: string | undefined;
   readonly folder: string | undefined;
   readonly fresh: boolean;
@@ -77,7 +79,7 @@ function inspectOptions(wanted: string | undefined): NonNullable<LotusOptions["n
 
 function readOptions(
   values: StartValues,
-): Pick<LotusOptions, "port" | "host" | "folder" | "fresh" | "kafka" | "databaseUrl" | "pooler"> {
+): Pick<LotusOptions, "port" | "host" | "cors" | "folder" | "fresh" | "kafka" | "databaseUrl" | "pooler"> {
   const port = readCount("port", values.port, 0, PORT_MAX);
   if (values.database !== undefined) readDatabaseUrl("--database", values.database);
   if (values.pooler !== undefined) {
@@ -95,6 +97,7 @@ function readOptions(
     fresh: values.fresh,
     kafka: values.kafka || Boolean(process.env.KAFKA_BROKERS),
     host: values.host,
+    ...(values.cors !== undefined && { cors: readOrigins(values.cors) }),
     ...(values.database !== undefined && { databaseUrl: values.database }),
     ...(values.pooler !== undefined && { pooler: values.pooler }),
   };

@@ -49,7 +49,14 @@ function environmentOf(fn: LotusFunction) {
     });
   }
   // Kourier sees the client and appends its address.
-  if (fn.kind === "endpoint") env.push({ name: "TRUSTED_PROXIES", value: "1" });
+  if (fn.kind === "endpoint")
+    env.push(
+      { name: "TRUSTED_PROXIES", value: "1" },
+      {
+        name: "CORS_ORIGINS",
+        valueFrom: { configMapKeyRef: { name: "lotus", key: "cors-origins", optional: true } },
+      },
+    );
   return { env, mounts };
 }
 

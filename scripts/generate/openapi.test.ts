@@ -254,7 +254,10 @@ describe("the API", () => {
     await ask("/profile/register", "POST", "POST /profile/register", { body });
     for (const { path, description } of endpoints) {
       const { responses = {} } = document.paths[path]?.[description.method.toLowerCase()] ?? {};
-      const documented = Object.keys(responses).filter((status) => !NOT_HERE.includes(status));
+      const documented = Object.keys(responses).filter(
+        // Every endpoint limits the requests of one client; shares.test.ts brings that about.
+        (status) => !NOT_HERE.includes(status) && (status !== "429" || 429 in description.answers),
+      );
       expect([path, ...(seen.get(path) ?? [])].sort()).toEqual([path, ...documented].sort());
     }
   });

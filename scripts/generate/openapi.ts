@@ -48,7 +48,13 @@ function referring(schema: JsonSchema, components: Components): JsonSchema {
 /** Returns the refusals that the kernel adds to the endpoint's own. */
 function commonRefusals({ method, caller, body, idempotent }: Endpoint): ProblemCode[] {
   // Every endpoint refuses a repeated query parameter.
-  const codes: ProblemCode[] = ["invalid-request", "method-not-allowed", "internal", "unavailable"];
+  const codes: ProblemCode[] = [
+    "invalid-request",
+    "method-not-allowed",
+    "too-many-requests",
+    "internal",
+    "unavailable",
+  ];
   if (caller === "user") codes.push("unauthenticated");
   if (body) codes.push("malformed-body", "unsupported-media-type");
   if (method === "POST") codes.push("body-too-large", "outcome-unknown");

@@ -38,6 +38,8 @@ export interface Backends {
   readonly limits?: Partial<Limits>;
   /** The URL of the pooler that functions use, as roleUrl reads it. */
   readonly pooler?: string;
+  /** The origins whose pages may call the endpoints, separated by commas. */
+  readonly cors?: string;
 }
 
 /** The limits of an environment. */
@@ -115,6 +117,7 @@ export function choose(options: DeployOptions, previous: Previous): Backends {
   const adminUrl = options.database ?? previous.adminUrl;
   const database: Database = adminUrl === undefined ? { kind: "cluster" } : databaseAt(adminUrl);
   const remembered = options.database === undefined && previous.configuration?.["database-prepare"] === "false";
+  const cors = options.cors ?? previous.configuration?.["cors-origins"];
   const unprepared = options.noPrepare || remembered;
   const former = previous.configuration ?? {};
   const pods = options.pods ?? numberIn(former["max-pods"], PODS_MAX_DEFAULT);
@@ -127,6 +130,7 @@ export function choose(options: DeployOptions, previous: Previous): Backends {
     ...(pooler !== undefined && { pooler }),
     database: database.kind === "outside" && unprepared ? { ...database, prepare: false } : database,
     kafka: kafkaOf(options, previous.configuration),
+    ...(cors && { cors }),
   };
 }
 
@@ -152,6 +156,7 @@ export function configuration(backends: Backends): KubernetesObject {
       "database-pool": String(pool),
       ...(pooler !== undefined && { "database-pooler": pooler }),
       "database-prepare": String(database.kind !== "outside" || database.prepare !== false),
+      ...(backends.cors && { "cors-origins": backends.cors }),
       ...(kafka.kind === "outside" && kafka.security && { "kafka-security": writtenSecurity(kafka.security) }),
     },
   };

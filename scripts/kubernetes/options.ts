@@ -4,7 +4,7 @@ import { readDatabaseAddress } from "#kernel/database-url";
 import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import type { Option } from "../cli/command.ts";
 import { UsageError } from "../cli/errors.ts";
-import { brokers, database } from "../cli/options.ts";
+import { brokers, cors, database, readOrigins } from "../cli/options.ts";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
 import { type KafkaCredentials, MECHANISMS } from "./kafka-security.ts";
 
@@ -26,6 +26,8 @@ export interface DeployOptions {
   readonly pods: number | undefined;
   /** Connections of one pod at most. */
   readonly pool: number | undefined;
+  /** The origins whose pages may call the endpoints, separated by commas; an empty text removes them. */
+  readonly cors: string | undefined;
   readonly kafka: readonly string[] | undefined;
   readonly kafkaCredentials: KafkaCredentials;
   readonly brokers: 1 | 3 | undefined;
@@ -41,6 +43,7 @@ export interface DeployOptions {
 /** The options of the command line. */
 export const DEPLOY_OPTIONS = {
   database: { ...database, about: `${database.about}; Neon or any Postgres, instead of one in the cluster` },
+  cors: { ...cors, about: `${cors.about}; an empty text ends that` },
   brokers: { ...brokers, about: "these Kafka brokers, host:port,…, instead of one in the cluster" },
   pooler: {
     type: "string",
@@ -196,6 +199,7 @@ export function readOptions(
     pods: values.pods === undefined ? undefined : parseNumber("--pods", values.pods),
     pool: values.pool === undefined ? undefined : parseNumber("--pool", values.pool),
     noPrepare: values["no-prepare"],
+    cors: values.cors && readOrigins(values.cors).join(","),
     kafka: values.brokers === undefined ? undefined : parseHosts(values.brokers),
     kafkaCredentials: credentialsOf(values, environment.KAFKA_PASSWORD),
     brokers: replicas === undefined ? undefined : replicas === "3" ? 3 : 1,

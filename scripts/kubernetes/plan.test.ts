@@ -81,6 +81,17 @@ describe("backends", () => {
     expect(() => choose(local, nothing)).toThrow("cannot be reached from the cluster");
   });
 
+  it("keep the origins of pages until --cors names others, or none", async () => {
+    const origins = (backends: Backends) => configuration(backends).data;
+    const first = choose(await options("--cors", "https://shop.example, http://localhost:3000"), nothing);
+    expect(origins(first)).toMatchObject({ "cors-origins": "https://shop.example,http://localhost:3000" });
+    const written = { kafka: "cluster-1", "cors-origins": "https://shop.example" };
+    const previous = { configuration: written, adminUrl: undefined };
+    expect(origins(choose(await options(), previous))).toMatchObject({ "cors-origins": "https://shop.example" });
+    expect(origins(choose(await options("--cors", ""), previous))).not.toHaveProperty("cors-origins");
+    await expect(options("--cors", "shop.example")).rejects.toThrow('"shop.example" is not');
+  });
+
   it("stay as they were without options", async () => {
     const configuration = { kafka: "outside", "kafka-brokers": "a:1,b:2" };
     const { database, kafka } = choose(await options(), { configuration, adminUrl: OWNER });

@@ -1,6 +1,7 @@
 /** The gateway: forwards a request to its function's process, which it starts when none runs, as Kourier and Knative would. */
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { allowOrigin } from "#kernel/cors";
 import { createHttpServer } from "#kernel/listener";
 import { Problem, quoted, writeProblem } from "#kernel/problem";
 import { Receiver } from "#kernel/receive";
@@ -39,13 +40,20 @@ export async function listen(server: Server, port: number, host?: string): Promi
 /**
  * Creates the gateway's server.
  * @param routes a path's beginning leads to a function, the longest beginning first
+ * @param corsOrigins the origins whose pages may read the answers
  */
-export function createGateway(routes: Manifests["routes"], functions: ReadonlyMap<string, FunctionProcess>): Server {
+export function createGateway(
+  routes: Manifests["routes"],
+  functions: ReadonlyMap<string, FunctionProcess>,
+  corsOrigins?: readonly string[],
+): Server {
   const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, REQUEST_BODY_BYTES_MAX);
   const unfinished = new Set<ServerResponse>();
   let inFlight = 0;
   let closing = false;
   const serve = async (incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> => {
+    // For the refusals of the gateway itself.
+    if (corsOrigins !== undefined) allowOrigin(incoming, outgoing, corsOrigins);
     const target = originForm(incoming.url);
     const path = target.split("?")[0] ?? "/";
     const name = routes.find((route) => path.startsWith(route.path))?.name;

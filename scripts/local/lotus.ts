@@ -30,6 +30,8 @@ import { type Addresses, takeFolder } from "./run-file.ts";
 export interface LotusOptions {
   /** 0: any free port. */
   readonly port: number;
+  /** The origins whose pages may call the endpoints. */
+  readonly cors?: readonly string[];
   /** The address that the gateway listens on; without it only this machine reaches Lotus. */
   readonly host?: string;
   /** Keeps the data, the passwords and the keys. */
@@ -290,7 +292,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     );
     const busListening = await listen(bus.server, 0, "127.0.0.1");
     inside = `http://127.0.0.1:${busListening.port}/${secret}`;
-    const manifests = await readManifests(join(ROOT, "knative"), secrets, passedAsConfiguration(), {
+    const manifests = await readManifests(join(ROOT, "knative"), secrets, passedAsConfiguration(options), {
       ...passedOn(kafka !== undefined),
       K_SINK: inside,
       RUN_SECRET_FILE: join(secrets, "run", "secret"),
@@ -351,7 +353,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       endings.push(() => watching.stop());
     }
 
-    const gateway = createGateway(manifests.routes, functions);
+    const gateway = createGateway(manifests.routes, functions, options.cors);
     const listening = await listenAt(gateway, options);
     endings.push(() => listening.stop());
     const url = `http://localhost:${listening.port}`;
@@ -399,12 +401,13 @@ async function localBudget(): Promise<ConnectionBudget> {
   return { functions: functions.length, pods: 1, pool: Number(pool ?? POOL_CONNECTIONS_MAX), revisions: 1 };
 }
 
-/** The entries of the ConfigMap `lotus` that a local run sets by variables of the same meaning. */
-function passedAsConfiguration(): Record<string, string> {
+/** Returns the entries of the ConfigMap `lotus` that a local run sets by its options and by variables of the same meaning. */
+function passedAsConfiguration({ cors }: LotusOptions): Record<string, string> {
   const { DATABASE_PREPARE: prepare, DATABASE_POOL: pool } = process.env;
   return {
     ...(prepare !== undefined && { "database-prepare": prepare }),
     ...(pool !== undefined && { "database-pool": pool }),
+    ...(cors !== undefined && { "cors-origins": cors.join(",") }),
   };
 }
 

@@ -1,0 +1,42 @@
+/** How many requests a process works on at a time: in all, and for one client. */
+import { Problem } from "./problem.ts";
+
+const later = { headers: { "retry-after": "1" } };
+
+/** Counts the requests in progress of one process. */
+export class Shares {
+  readonly #requestsMax: number;
+  readonly #ofClient = new Map<string, number>();
+  #count = 0;
+
+  /** @param requestsMax requests in progress of all clients together */
+  constructor(requestsMax: number) {
+    this.#requestsMax = requestsMax;
+  }
+
+  /**
+   * Counts a request as begun.
+   * @param client a user's id, or an address
+   * @param clientMax requests in progress of this client
+   * @returns the function to call once when the work has ended, or the refusal to answer with
+   */
+  begin(client: string, clientMax: number): Problem | (() => void) {
+    const ofClient = this.#ofClient.get(client) ?? 0;
+    if (ofClient >= clientMax) {
+      const detail = `${clientMax} of your requests are in progress already. Nothing was changed; wait for their answers.`;
+      return new Problem("too-many-requests", detail, later);
+    }
+    if (this.#count >= this.#requestsMax) {
+      const detail = `This function works on ${this.#requestsMax} requests already. Nothing was changed; try again in a moment.`;
+      return new Problem("unavailable", detail, later);
+    }
+    this.#count++;
+    this.#ofClient.set(client, ofClient + 1);
+    return () => {
+      this.#count--;
+      const left = (this.#ofClient.get(client) ?? 1) - 1;
+      if (left === 0) this.#ofClient.delete(client);
+      else this.#ofClient.set(client, left);
+    };
+  }
+}
