@@ -87,6 +87,15 @@ describe("a Postgres of one's own", () => {
     await second.stop();
   });
 
+  it("whose data is of another major version says which, and what to do", async () => {
+    const old = join(folder, "old");
+    await (await startPostgres(old, FLAGS)).stop();
+    await writeFile(join(old, "data/PG_VERSION"), "15\n");
+    await expect(startPostgres(old, FLAGS)).rejects.toThrow(
+      /is of PostgreSQL 15, and Lotus starts PostgreSQL \d+\. .*pg_upgrade/,
+    );
+  });
+
   it("whose passwords are gone says so, and what to do, and does not stay", async () => {
     const lost = join(folder, "lost");
     await (await startPostgres(lost, FLAGS)).stop();

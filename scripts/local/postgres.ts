@@ -137,10 +137,9 @@ async function initialise({ data, binaries: { initdb }, user }: Place, password:
   await writeFile(passwordFile, password, { mode: 0o600 });
   if (user !== undefined) await chown(passwordFile, user.uid, user.gid);
   try {
-    // `password`: SCRAM costs Neon's driver 0.6 s a connection, and this server listens on loopback only.
     await run(
       initdb,
-      ["-D", growing, "-U", "postgres", `--pwfile=${passwordFile}`, "--auth=password", "--encoding=UTF8"].concat([
+      ["-D", growing, "-U", "postgres", `--pwfile=${passwordFile}`, "--auth=scram-sha-256", "--encoding=UTF8"].concat([
         "--locale-provider=builtin",
         "--locale=C",
         "--builtin-locale=C.UTF-8",
@@ -158,6 +157,17 @@ async function initialise({ data, binaries: { initdb }, user }: Place, password:
   } finally {
     await rm(passwordFile, { force: true });
   }
+}
+
+/** @throws {Refusal} a sentence, when another major version of Postgres made the data */
+async function refuseOtherVersion({ data, binaries: { postgres } }: Place): Promise<void> {
+  const made = (await readFile(join(data, "PG_VERSION"), "utf8")).trim();
+  const { stdout } = await run(postgres, ["--version"], { cwd: tmpdir(), env: environment() });
+  const [, here = ""] = /(\d+)/.exec(stdout) ?? [];
+  if (made === here) return;
+  throw new Refusal(
+    `The data in ${data} is of PostgreSQL ${made}, and Lotus starts PostgreSQL ${here}. Convert it with pg_upgrade, or dump it with PostgreSQL ${made} (pg_dump) and restore it into a new folder. To erase it: --fresh.`,
+  );
 }
 
 /** Ends a server that a killed run left behind in this folder. */
@@ -270,6 +280,7 @@ export async function startPostgres(
     await writeFile(passwordFile, JSON.stringify(made), { mode: 0o600 });
     await initialise(where, made.superuser);
   }
+  await refuseOtherVersion(where);
   const passwords = await readFile(passwordFile, "utf8")
     .then((text) => JSON.parse(text) as { superuser: string; owner: string })
     .catch((error: Error) => {
