@@ -9,7 +9,7 @@ import {
   BATCH_KEY_CALLS_MAX,
   BATCH_LANE_STATEMENTS_MAX,
   BATCH_ROWS_MAX,
-  BATCH_SINGLE_MILLISECONDS,
+  BATCH_SLOW_MILLISECONDS,
   BATCH_STATEMENTS_MAX,
   BATCH_WAIT_MILLISECONDS_MAX,
 } from "./settings.ts";
@@ -100,16 +100,20 @@ describe("calls in shared statements, with a fake database", () => {
   const answerAll = async (locked: readonly number[] = []) => {
     while (sent.length > 0) await next().answer(locked);
   };
-  /** Keeps all statements of batches busy, so that later calls wait for the next one. */
+  /** Keeps all statements of batches busy, so that later calls wait for the next one. Returns the statements. */
   const occupy = async (run: (call: Call) => Promise<Row>): Promise<Sent[]> => {
     let value = 0;
     const begin = () => void run({ key: `busy ${--value}`, value });
-    for (let n = 0; n < BATCH_STATEMENTS_MAX; n++) begin();
-    for (const single of sent.splice(0)) {
+    begin();
+    begin();
+    begin();
+    await next().answer();
+    for (let batch = 1; batch < BATCH_STATEMENTS_MAX; batch++) {
       begin();
       begin();
-      await single.answer();
+      await vi.advanceTimersByTimeAsync(BATCH_SLOW_MILLISECONDS);
     }
+    await vi.advanceTimersByTimeAsync(BATCH_SLOW_MILLISECONDS);
     expect(sent.map(({ kind }) => kind)).toEqual(Array(BATCH_STATEMENTS_MAX).fill("many"));
     return sent.splice(0);
   };
@@ -176,14 +180,29 @@ describe("calls in shared statements, with a fake database", () => {
     expect(await locked).toMatchObject({ value: 1 });
   });
 
+  it("sends one batch at a time, and a second one beside a slow one", async () => {
+    const run = batched<Call, Row>(description);
+    void run(call(0));
+    for (let value = 1; value < 3; value++) void run(call(value));
+    await next().answer();
+    for (let value = 3; value < 5; value++) void run(call(value));
+    expect(sent.map(values)).toEqual([[1, 2]]);
+    await vi.advanceTimersByTimeAsync(BATCH_SLOW_MILLISECONDS);
+    expect(sent.map(values)).toEqual([
+      [1, 2],
+      [3, 4],
+    ]);
+  });
+
   it("goes on with other keys at once while two rows stay locked", async () => {
     const run = batched<Call, Row>(description);
     const stuck = [run(call(1)), run(call(2))];
     const outcomes = stuck.map(codeOf);
+    await vi.advanceTimersByTimeAsync(BATCH_SLOW_MILLISECONDS);
     const held = sent.splice(0);
     expect(held).toHaveLength(2);
     const others = [3, 4, 5].map((value) => run(call(value)));
-    await vi.advanceTimersByTimeAsync(BATCH_SINGLE_MILLISECONDS);
+    await vi.advanceTimersByTimeAsync(BATCH_SLOW_MILLISECONDS);
     await answerAll();
     expect((await Promise.all(others)).map(({ value }) => value)).toEqual([3, 4, 5]);
     for (const statement of held) await statement.fail(new RowLocked());

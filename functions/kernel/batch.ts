@@ -8,7 +8,7 @@ import {
   BATCH_LANE_KEYS_MAX,
   BATCH_LANE_STATEMENTS_MAX,
   BATCH_ROWS_MAX,
-  BATCH_SINGLE_MILLISECONDS,
+  BATCH_SLOW_MILLISECONDS,
   BATCH_STATEMENTS_MAX,
   BATCH_WAIT_MILLISECONDS_MAX,
 } from "./settings.ts";
@@ -47,6 +47,12 @@ interface Entry<Call, Row> {
   lost: boolean;
 }
 
+/** A statement in flight. */
+interface Flight {
+  /** It has been in flight for longer than BATCH_SLOW_MILLISECONDS. */
+  slow: boolean;
+}
+
 /** The calls of one key that wait. A line is in `ready`, in `lane` or in flight, never in two of them. */
 interface Line<Call, Row> {
   readonly key: string;
@@ -72,7 +78,8 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
   const ready: Line<Call, Row>[] = [];
   const lane: Line<Call, Row>[] = [];
   let calls = 0;
-  let statements = 0;
+  /** The statements in flight outside the lane. */
+  const flights = new Set<Flight>();
   let laneStatements = 0;
   let stuckStatements = 0;
 
@@ -208,28 +215,44 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     return false;
   }
 
+  /** Counts a statement as in flight until `land` is called. Calls `late` when it takes long. */
+  function takeOff(late: (flight: Flight) => void): { land(): void } {
+    const flight: Flight = { slow: false };
+    flights.add(flight);
+    const timer = setTimeout(() => {
+      late(flight);
+      pump();
+    }, BATCH_SLOW_MILLISECONDS);
+    return {
+      land() {
+        clearTimeout(timer);
+        flights.delete(flight);
+      },
+    };
+  }
+
+  /** One statement at a time makes the largest batches. A slow one must not delay the others: a second goes out beside it. */
+  function hasRoom(): boolean {
+    return flights.size < BATCH_STATEMENTS_MAX && [...flights].every(({ slow }) => slow);
+  }
+
   async function runBatch(entries: readonly Entry<Call, Row>[], from: readonly Line<Call, Row>[]): Promise<void> {
-    statements++;
+    const { land } = takeOff((flight) => {
+      flight.slow = true;
+    });
     await sendMany(entries);
-    statements--;
+    land();
     for (const line of from) place(line);
     pump();
   }
 
-  /** Runs a single call. After a while it counts as waiting for its row, and makes room for the next batch. */
+  /** Runs a single call. A slow one waits for its row, as a statement of the lane does, and no longer counts as a batch. */
   async function runSingle(entry: Entry<Call, Row>, line: Line<Call, Row>): Promise<void> {
-    statements++;
+    const { land } = takeOff((flight) => flights.delete(flight));
     laneStatements++;
-    let counted = true;
-    const late = setTimeout(() => {
-      counted = false;
-      statements--;
-      pump();
-    }, BATCH_SINGLE_MILLISECONDS);
     line.stuck = await sendOne(line, entry);
-    clearTimeout(late);
-    if (counted) statements--;
     laneStatements--;
+    land();
     place(line);
     pump();
   }
@@ -260,7 +283,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       leave(entry);
       void runInLane(line, entry);
     }
-    while (statements < BATCH_STATEMENTS_MAX && ready.length > 0) {
+    while (ready.length > 0 && hasRoom()) {
       const { entries, from } = take();
       const [entry] = entries;
       const [line] = from;

@@ -46,11 +46,11 @@ export const ROW_WAIT_MILLISECONDS_MAX = 1_000;
 
 /** Group commit (batch.ts). Calls in one statement: CPU per payment falls until about 64 rows, latency grows with each row. */
 export const BATCH_ROWS_MAX = 64;
-/** Statements of batches in flight, and of calls that run alone because their row is locked. Together at most the pool. */
+/** Statements of batches in flight, the second only beside a slow one, and of calls that run alone. Together at most the pool. */
 export const BATCH_STATEMENTS_MAX = 2;
 export const BATCH_LANE_STATEMENTS_MAX = 2;
-/** A single call in flight for longer than this counts as waiting for a locked row. */
-export const BATCH_SINGLE_MILLISECONDS = 50;
+/** A statement in flight for longer than this is slow: it may wait for a locked row. */
+export const BATCH_SLOW_MILLISECONDS = 50;
 /** Calls of one process that wait or are in flight, and those of one key: a quarter, so that one user cannot fill the queue. */
 export const BATCH_CALLS_MAX = 1_000;
 export const BATCH_KEY_CALLS_MAX = 250;
