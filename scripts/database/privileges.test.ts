@@ -19,9 +19,11 @@ const MAY_EXECUTE: Readonly<Record<string, readonly string[]>> = {
     "events.emit",
     "events.uuid_v7",
     "profile.begin_login",
-    "profile.count_attempt",
+    "profile.count_failure",
+    "profile.count_registration",
     "profile.end_login",
     "profile.register",
+    "profile.seconds_until",
   ],
   billing: [
     "billing.balance",
@@ -39,7 +41,7 @@ const MAY_EXECUTE: Readonly<Record<string, readonly string[]>> = {
     "events.end_request",
     "events.uuid_v7",
   ],
-  notification: ["events.move_to_dead_letters", "events.settle", "events.unsettled", "notification.store"],
+  notification: ["events.move_to_dead_letters", "events.settle_many", "events.unsettled", "notification.store"],
 };
 
 interface Routine {
@@ -166,7 +168,7 @@ describe("a role", () => {
         "billing.charge": `select billing.charge(${user}, 1, null)`,
         "billing.move_money": `select billing.move_money(${user}, 'a@b.cd', 'deposit', 1, 'k', 'f', 'billing-test', null)`,
         "events.begin_request": `select events.begin_request(${user}, 'k', 'f')`,
-        "profile.register": "select profile.register('a@b.cd', null, 'h', 'profile-register', null)",
+        "profile.register": "select profile.register('a@b.cd', 'a@b.cd', null, 'h', 'profile-register', null)",
       };
       for (const { name, call } of routines) await as(service, own[name] ?? call);
       client?.off("notice", listen);
@@ -179,7 +181,7 @@ describe("a role", () => {
     [
       "notification",
       "settles another service's event",
-      "select events.settle(gen_random_uuid(), 'billing-open-account')",
+      "select events.settle_many(false, array[gen_random_uuid()], 'billing-open-account')",
     ],
     [
       "notification",
@@ -196,7 +198,11 @@ describe("a role", () => {
       "moves another subscriber's event to the dead letters",
       "select events.move_to_dead_letters(gen_random_uuid(), 'billing-open-account', 'x', '{}', null, 0)",
     ],
-    ["notification", "acts for a subscriber without a name", "select events.settle(gen_random_uuid(), null)"],
+    [
+      "notification",
+      "acts for a subscriber without a name",
+      "select events.settle_many(false, array[gen_random_uuid()], null)",
+    ],
     [
       "order",
       "publishes a topic of another service",
@@ -232,7 +238,9 @@ describe("a role", () => {
   });
 
   it("does its own work", async () => {
-    expect(await as("notification", "select events.settle(gen_random_uuid(), 'notification-store')")).toBe("allowed");
+    expect(
+      await as("notification", "select events.settle_many(false, array[gen_random_uuid()], 'notification-store')"),
+    ).toBe("allowed");
     expect(
       await as(
         "events",
