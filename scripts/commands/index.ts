@@ -39,6 +39,7 @@ export const COMMANDS: Readonly<Record<string, Entry>> = {
   build: entry("Develop", "bundle the functions into dist/", () => import("./build.ts")),
   images: entry("Develop", "write the contents of the images", () => import("./images.ts")),
   chaos: entry("Develop", "inject faults under load and check the invariants", () => import("./chaos.ts")),
+  fuzz: entry("Develop", "send generated requests to every endpoint", () => import("./fuzz.ts")),
   bench: entry("Develop", "measure Lotus against floors", () => import("./bench.ts")),
 
   cluster: entry("Cluster", "start minikube with Knative", () => import("./cluster.ts")),
