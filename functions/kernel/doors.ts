@@ -1,4 +1,4 @@
-/** Who may send a request to a process that only other processes of Lotus call. */
+/** Keeps pages and other users out of the processes that only Lotus calls. */
 import { timingSafeEqual } from "node:crypto";
 import type { IncomingMessage } from "node:http";
 import { Problem } from "./problem.ts";

@@ -24,7 +24,7 @@ const brokenOff = () => new Error("the client closed the connection before its b
 export class Receiver {
   readonly #requestsMax: number;
   readonly #bytesMax: number;
-  /** By client address, in order of arrival: what ends the waiting of each request. */
+  /** The functions that end the waiting of a request, by client address, in order of arrival. */
   readonly #waiting = new Map<string, Set<(refusal: Problem) => void>>();
   #count = 0;
 

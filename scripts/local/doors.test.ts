@@ -78,6 +78,14 @@ describe("the event bus and a trigger of a local run", () => {
     expect([await messages(), await deadLetters()]).toEqual([0, 0]);
   });
 
+  it("answer 405 to other methods than POST, without a stack in the log", async () => {
+    for (const method of ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"]) {
+      const { status, headers } = await fetch(`${lotus.insideUrl}/notification-store`, { method });
+      expect([method, status, headers.get("allow")]).toEqual([method, 405, "POST"]);
+    }
+    expect((lotus.lines.get("notification-store") ?? []).join("\n")).not.toContain("    at ");
+  });
+
   it("accept a request with the secret of the run", async () => {
     expect(await send(`${lotus.insideUrl}/notification-store`, {})).toBe(204);
     expect(await messages()).toBe(1);
