@@ -13,13 +13,15 @@ const RATIO_MAX = 2.2;
 /** Node 24 itself needs 15 MiB more than Node 20. */
 const MEMORY_MEBIBYTES_MAX = { 20: 55, 24: 70 };
 
-interface Start {
+/** A start and its first answer. */
+export interface Start {
   readonly listening: number;
   readonly answered: number;
   readonly mebibytes: number;
 }
 
-interface Case {
+/** A program and the call that it answers first. */
+export interface Case {
   readonly what: string;
   readonly file: string;
   readonly call: string;
@@ -43,7 +45,8 @@ function call(port: number, { call, headers, status }: Case): Promise<void> {
   });
 }
 
-async function measure(what: Case, environment: Readonly<Record<string, string>>, node: string): Promise<Start> {
+/** Starts a program, calls it once, and stops it. Times in milliseconds. */
+export async function measure(what: Case, environment: Readonly<Record<string, string>>, node: string): Promise<Start> {
   const began = performance.now();
   const { port, child, stop } = await start(what.file, environment, node);
   const listening = performance.now() - began;
