@@ -117,6 +117,8 @@ export function createFunctionServer(
       else response.once("close", end);
     }
     if (!isEndpoint) {
+      // The framework looks into the body of every event.
+      request.body ??= Buffer.alloc(0);
       // A source's trace header is that of some other record of its batch; the event's own extension is the one to follow.
       delete request.headers.traceparent;
       for (const [name, value] of Object.entries(request.headers))

@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { readdir, readFile, readlink, stat } from "node:fs/promises";
 import { request } from "node:http";
+import { connect } from "node:net";
 import { basename, dirname } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { call, newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../testing/lotus.ts";
@@ -84,6 +85,16 @@ describe("the event bus and a trigger of a local run", () => {
       expect([method, status, headers.get("allow")]).toEqual([method, 405, "POST"]);
     }
     expect((lotus.lines.get("notification-store") ?? []).join("\n")).not.toContain("    at ");
+  });
+
+  it("move a request without a body and without a length to the dead letters", async () => {
+    const port = await portOf("notification-store");
+    const socket = connect(port, "127.0.0.1");
+    socket.write(`POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nlotus-run: ${secret}\r\nConnection: close\r\n\r\n`);
+    let text = "";
+    for await (const chunk of socket) text += chunk;
+    expect(text).toMatch(/^HTTP\/1\.1 204 /);
+    expect(await deadLetters()).toBe(1);
   });
 
   it("accept a request with the secret of the run", async () => {
