@@ -110,7 +110,7 @@ async function send(envelopes: readonly Envelope[], until: number): Promise<void
       envelopes.map((envelope) => toKafkaRecord(envelope, prefix)),
     );
   }
-  if (sink === undefined) throw new Error("neither KAFKA_BROKERS nor K_SINK is set");
+  if (sink === undefined) throw new Error("no broker is set: set KAFKA_BROKERS or K_SINK");
   const to = new URL(sink);
   await Promise.all(envelopes.map((envelope) => publishToSink(to, envelope, until)));
 }

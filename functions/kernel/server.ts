@@ -38,7 +38,7 @@ import {
   settings,
 } from "./settings.ts";
 import { Shares } from "./shares.ts";
-import { type Subscriber, toCloudEventFunction } from "./subscriber.ts";
+import { readDelivery, type Subscriber, toCloudEventFunction } from "./subscriber.ts";
 
 /** Registers a description under the function's name: with the framework in this bundle, or with the one that loads it. */
 export function register(name: string, description: Endpoint | Subscriber, framework = { http, cloudEvent }): void {
@@ -48,15 +48,6 @@ export function register(name: string, description: Endpoint | Subscriber, frame
 }
 
 type FrameworkRequest = IncomingMessage & { originalUrl?: string; body?: Buffer; rawBody?: Buffer };
-
-/** An attribute as it was before it became a header (CloudEvents HTTP binding §3.1.3.2); what was not encoded stays as it is. */
-function percentDecoded(text: string): string {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return text;
-  }
-}
 
 /**
  * A server for one function, not yet listening. The framework finds the body already read, so that it parses nothing itself.
@@ -117,12 +108,11 @@ export function createFunctionServer(
       else response.once("close", end);
     }
     if (!isEndpoint) {
-      // The framework looks into the body of every event.
-      request.body ??= Buffer.alloc(0);
-      // A source's trace header is that of some other record of its batch; the event's own extension is the one to follow.
+      const event = readDelivery(request.headers, request.body);
+      // The framework would read these headers again. Its trace header belongs to another record of the same batch.
+      for (const name of Object.keys(request.headers)) if (name.startsWith("ce-")) delete request.headers[name];
       delete request.headers.traceparent;
-      for (const [name, value] of Object.entries(request.headers))
-        if (name.startsWith("ce-") && typeof value === "string") request.headers[name] = percentDecoded(value);
+      request.body = event as Buffer;
     }
     // There is one function here: nothing to route. A target that the framework cannot decode it would answer with HTML.
     request.originalUrl = request.url ?? "/";
@@ -133,6 +123,7 @@ export function createFunctionServer(
   const headerBytesMax = isEndpoint ? FORWARDED_HEADER_BYTES_MAX : EVENT_HEADER_BYTES_MAX;
   const server = createHttpServer(headerBytesMax, (request, response) => {
     serve(request, response).catch((error: unknown) => {
+      if (error instanceof Problem) return writeProblem(response, error);
       log("warning", "a request broke off", { reason: failure(error).reason ?? "" });
       response.destroy();
     });

@@ -5,7 +5,7 @@ import * as v from "valibot";
 /** A request's body; a CloudEvent's data may be larger, because a broker lets foreign producers send that much. */
 export const REQUEST_BODY_BYTES_MAX = 64 * 1024;
 export const EVENT_BODY_BYTES_MAX = 1024 * 1024;
-/** What a topic takes of a record. More than an event may have: what is too long is buried by what it says, not refused unread. */
+/** The largest record of a topic: more than an event may have, so that a larger event becomes a dead letter with a reason. */
 export const RECORD_BYTES_MAX = 1_250_000;
 /** Complete requests in progress in one process; one more is answered 503 at once. */
 export const REQUESTS_IN_FLIGHT_MAX = 1000;
@@ -93,9 +93,17 @@ export const RELAY_BATCH_EVENTS_MAX = 500;
 /** A broker's limit is on what one batch holds for one partition: as much as the largest event, no more. */
 export const RELAY_BATCH_BYTES_MAX = EVENT_BODY_BYTES_MAX;
 export const RELAY_RUN_MILLISECONDS_MAX = 45_000;
-/** Of the reason with which an event is buried. */
+/** What a dead letter contains: characters of one attribute and of all together, and bytes of a body above EVENT_BODY_BYTES_MAX. */
+export const DEAD_LETTER_ATTRIBUTE_LENGTH_MAX = 16 * 1024;
+export const DEAD_LETTER_ATTRIBUTES_LENGTH_MAX = 64 * 1024;
+export const DEAD_LETTER_BODY_BYTES_MAX = 64 * 1024;
+/** The relay deletes the oldest dead letters beyond this number, this size together, and this age. */
+export const DEAD_LETTERS_MAX = 10_000;
+export const DEAD_LETTERS_BYTES_MAX = 1024 * 1024 * 1024;
+export const DEAD_LETTER_HOURS_MAX = 90 * 24;
+/** Characters of a dead letter's reason. */
 export const REASON_LENGTH_MAX = 1_000;
-/** Publications of one event before the dead-letter sink buries it instead of leaving it to the relay: some seventy minutes. */
+/** Publications of one event before it moves to the dead letters: about seventy minutes. */
 export const PUBLISH_ATTEMPTS_MAX = 12;
 export const IDEMPOTENCY_KEY_DAYS = 7;
 /** Old keys that one statement deletes, and how long in one run of the relay. */

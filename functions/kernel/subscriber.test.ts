@@ -1,8 +1,12 @@
 import { randomUUID } from "node:crypto";
+import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { databaseOf } from "../../scripts/database/roles.ts";
+import { type KafkaRecord, toMessage } from "../../scripts/sources/cloud-event.ts";
 import {
   call,
   eventually,
+  killFunction,
   newUser,
   startTestLotus,
   type TestLotus,
@@ -37,6 +41,12 @@ const fact = (facts: object = {}) => ({
   ...facts,
 });
 
+const count = async (text: string, values: unknown[] = []): Promise<number> =>
+  (await lotus.database.query(`select count(*)::int as count from ${text}`, values)).rows[0].count;
+const stored = (messages: readonly string[]) =>
+  count("notification.notifications where message = any ($1)", [messages]);
+const counts = async () => [await count("events.dead_letters"), await count("notification.notifications")];
+
 async function reasonOf(id: string): Promise<string> {
   const { rows } = await lotus.database.query("select reason from events.dead_letters where attributes ->> 'id' = $1", [
     id,
@@ -63,7 +73,7 @@ describe("an event of another producer", () => {
       { recipient: "\ud800@example.com" },
       /: recipient: must be an email address of at most 254 bytes\.$/,
     ],
-  ])("that %s is buried at once, with a reason that quotes nothing", async (_, given, reason) => {
+  ])("that %s moves to the dead letters at once, with a reason that quotes nothing", async (_, given, reason) => {
     const id = randomUUID();
     const body = typeof given === "string" || Buffer.isBuffer(given) ? given : fact(given);
     expect((await deliver(body, { "ce-id": id })).status).toBe(204);
@@ -74,21 +84,162 @@ describe("an event of another producer", () => {
     expect(line).not.toMatch(/example\.com|private/);
   });
 
-  it("that is no CloudEvent is buried too, each one that is another", async () => {
+  const structured = { specversion: "1.0", id: "1", source: "/shop", type: "sold" };
+  it.each([
+    ["text/plain", "{}"],
+    ["application/json", structured],
+    ["application/json", [structured]],
+    ["application/cloudevents+xml", "<event/>"],
+    ["", "{}"],
+  ])("in no mode of CloudEvents is refused with 415, and leaves nothing behind: %j %j", async (type, body) => {
+    const before = await counts();
+    const { status, body: problem } = await call({ url: lotus.insideUrl }, "POST /notification-store", {
+      body,
+      headers: { "content-type": type },
+    });
+    expect([status, problem.code]).toEqual([415, "unsupported-media-type"]);
+    expect(await counts()).toEqual(before);
+  });
+
+  it.each([
+    [{ "ce-type": "" }, "the attribute type is"],
+    [{ "ce-id": "" }, "the attribute id is"],
+    [{ "ce-id": "", "ce-source": "" }, "the attributes id, source are"],
+  ])(
+    "without required attributes moves to the dead letters, and the reason names them: %j",
+    async (attributes, are) => {
+      const { rows: before } = await lotus.database.query(
+        "select coalesce(max(id), 0) as last from events.dead_letters",
+      );
+      expect((await deliver(fact({ message: `no ${are}` }), attributes)).status).toBe(204);
+      const { rows } = await lotus.database.query("select reason from events.dead_letters where id > $1", [
+        before[0].last,
+      ]);
+      expect(rows).toEqual([{ reason: `The request is not a CloudEvent: ${are} missing or empty.` }]);
+    },
+  );
+
+  it("in a batch is one of several: each is stored, or moves to the dead letters, by itself", async () => {
     const { rows: before } = await lotus.database.query("select coalesce(max(id), 0) as last from events.dead_letters");
-    for (const body of [fact(), fact({ message: "Another" }), fact()]) {
-      const { status } = await call({ url: lotus.insideUrl }, "POST /notification-store", { body });
+    const event = (id: string, data: unknown) => ({ specversion: "1.0", id, source: "/batch", type: "sold", data });
+    const messages = ["first of a batch", "second of a batch"];
+    const { status } = await call({ url: lotus.insideUrl }, "POST /notification-store", {
+      body: [event("1", fact({ message: messages[0] })), event("2", {}), 7, event("3", fact({ message: messages[1] }))],
+      headers: { "content-type": "application/cloudevents-batch+json; charset=utf-8" },
+    });
+    expect(status).toBe(204);
+    expect(await stored(messages)).toBe(2);
+    const { rows } = await lotus.database.query("select reason from events.dead_letters where id > $1 order by id", [
+      before[0].last,
+    ]);
+    expect(rows).toMatchObject([
+      { reason: expect.stringMatching(/^The data is not that of notification-requested: /) },
+      { reason: expect.stringMatching(/^The request is not a CloudEvent: /) },
+    ]);
+  });
+
+  it("with the wrong content type in a record gets a reason that says so", async () => {
+    const id = randomUUID();
+    const structured = { specversion: "1.0", id: "1", source: "/shop", type: "sold", data: fact() };
+    await deliver(structured, { "ce-id": id, "ce-type": "dev.knative.kafka.event" });
+    expect(await reasonOf(id)).toMatch(
+      /kind: is missing.*\. It looks like a structured CloudEvent with another content type than application\/cloudevents\+json/,
+    );
+  });
+
+  it("with the id of an event in the outbox neither settles nor replaces it", async () => {
+    const { rows } = await lotus.database.query(
+      `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting, attempted_at)
+       select gen_random_uuid(), 'notification-requested', 'lotus.notification-requested.v1',
+         events.source_of('order-pay'), $1, now(), $2, '{notification-store}', now() + interval '1 minute' returning id`,
+      [user.id, fact({ message: "the one in the outbox" })],
+    );
+    const { id } = rows[0];
+    for (const source of ["/acme", "/lotus/order-pay", `/lotus/${randomUUID()}/order-pay`]) {
+      await deliver(fact({ message: `from ${source}` }), { "ce-id": id, "ce-source": source });
+    }
+    const left = await lotus.database.query("select awaiting from events.outbox where id = $1", [id]);
+    expect(left.rows).toEqual([{ awaiting: ["notification-store"] }]);
+    expect(await stored(["from /acme", "from /lotus/order-pay"])).toBe(2);
+    await user.call("GET /notification");
+    expect(await stored(["the one in the outbox"])).toBe(1);
+    expect((await lotus.database.query("select from events.outbox where id = $1", [id])).rowCount).toBe(0);
+  });
+
+  it("of another installation moves to the dead letters with that reason", async () => {
+    const [id, other] = [randomUUID(), randomUUID()];
+    const type = "lotus.notification-requested.v1";
+    const message = `from ${other}`;
+    await deliver(fact({ message }), { "ce-id": id, "ce-source": `/lotus/${other}/order-pay`, "ce-type": type });
+    expect(await reasonOf(id)).toMatch(
+      new RegExp(`^The event belongs to the installation ${other}, .* KAFKA_PREFIX\\.$`),
+    );
+    expect(await stored([message])).toBe(0);
+  });
+
+  it.each(["/lotus/other-shop", "/acme", `/lotus/${randomUUID()}/order-pay`])(
+    "that failed becomes a dead letter, also when its source is %s",
+    async (source) => {
+      const id = randomUUID();
+      const { status } = await call({ url: lotus.insideUrl }, "POST /events-dead-letter", {
+        body: {},
+        headers: {
+          "ce-specversion": "1.0",
+          "ce-id": id,
+          "ce-source": source,
+          "ce-type": "sold",
+          "ce-knativeerrordest": "http://notification-store.lotus",
+          "ce-knativeerrorcode": "500",
+        },
+      });
+      expect(status).toBe(204);
+      expect(await reasonOf(id)).toMatch(/^It was not delivered: the answer was 500/);
+    },
+  );
+
+  it.each([
+    ["日本", "中国"],
+    ["%41", "A"],
+  ])("with the id %s is not taken for one with the id %s, and each is stored once", async (one, other) => {
+    const messages = [one, other].map((id) => `${id} ${randomUUID()}`);
+    const requests = [one, other].map((id, index) => {
+      const record: KafkaRecord = {
+        topic: "notification-requested",
+        partition: 0,
+        offset: String(index),
+        timestamp: "0",
+        key: null,
+        value: Buffer.from(JSON.stringify(fact({ message: messages[index] }))),
+        headers: { ce_specversion: "1.0", ce_id: id, ce_source: "/acme", ce_type: "sold" },
+      };
+      return toMessage(record, { name: "notification-store", namespace: "lotus" });
+    });
+    for (const { headers, body } of [...requests, ...requests]) {
+      const { status } = await call({ url: lotus.insideUrl }, "POST /notification-store", { headers, body });
       expect(status).toBe(204);
     }
+    expect(await stored(messages)).toBe(2);
+  });
+
+  it("of which a dead letter keeps no more than its limits", async () => {
+    const id = randomUUID();
+    const long = Object.fromEntries(Array.from({ length: 20 }, (_, n) => [`ce-ext${n}`, "x".repeat(20_000)]));
+    await deliver("x".repeat(1_200_000), { "ce-id": id, ...long });
     const { rows } = await lotus.database.query(
-      "select reason, convert_from(body, 'UTF8')::jsonb ->> 'message' as message from events.dead_letters where id > $1 order by id",
-      [before[0].last],
+      `select length(body) as bytes, length(attributes::text) as attributes, attributes ->> 'source' as source, reason
+       from events.dead_letters where attributes ->> 'id' = $1`,
+      [id],
     );
-    const reason = "The request is not a CloudEvent: it has no id or no source.";
     expect(rows).toEqual([
-      { reason, message: "Hello" },
-      { reason, message: "Another" },
+      {
+        bytes: 65_536,
+        attributes: expect.any(Number),
+        source: "/shop",
+        reason:
+          "The data has 1200000 bytes; at most 1048576 are accepted. The first 65536 of 1200000 bytes are stored.",
+      },
     ]);
+    expect(rows[0].attributes).toBeLessThan(70_000);
   });
 
   it("may carry its data in Base64, as the JSON format has it", async () => {
@@ -107,7 +258,7 @@ describe("an event of another producer", () => {
     expect((await user.call("GET /notification?limit=1")).body).toMatchObject([{ message }]);
   });
 
-  it("whose attributes hold what Postgres cannot keep is buried without it", async () => {
+  it("whose attributes contain characters that Postgres cannot store moves to the dead letters without them", async () => {
     const structured = {
       specversion: "1.0",
       id: "with NUL\0",
@@ -132,5 +283,59 @@ describe("an event of another producer", () => {
     const { status, body } = await user.call("GET /notification");
     expect(status).toBe(200);
     expect(body).toContainEqual(expect.objectContaining({ message, createdAt }));
+  });
+});
+
+describe("a database that cannot write", () => {
+  let other: TestLotus;
+  beforeAll(async () => {
+    other = await startTestLotus();
+  });
+  afterAll(() => other.stop());
+
+  const send = (id: string) =>
+    call({ url: other.insideUrl }, "POST /notification-store", {
+      body: fact({ message: id }),
+      headers: {
+        "content-type": "application/json",
+        "ce-specversion": "1.0",
+        "ce-id": id,
+        "ce-source": "/shop",
+        "ce-type": "sold",
+      },
+    });
+  /** For new sessions. */
+  const configure = async (text: string) => {
+    const server = new Client(other.adminUrl);
+    await server.connect();
+    await server.query("set default_transaction_read_only = off");
+    await server.query(`alter database ${server.escapeIdentifier(databaseOf(other.adminUrl))} ${text}`);
+    await server.end();
+  };
+
+  it("is waited for when it is read-only, and the event is stored once afterwards", async () => {
+    await configure("set default_transaction_read_only = on");
+    killFunction(other, "notification-store");
+    const id = randomUUID();
+    let answered = false;
+    const sending = send(id).finally(() => {
+      answered = true;
+    });
+    // Two steps of the wait: an error that the trigger does not wait for is answered within milliseconds.
+    await eventually("the function has tried again", () =>
+      other.lines.get("notification-store")?.some((line) => line.includes("read-only")),
+    );
+    expect(answered).toBe(false);
+    await configure("reset default_transaction_read_only");
+    expect((await sending).status).toBe(204);
+    const { rows } = await other.database.query("select id from notification.notifications where message = $1", [id]);
+    expect(rows).toHaveLength(1);
+  });
+
+  it("is not waited for when the event is at fault", async () => {
+    await other.database.query("alter table notification.notifications add check (message <> 'refused')");
+    const began = performance.now();
+    expect((await send("refused")).status).toBe(500);
+    expect(performance.now() - began).toBeLessThan(10_000);
   });
 });

@@ -1,5 +1,6 @@
-/** A function that an event invokes: what it takes, and the handler. What can never succeed is buried, with its reason. */
+/** Functions that events invoke. An event that a function can never handle moves to the dead letters, with the reason. */
 import { createHash } from "node:crypto";
+import type { IncomingHttpHeaders } from "node:http";
 import { setTimeout as delay } from "node:timers/promises";
 import * as v from "valibot";
 import { query } from "./database.ts";
@@ -10,25 +11,28 @@ import type { Schema } from "./request.ts";
 import {
   DATABASE_AWAY_MILLISECONDS_MAX,
   DATABASE_AWAY_STEP_MILLISECONDS,
+  DEAD_LETTER_ATTRIBUTE_LENGTH_MAX,
+  DEAD_LETTER_ATTRIBUTES_LENGTH_MAX,
+  DEAD_LETTER_BODY_BYTES_MAX,
   EVENT_BODY_BYTES_MAX,
   REASON_LENGTH_MAX,
 } from "./settings.ts";
 
 /** An event as a handler sees it. */
 export interface Delivery<Data> {
-  /** Its identity: of two deliveries with the same key, the second changes nothing. */
+  /** The identity of the event: a second delivery with the same key changes nothing. */
   readonly key: string;
   readonly data: Data;
   readonly time: string;
-  /** The CloudEvents attributes, extensions included, as they came. */
+  /** The CloudEvents attributes, with extensions, unchanged. */
   readonly attributes: Readonly<Record<string, string>>;
-  /** The data as it came: nobody has parsed it yet. */
+  /** The data before it is parsed. */
   readonly body: Buffer | undefined;
-  /** The function's name: who settles the event, or cannot handle it. */
+  /** The name of the function that settles the event or cannot handle it. */
   readonly subscriber: string;
 }
 
-/** The event can never be handled: it is buried, and `message` is the reason that people read. */
+/** The function can never handle the event. `message` is the reason in the dead letter. */
 class Unacceptable extends Error {}
 
 interface OfTopic<S extends Schema> {
@@ -39,47 +43,69 @@ interface OfTopic<S extends Schema> {
 }
 
 interface OfSchedule {
-  /** A PingSource's schedule, in cron's five fields. */
+  /** The schedule of a PingSource, in the five fields of cron. */
   readonly schedule: string;
   handle(delivery: Delivery<undefined>): Promise<void>;
 }
 
 interface OfDeadLetters {
-  /** What the sources could not deliver. */
+  /** Handles the events that the sources could not deliver. */
   readonly deadLetters: true;
   handle(delivery: Delivery<undefined>): Promise<void>;
 }
 
 export type Subscriber = { readonly kind: "subscriber" } & (OfTopic<Schema> | OfSchedule | OfDeadLetters);
 
-/** Describes a function that events invoke: those of a topic, of a schedule, or those that nobody could handle. */
+/** Describes a function that is invoked by the events of a topic, by a schedule, or by undeliverable events. */
 export function subscriber<S extends Schema>(description: OfTopic<S>): Subscriber;
 export function subscriber(description: OfSchedule | OfDeadLetters): Subscriber;
 export function subscriber(description: OfTopic<Schema> | OfSchedule | OfDeadLetters): Subscriber {
   return { kind: "subscriber", ...description };
 }
 
+const INSTALLATION_SOURCE = /^\/lotus\/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\//i;
+
+/** Returns the id of the installation of Lotus that an event's source names: `/lotus/<id>/<function>`. */
+function installationOf(source: string | undefined): string | undefined {
+  return INSTALLATION_SOURCE.exec(source ?? "")?.[1]?.toLowerCase();
+}
+
+let installation: string | undefined;
+
+/** Returns the id of this installation, which its database contains. */
+async function ownInstallation(): Promise<string> {
+  installation ??= (await query<{ id: string }>("installation", "select events.installation_id() as id", []))[0]?.id;
+  if (installation === undefined) throw new Error("the database has no installation id; run npm run migrate");
+  return installation;
+}
+
 /**
- * An event is what its source and id say (CloudEvents 1.0 §3.1), so a foreign event's key is made of both. A UUID is unique by
- * itself. The id that KafkaSource makes up for a plain record is its offset, which begins anew with a topic: hence the time. What has
- * no identity, because it is no CloudEvent, is what it holds.
+ * Returns the identity of an event. Only an id of this installation's outbox is its own key, so a foreign event can never settle
+ * an outbox row. Every other event is identified by source and id (CloudEvents 1.0 §3.1); a hash has UUID version 8.
  */
-function keyOf(attributes: Record<string, string>, body: Buffer | undefined): string {
-  const { id, source, type, time } = attributes;
-  if (id !== undefined && v.UUID_REGEX.test(id)) return id.toLowerCase();
+function keyOf(attributes: Record<string, string>, body: Buffer | undefined, own: string): string {
+  const { id, source, type, time, knativekafkapartition: partition, knativekafkaoffset: offset } = attributes;
+  if (id !== undefined && v.UUID_REGEX.test(id) && installationOf(source) === own) return id.toLowerCase();
   const isEvent = id !== undefined && source !== undefined;
-  const parts = isEvent ? [source, id] : [attributes, body?.toString("base64")];
+  const parts: unknown[] = isEvent ? [source, id] : [attributes, body?.toString("base64")];
+  // KafkaSource invents the id of a plain record from its offset, which begins again with a new topic.
   if (type === "dev.knative.kafka.event") parts.push(time);
-  const hash = createHash("sha256").update(JSON.stringify(parts)).digest("hex");
+  // KafkaSource replaces characters outside Latin-1 by `?`: different ids may look equal. A duplicate is better than a lost event.
+  if (offset !== undefined && `${id}${source}`.includes("?")) parts.push(partition, offset, hashOf(body ?? ""));
+  const hash = hashOf(JSON.stringify(parts));
   return `${hash.slice(0, 8)}-${hash.slice(8, 12)}-8${hash.slice(13, 16)}-8${hash.slice(17, 20)}-${hash.slice(20, 32)}`;
 }
 
-/** No finer than Postgres keeps it: what it would have to round up may lie in the year 10000. */
+function hashOf(content: string | Buffer): string {
+  return createHash("sha256").update(content).digest("hex");
+}
+
+/** A time in UTC with at most the microseconds that Postgres stores: rounding up could lead into the year 10000. */
 const UTC_TIME = /^(?!0000)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z$/;
 
 /**
- * The event's time (RFC 3339) as Postgres takes it: as it came when it is such a time in UTC, microseconds included; what JavaScript
- * understands besides, such as another zone, nanoseconds or 31 February, in UTC; now, when there is none.
+ * Returns the event's time (RFC 3339) in a form that Postgres accepts: unchanged when it is in UTC with at most microseconds, in
+ * UTC when JavaScript can parse it, such as another zone or nanoseconds, and otherwise the present time.
  */
 function timeOf(time = ""): string {
   const at = new Date(time);
@@ -88,20 +114,81 @@ function timeOf(time = ""): string {
   return UTC_TIME.test(time) && time.startsWith(text.slice(0, 19)) ? time : text;
 }
 
-/** What the framework hands over: attributes beside `data`, or, for a request that is no binary CloudEvent, its bare body. */
-function read(event: CloudEvent | Buffer): { attributes: Record<string, string>; body: Buffer | undefined } {
-  const whole = Buffer.isBuffer(event) ? (parseJson(event) as CloudEvent) : event;
-  if (typeof whole !== "object" || whole === null || typeof whole.id !== "string" || typeof whole.source !== "string") {
-    throw new Unacceptable("The request is not a CloudEvent: it has no id or no source.");
+const ATTRIBUTE_NAME = /^[a-z0-9]+$/;
+const STRUCTURED = /^application\/cloudevents(?:-batch)?\+json\s*(?:;|$)/i;
+
+/** Decodes an attribute that became a header (CloudEvents HTTP binding §3.1.3.2). Leaves text that is not encoded unchanged. */
+function percentDecoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+/**
+ * Reads the request that delivers an event, in place of the framework, which would pass an incomplete event on as bare data.
+ * @returns the event in binary mode, or the body in structured or batch mode
+ * @throws {Problem} 415 for a request that is in none of these modes
+ */
+export function readDelivery(headers: IncomingHttpHeaders, body: Buffer | undefined): CloudEvent | Buffer {
+  if (headers["ce-specversion"] === undefined) {
+    if (body !== undefined && STRUCTURED.test(headers["content-type"] ?? "")) return body;
+    throw new Problem(
+      "unsupported-media-type",
+      "Send a CloudEvent: in binary mode with the header ce-specversion, or as application/cloudevents+json or application/cloudevents-batch+json.",
+    );
+  }
+  // KafkaSource sends attributes without encoding: %41 and A are two ids.
+  const decoded = headers["ce-knativekafkaoffset"] === undefined ? percentDecoded : (text: string) => text;
+  const attributes = Object.entries(headers).flatMap(([header, text]) => {
+    const name = header.startsWith("ce-") ? header.slice(3) : "";
+    return ATTRIBUTE_NAME.test(name) && typeof text === "string" ? [[name, decoded(text)]] : [];
+  });
+  return { ...Object.fromEntries(attributes), data: body } as CloudEvent;
+}
+
+/** Returns the events of a request: several for a batch. */
+function eventsOf(request: CloudEvent | Buffer): unknown[] {
+  if (!Buffer.isBuffer(request)) return [request];
+  try {
+    const parsed = parseJson(request);
+    return Array.isArray(parsed) ? parsed : [parsed];
+  } catch {
+    // A body that is not JSON becomes one dead letter; handleEvent finds the reason again.
+    return [request];
+  }
+}
+
+interface Event {
+  readonly attributes: Record<string, string>;
+  readonly body: Buffer | undefined;
+}
+
+/** Separates attributes and data of an event in the JSON format, or of one in binary mode, whose data is a Buffer. */
+function read(event: unknown): Event {
+  if (Buffer.isBuffer(event)) return { attributes: {}, body: event };
+  if (typeof event !== "object" || event === null || Array.isArray(event)) {
+    return { attributes: {}, body: Buffer.from(JSON.stringify(event)) };
   }
   const {
     data_base64: base64,
     data = typeof base64 === "string" ? Buffer.from(base64, "base64") : undefined,
     ...rest
-  } = whole;
+  } = event as Partial<CloudEvent>;
   const attributes = Object.entries(rest).filter((entry): entry is [string, string] => typeof entry[1] === "string");
   const body = data === undefined ? undefined : Buffer.isBuffer(data) ? data : Buffer.from(JSON.stringify(data));
   return { attributes: Object.fromEntries(attributes), body: body?.length === 0 ? undefined : body };
+}
+
+const REQUIRED = ["specversion", "id", "source", "type"];
+
+/** @throws {Unacceptable} naming the required attributes that are missing or empty (CloudEvents 1.0 §3.1) */
+function requireAttributes({ attributes }: Event): void {
+  const missing = REQUIRED.filter((name) => (attributes[name] ?? "") === "");
+  if (missing.length === 0) return;
+  const are = missing.length === 1 ? `the attribute ${missing[0]} is` : `the attributes ${missing.join(", ")} are`;
+  throw new Unacceptable(`The request is not a CloudEvent: ${are} missing or empty.`);
 }
 
 const utf8 = new TextDecoder("utf-8", { fatal: true });
@@ -110,33 +197,56 @@ function parseJson(body: Buffer): unknown {
   try {
     return JSON.parse(utf8.decode(body));
   } catch (error) {
-    // Of the sentence, not the piece of the data that it quotes.
+    // Without the piece of the data that the sentence quotes.
     throw new Unacceptable(
       `The data is not JSON in UTF-8: ${(error as Error).message.replace(/, (?:\.\.\.)?".*$/s, "")}.`,
     );
   }
 }
 
-/** Text as Postgres takes it: without NUL, and without halves of characters, which UTF-8 does not have. */
+/** Returns text that Postgres can store: without NUL and without halves of surrogate pairs. */
 const storable = (text: string) => Buffer.from(text.replaceAll("\0", "\uFFFD")).toString();
 
-/** Events of other producers are taken when their data fits; one of our own types must be of the version we know. */
+/** Returns a hint when data contains a whole event: KafkaSource treats such a record as plain without the right content type. */
+function structuredHint(data: unknown): string {
+  const looksStructured =
+    typeof data === "object" && data !== null && ["specversion", "id", "source"].every((name) => name in data);
+  return looksStructured
+    ? " It looks like a structured CloudEvent with another content type than application/cloudevents+json, such as application/json."
+    : "";
+}
+
+/** Accepts events of other producers when their data fits. An event of a Lotus type must have the known version. */
 function readData({ topic, data }: OfTopic<Schema>, type: string | undefined, body: Buffer | undefined): unknown {
   if (type?.startsWith("lotus.") && type !== `lotus.${topic}.v1`) {
     throw new Unacceptable(`The type ${type} is not known here; this subscriber knows lotus.${topic}.v1.`);
   }
   if (body === undefined) throw new Unacceptable("The event has no data.");
   if (body.length > EVENT_BODY_BYTES_MAX) {
-    throw new Unacceptable(`The data has ${body.length} bytes; at most ${EVENT_BODY_BYTES_MAX} are taken.`);
+    throw new Unacceptable(`The data has ${body.length} bytes; at most ${EVENT_BODY_BYTES_MAX} are accepted.`);
   }
-  const result = v.safeParse(data, parseJson(body));
+  const given = parseJson(body);
+  const result = v.safeParse(data, given);
   if (result.success) return result.output;
   const wrong = fieldErrors(result.issues, "data").map(({ field, detail }) => `${field}: ${detail}`);
-  throw new Unacceptable(`The data is not that of ${topic}: ${wrong.join("; ")}.`);
+  throw new Unacceptable(`The data is not that of ${topic}: ${wrong.join("; ")}.${structuredHint(given)}`);
+}
+
+/** Shortens attributes to what a dead letter may contain. */
+function storableAttributes(attributes: Readonly<Record<string, string>>): Record<string, string> {
+  let left = DEAD_LETTER_ATTRIBUTES_LENGTH_MAX;
+  const kept: [string, string][] = [];
+  for (const [name, text] of Object.entries(attributes)) {
+    const value = storable(text.slice(0, DEAD_LETTER_ATTRIBUTE_LENGTH_MAX));
+    left -= name.length + value.length;
+    if (left >= 0) kept.push([storable(name), value]);
+  }
+  return Object.fromEntries(kept);
 }
 
 /**
- * Moves an event to the dead letters and settles it, in one statement.
+ * Moves an event to the dead letters and settles it, in one statement. A dead letter contains no more of an event than the limits
+ * in settings.ts; the reason says so.
  * @param attemptsBefore an event that is still in the outbox, and was published fewer times, stays there instead
  * @returns whether the event was moved
  */
@@ -145,24 +255,37 @@ export async function moveToDeadLetters(
   reason: string,
   attemptsBefore = 0,
 ): Promise<boolean> {
+  const cut = body !== undefined && body.length > EVENT_BODY_BYTES_MAX;
+  const kept = cut ? body.subarray(0, DEAD_LETTER_BODY_BYTES_MAX) : (body ?? null);
+  const suffix = cut ? ` The first ${DEAD_LETTER_BODY_BYTES_MAX} of ${body.length} bytes are stored.` : "";
   const [row] = await query<{ moved: boolean }>(
     "move-to-dead-letters",
     "select events.move_to_dead_letters($1, $2, $3, $4, $5, $6) as moved",
     [
       key,
       subscriber,
-      storable(reason),
-      JSON.stringify(attributes, (_, value) => (typeof value === "string" ? storable(value) : value)),
-      body ?? null,
+      storable(reason.slice(0, REASON_LENGTH_MAX) + suffix),
+      JSON.stringify(storableAttributes(attributes)),
+      kept,
       attemptsBefore,
     ],
   );
   return row?.moved ?? false;
 }
 
+/** SQLSTATE classes of errors that the event or the function causes: every attempt would fail in the same way. */
+const ABOUT_THE_EVENT = /^(?:21|22|23|42|44|P0)/;
+
+/** Returns whether a later attempt may succeed: the database is unavailable, read-only, full, or refuses the login. */
+function mayPass(error: unknown): boolean {
+  if (error instanceof Problem) return error.code === "unavailable" || error.code === "outcome-unknown";
+  const { code } = (error ?? {}) as { code?: unknown };
+  return typeof code === "string" && /^[0-9A-Z]{5}$/.test(code) && !ABOUT_THE_EVENT.test(code);
+}
+
 /**
- * Waits, for a while, for a database that is away. After a few failures a source hands an event to the dead letters, which need
- * the same database, and then goes on without it (KafkaSource): what others have sent is in no outbox of ours.
+ * Repeats work while the database cannot do it. After six failures a source hands an event to the dead-letter sink, which needs
+ * the same database, and then drops it (KafkaSource). No outbox of Lotus contains the events of other producers.
  */
 async function withDatabase<T>(work: () => Promise<T>): Promise<T> {
   const until = performance.now() + DATABASE_AWAY_MILLISECONDS_MAX;
@@ -170,61 +293,80 @@ async function withDatabase<T>(work: () => Promise<T>): Promise<T> {
     try {
       return await work();
     } catch (error) {
-      const away = error instanceof Problem && error.code === "unavailable";
-      if (!away || performance.now() > until) throw error;
+      if (!mayPass(error) || performance.now() > until) throw error;
       await delay(DATABASE_AWAY_STEP_MILLISECONDS);
     }
   }
 }
 
-/** The CloudEvent function that the functions framework runs. It throws to be tried again, and returns when it is done. */
-export function toCloudEventFunction(name: string, description: Subscriber) {
-  return async (event: CloudEvent | Buffer): Promise<void> => {
-    const began = performance.now();
-    let attributes: Record<string, string> = {};
-    let body: Buffer | undefined = Buffer.isBuffer(event) ? event : undefined;
-    let trace: Trace = traceFrom(undefined);
-    let reason: string | undefined;
-    let failed = {};
-    try {
+/** Handles one event, or moves it to the dead letters. @throws what a later delivery may cure */
+async function handleEvent(name: string, description: Subscriber, given: unknown): Promise<void> {
+  const began = performance.now();
+  const event = read(given);
+  const { attributes, body } = event;
+  const trace: Trace = traceFrom(attributes.traceparent);
+  let reason: string | undefined;
+  let failed = {};
+  const deliveryOf = (own: string, data: unknown) => ({
+    key: keyOf(attributes, body, own),
+    data: data as never,
+    time: timeOf(attributes.time),
+    attributes,
+    body,
+    subscriber: name,
+  });
+  try {
+    // The next tick repeats a schedule.
+    if ("schedule" in description) return await description.handle(deliveryOf("", undefined));
+    await withDatabase(async () => {
+      const own = await ownInstallation();
       try {
-        ({ attributes, body } = read(event));
-        trace = traceFrom(attributes.traceparent);
-        const data = "topic" in description ? readData(description, attributes.type, body) : undefined;
-        const delivery = {
-          key: keyOf(attributes, body),
-          data: data as never,
-          time: timeOf(attributes.time),
-          attributes,
-          body,
-          subscriber: name,
-        };
-        const handle = () => description.handle(delivery);
-        // A schedule comes again by itself.
-        await ("schedule" in description ? handle() : withDatabase(handle));
+        if (Buffer.isBuffer(given)) parseJson(given);
+        requireAttributes(event);
+        if ("deadLetters" in description) return await description.handle(deliveryOf(own, undefined));
+        const other = installationOf(attributes.source);
+        if (other !== undefined && other !== own) {
+          throw new Unacceptable(
+            `The event belongs to the installation ${other}, and this is ${own}. Installations that share a Kafka each need a KAFKA_PREFIX.`,
+          );
+        }
+        await description.handle(deliveryOf(own, readData(description, attributes.type, body)));
       } catch (error) {
         if (!(error instanceof Unacceptable)) throw error;
-        const why = error.message.slice(0, REASON_LENGTH_MAX);
-        reason = why;
-        await withDatabase(() =>
-          moveToDeadLetters({ key: keyOf(attributes, body), attributes, body, subscriber: name }, why),
-        );
+        reason = error.message.slice(0, REASON_LENGTH_MAX);
+        await moveToDeadLetters(deliveryOf(own, undefined), reason);
       }
-    } catch (error) {
-      failed = failure(error);
-      // The framework answers 500 and prints the message; the whole story is in the log line below.
-      throw Object.assign(new Error(`${name} failed: ${failure(error).reason}`), { stack: undefined });
-    } finally {
-      const level = "reason" in failed ? "error" : reason === undefined ? "info" : "warning";
-      log(level, level === "error" ? "failed; to be delivered again" : reason === undefined ? "handled" : "buried", {
-        trace: trace.traceId,
-        ...(attributes.id === undefined ? {} : { event: attributes.id }),
-        ...("topic" in description ? { topic: description.topic } : {}),
-        ...(attributes.subject === undefined ? {} : { caller: attributes.subject }),
-        ...(reason === undefined ? {} : { reason }),
-        milliseconds: Math.round((performance.now() - began) * 10) / 10,
-        ...failed,
+    });
+  } catch (error) {
+    failed = failure(error);
+    throw error;
+  } finally {
+    const level = "reason" in failed ? "error" : reason === undefined ? "info" : "warning";
+    const messages = { error: "failed; to be delivered again", info: "handled", warning: "moved to the dead letters" };
+    log(level, messages[level], {
+      trace: trace.traceId,
+      ...(attributes.id === undefined ? {} : { event: attributes.id }),
+      ...("topic" in description ? { topic: description.topic } : {}),
+      ...(attributes.subject === undefined ? {} : { caller: attributes.subject }),
+      ...(reason === undefined ? {} : { reason }),
+      milliseconds: Math.round((performance.now() - began) * 10) / 10,
+      ...failed,
+    });
+  }
+}
+
+/** Returns the CloudEvent function that the functions framework runs. It throws when the source should deliver again. */
+export function toCloudEventFunction(name: string, description: Subscriber) {
+  return async (request: CloudEvent | Buffer): Promise<void> => {
+    let failed: unknown;
+    for (const event of eventsOf(request)) {
+      // The other events of a batch are handled all the same; a second delivery of them changes nothing.
+      await handleEvent(name, description, event).catch((error: unknown) => {
+        failed ??= error;
       });
     }
+    if (failed === undefined) return;
+    // The framework answers 500 and prints the message. The log line of the event contains the stack.
+    throw Object.assign(new Error(`${name} failed: ${failure(failed).reason}`), { stack: undefined });
   };
 }

@@ -5,24 +5,31 @@ import { database, folder, json, readFolder } from "../cli/options.ts";
 import { print, printJson } from "../cli/output.ts";
 import { printable, table } from "../cli/text.ts";
 import { adminUrl, placeOf, withAdmin } from "../database/connect.ts";
-import { type DeadLetter, getDeadLetter, listDeadLetters, replay } from "../database/dead-letters.ts";
+import {
+  type DeadLetter,
+  dropDeadLetter,
+  getDeadLetter,
+  type ListedDeadLetter,
+  listDeadLetters,
+  replay,
+} from "../database/dead-letters.ts";
 
-const REASON_LENGTH_MAX = 100;
-const ACTIONS = "list, show ID, replay ID or replay all";
+const ACTIONS = "list, show ID, replay ID, replay all or drop ID";
 
-function printList(letters: readonly DeadLetter[]): void {
+function printList(letters: readonly ListedDeadLetter[], more: number): void {
   if (letters.length === 0) {
     print("There are no dead letters.");
     return;
   }
-  const cells = letters.map(({ id, moved_at: since, subscriber, attributes, reason }) => [
+  const cells = letters.map(({ id, moved_at: since, subscriber, type, reason }) => [
     id,
     since.toISOString().slice(0, 19),
     subscriber,
-    attributes.type ?? "",
-    reason.slice(0, REASON_LENGTH_MAX),
+    type,
+    reason,
   ]);
   print(table([["id", "since (UTC)", "subscriber", "type", "reason"], ...cells]));
+  if (more > 0) print(`… and ${more} older ones.`);
 }
 
 function printOne({ subscriber, reason, attributes, body }: DeadLetter): void {
@@ -37,12 +44,12 @@ const asJson = (letter: DeadLetter) => ({ ...letter, body: letter.body?.toString
 function isAction(action: string, id: string | undefined): boolean {
   if (action === "list") return id === undefined;
   if (id === undefined) return false;
-  return (action === "show" && /^\d+$/.test(id)) || (action === "replay" && /^(\d+|all)$/.test(id));
+  return (["show", "drop"].includes(action) && /^\d+$/.test(id)) || (action === "replay" && /^(\d+|all)$/.test(id));
 }
 
 export default command({
-  about: "Lists, shows and replays dead letters. A replayed event goes back into the outbox.",
-  usage: "[list | show ID | replay ID | replay all]",
+  about: "Lists, shows, replays and deletes dead letters. A replayed event goes back into the outbox.",
+  usage: "[list | show ID | replay ID | replay all | drop ID]",
   options: { database, folder, json },
   async run(values, [action = "list", id, ...rest]) {
     if (rest.length > 0 || !isAction(action, id)) {
@@ -57,12 +64,16 @@ export default command({
     if (!values.json) print(`Database ${placeOf(await adminUrl(target))}`);
     await withAdmin(target, async (client) => {
       if (action === "list") {
-        const letters = await listDeadLetters(client);
-        return values.json ? printJson(letters.map(asJson)) : printList(letters);
+        const { letters, more } = await listDeadLetters(client);
+        return values.json ? printJson(letters) : printList(letters, more);
       }
       if (action === "show") {
         const letter = await getDeadLetter(client, id ?? "");
         return values.json ? printJson(asJson(letter)) : printOne(letter);
+      }
+      if (action === "drop") {
+        await dropDeadLetter(client, id ?? "");
+        return values.json ? printJson({ dropped: id }) : print(`Dead letter ${id} is deleted.`);
       }
       const { count, failures } = await replay(client, id ?? "");
       for (const failure of failures) console.error(failure);

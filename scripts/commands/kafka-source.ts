@@ -1,12 +1,13 @@
 /** lotus kafka-source: runs the KafkaSources of a folder until it is stopped. */
 import { join, resolve } from "node:path";
+import { settings } from "#kernel/settings";
 import { command } from "../cli/command.ts";
 import { EXIT_CODES, Refusal, UsageError } from "../cli/errors.ts";
 import { brokers } from "../cli/options.ts";
 import { print } from "../cli/output.ts";
 import { onStopSignal } from "../process/signals.ts";
 import { ROOT } from "../project/paths.ts";
-import { readKafkaSources, runKafkaSource } from "../sources/kafka-source.ts";
+import { installed, readKafkaSources, runKafkaSource } from "../sources/kafka-source.ts";
 
 export default command({
   about: "Delivers the records of Kafka to functions, as Knative's KafkaSource does.",
@@ -27,7 +28,7 @@ export default command({
     const sources = await readKafkaSources(folder);
     if (sources.length === 0) throw new Refusal(`The folder ${folder} contains no KafkaSource.`);
     const running = sources.map((source) =>
-      runKafkaSource(source, {
+      runKafkaSource(installed(source, settings().KAFKA_PREFIX), {
         brokers: hosts?.split(",") ?? source.spec.bootstrapServers,
         resolve: (name) => template.replaceAll("{name}", name),
         onEvent(event) {

@@ -1,4 +1,5 @@
 import { execFile } from "node:child_process";
+import { randomBytes } from "node:crypto";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { PROGRAM, ROOT } from "../project/paths.ts";
@@ -8,6 +9,7 @@ import {
   eventually,
   newUser,
   relayNow,
+  settled,
   startTestLotus,
   type TestLotus,
   type TestUser,
@@ -52,7 +54,7 @@ beforeAll(async () => {
     };
     await call(bus, "POST /", { body, headers });
   }
-  await eventually("three are buried", async () => {
+  await eventually("three have moved", async () => {
     const { rows } = await lotus.database.query("select id, attributes ->> 'id' as event from events.dead_letters");
     for (const { id, event } of rows) letters.set(event, id);
     return letters.size === 3;
@@ -87,9 +89,9 @@ describe("dead-letters", () => {
   });
 
   it.each([
-    [["show"], `"show" is no action of lotus dead-letters. Use list, show ID, replay ID or replay all.`],
+    [["show"], `"show" is no action of lotus dead-letters. Use list, show ID, replay ID, replay all or drop ID.`],
     [["list", "3"], `"list 3" is no action`],
-    [["bury", "3"], `"bury 3" is no action`],
+    [["erase", "3"], `"erase 3" is no action`],
     [["replay", "3x"], `"replay 3x" is no action`],
     [["show", "all"], `"show all" is no action`],
     [["show", "999"], "No dead letter has the id 999."],
@@ -106,7 +108,7 @@ describe("dead-letters", () => {
   it("keeps one that nobody could ever read, and says so", async () => {
     const { code, out, err } = await command("replay", letters.get("broken") ?? "");
     expect(code).toBe(1);
-    expect(err).toMatch(/^Dead letter \d+ stays: no subscriber can read it \(.+\)\.\n$/);
+    expect(err).toMatch(/^Dead letter \d+ stays: its data is not JSON in UTF-8 \(.+\)\.\n$/);
     expect(out).toMatch(/\n0 put back/);
     expect((await lotus.database.query("select from events.dead_letters")).rowCount).toBe(3);
   });
@@ -131,6 +133,70 @@ describe("dead-letters", () => {
       return body.some((notification: { message: string }) => notification.message === message);
     });
     await lotus.database.query("delete from notification.notifications where message = $1", [message]);
+  });
+
+  it("replays an event whose attributes no broker or index would accept, and keeps where it came from", async () => {
+    const message = `long ago ${Date.now()}`;
+    const attributes = {
+      id: "line\nbreak",
+      source: "/acme",
+      type: "sold\n",
+      subject: randomBytes(4_000).toString("hex"),
+      traceparent: "00-no\ntrace",
+    };
+    const { rows } = await lotus.database.query(
+      `insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
+       values (gen_random_uuid(), 'notification-store', 'r', $1, $2) returning id, event_key`,
+      [attributes, JSON.stringify({ kind: "message", userId: user.id, recipient: user.email, message })],
+    );
+    expect((await command("replay", rows[0].id)).code).toBe(0);
+    const { rows: envelopes } = await lotus.database.query(
+      "select events.envelope(o) -> 'event' as event, events.installation_id() as own from events.outbox o where id = $1",
+      [rows[0].event_key],
+    );
+    const { event, own } = envelopes[0];
+    expect(event).toMatchObject({
+      id: rows[0].event_key,
+      source: `/lotus/${own}/dead-letters`,
+      type: "sold?",
+      subject: rows[0].event_key,
+      originalid: "line?break",
+      originalsource: "/acme",
+    });
+    expect(event.traceparent).toBeUndefined();
+    await relayNow(lotus);
+    await settled(lotus);
+    await lotus.database.query("delete from notification.notifications where message = $1", [message]);
+  });
+
+  it("lists the newest of many, counts the others, and reads no bodies", async () => {
+    await lotus.database.query(
+      `insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
+       select gen_random_uuid(), 'many', 'reason ' || n, '{"type": "sold"}', convert_to(repeat('x', 500000), 'UTF8')
+       from generate_series(1, 1300) n`,
+    );
+    const { out } = await command();
+    const lines = out
+      .replace(/^Database .*\n/, "")
+      .trimEnd()
+      .split("\n");
+    expect(lines).toHaveLength(1 + 1_000 + 1);
+    expect(lines[1]).toMatch(/ many +sold +reason 1300$/);
+    expect(lines.at(-1)).toMatch(/^… and 30\d older ones\.$/);
+    expect(out.length).toBeLessThan(200_000);
+    await lotus.database.query("delete from events.dead_letters where subscriber = 'many'");
+  });
+
+  it("deletes one", async () => {
+    const { rows } = await lotus.database.query(
+      `insert into events.dead_letters (event_key, subscriber, reason, attributes)
+       values (gen_random_uuid(), 's', 'r', '{}') returning id`,
+    );
+    expect((await command("drop", rows[0].id)).out).toContain(`\nDead letter ${rows[0].id} is deleted.\n`);
+    expect((await lotus.database.query("select from events.dead_letters where id = $1", [rows[0].id])).rowCount).toBe(
+      0,
+    );
+    expect((await command("drop", rows[0].id)).code).toBe(1);
   });
 
   it("replays one: what is still wrong with it comes back, and what is right by now has its effect", async () => {

@@ -94,6 +94,60 @@ describe("migrate", () => {
     ]);
   });
 
+  it("replaces a trigger that does not exist any more in the events that await it, and says so", async () => {
+    const client = new Client({ connectionString: url });
+    await client.connect();
+    await client.query(
+      `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting)
+       select gen_random_uuid(), topic, 't', 's', 's', now(), '{}', awaiting
+       from (values ('unheard', '{gone-trigger}'::text[]), ('notification-requested', '{former-store}'),
+         ('notification-requested', '{notification-store,gone-trigger}'), ('notification-requested', '{notification-store}'))
+         v (topic, awaiting)`,
+    );
+    const news: string[] = [];
+    await migrate(url, passwords, { tell: (sentence) => void news.push(sentence) });
+    const { rows } = await client.query("delete from events.outbox returning topic, awaiting");
+    await client.end();
+    const now = { topic: "notification-requested", awaiting: ["notification-store"] };
+    expect(rows.filter(({ topic }) => topic === "unheard")).toEqual([{ topic: "unheard", awaiting: [] }]);
+    expect(rows.filter(({ topic }) => topic !== "unheard")).toEqual([now, now, now]);
+    expect(news).toEqual(
+      ["former-store", "gone-trigger"].map(
+        (name) =>
+          `The trigger ${name} no longer exists. Events that awaited it now await the present triggers of their topic.`,
+      ),
+    );
+  });
+
+  it("gives each database an id of its own, also a copy, and the copy's outbox its own source", async () => {
+    const read = async (at: string) => {
+      const client = new Client({ connectionString: at });
+      await client.connect();
+      const { rows } = await client.query(
+        "select events.installation_id() as id, (select array_agg(source) from events.outbox) as sources",
+      );
+      await client.end();
+      return rows[0] as { id: string; sources: string[] | null };
+    };
+    const client = new Client({ connectionString: url });
+    await client.connect();
+    await client.query("select events.emit('unheard', 1, 'test', gen_random_uuid(), null, '{}')");
+    await client.end();
+    const original = await read(url);
+    expect(original.sources).toEqual([`/lotus/${original.id}/test`]);
+    const copy = `test_${randomUUID().replaceAll("-", "")}`;
+    const copyUrl = url.replace(name, copy);
+    await server.query(`create database ${copy} template ${name}`);
+    await migrate(copyUrl, passwords);
+    const copied = await read(copyUrl);
+    expect(copied.id).not.toBe(original.id);
+    expect(copied.sources).toEqual([`/lotus/${copied.id}/test`]);
+    await migrate(url, passwords);
+    expect((await read(url)).id).toBe(original.id);
+    await server.query(`drop database ${copy}`);
+    await server.query(`drop role ${[...rolesOf(copy).values()].join(", ")}`);
+  });
+
   it("names the service whose password is missing", async () => {
     await expect(readPasswords("/nowhere")).rejects.toThrow(
       /^The password of the role of events is missing: \/nowhere\/database-events\/password cannot be read\. Start Lotus once, or write the file\.$/,

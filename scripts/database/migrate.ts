@@ -68,7 +68,7 @@ export async function migrate(
       await inTransaction(client, undefined, () => ensureRoles(client, database, passwords, { changePasswords, tell }));
     if (!steps.includes("schema")) return applied;
     await requireRoles(client, database);
-    applied = await migrateSchemas(client, database, rolesOf(database));
+    applied = await migrateSchemas(client, database, rolesOf(database), undefined, tell);
   } finally {
     await client.end();
   }

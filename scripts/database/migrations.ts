@@ -207,6 +207,50 @@ async function writeSubscriptions(client: Client): Promise<void> {
   );
 }
 
+/**
+ * Replaces triggers that no longer exist: the events that await one then await the present triggers of their topic, so that a
+ * renamed trigger misses no event. An effect that is repeated changes nothing.
+ * @returns the names of the missing triggers
+ */
+async function replaceMissingSubscribers(client: Client): Promise<string[]> {
+  const { rows } = await client.query<{ names: string[] | null }>(
+    `with present as (
+       select coalesce(array_agg(s.subscriber), '{}') as names from events.subscriptions s
+     ), missing as materialized (
+       select o.id, array(select a from unnest(o.awaiting) a where a <> all (p.names)) as names
+       from events.outbox o, present p where not o.awaiting <@ p.names
+       order by o.time for update of o
+     ), replaced as (
+       update events.outbox o
+       set awaiting = array(select s.subscriber from events.subscriptions s where s.topic = o.topic)
+       from missing m where m.id = o.id
+       returning m.names
+     )
+     select array_agg(distinct n order by n) as names from replaced r, unnest(r.names) n`,
+  );
+  return rows[0]?.names ?? [];
+}
+
+/**
+ * Gives the database its installation id. A copy of a database, such as one from a template, gets a new id, and its events a new
+ * source, so that the two do not settle each other's events.
+ */
+async function writeInstallation(client: Client): Promise<void> {
+  await client.query(
+    `with here as (
+       select oid as database from pg_database where datname = current_database()
+     ), former as (
+       select i.id, i.database from events.installation i
+     ), written as (
+       insert into events.installation as i (id, database) select gen_random_uuid(), h.database from here h
+       on conflict (single) do update set id = excluded.id, database = excluded.database
+       where i.database <> excluded.database returning i.id
+     )
+     update events.outbox o set source = replace(o.source, '/lotus/' || f.id || '/', '/lotus/' || w.id || '/')
+     from written w, former f where starts_with(o.source, '/lotus/' || f.id || '/')`,
+  );
+}
+
 async function writeRoles(client: Client, roles: ReadonlyMap<string, string>): Promise<void> {
   await client.query(
     "delete from events.roles r where (r.role, r.service) not in (select * from unnest($1::name[], $2::text[]))",
@@ -231,6 +275,7 @@ async function protectDatabase(client: Client, database: string, roles: Readonly
  * @param client is connected as the owner of the database, without a transaction pooler
  * @param roles role names by service; the roles exist
  * @param files the default is the files of the checkout
+ * @param tell receives a sentence for each trigger that no longer exists
  * @returns the names of the files that were applied
  * @throws {Error} a sentence with the file and the line, when a statement fails or a migration was edited
  */
@@ -239,6 +284,7 @@ export async function migrateSchemas(
   database: string,
   roles: ReadonlyMap<string, string>,
   files?: SqlFiles,
+  tell: (news: string) => void = () => undefined,
 ): Promise<string[]> {
   const { migrations, functions } = files ?? (await readSqlFiles(roles));
   await createTables(client);
@@ -258,6 +304,12 @@ export async function migrateSchemas(
     for (const file of stale) await applyFunctions(client, file);
     if (stale.length > 0) await validateFunctions(client, servicesOf(functions));
     await writeSubscriptions(client);
+    await writeInstallation(client);
+    for (const name of await replaceMissingSubscribers(client)) {
+      tell(
+        `The trigger ${name} no longer exists. Events that awaited it now await the present triggers of their topic.`,
+      );
+    }
     return stale.map(({ name }) => name);
   });
   return [...applied, ...changed];

@@ -11,9 +11,12 @@ const MAY_EXECUTE: Readonly<Record<string, readonly string[]>> = {
     "events.claim",
     "events.forget_keys",
     "events.forget_unawaited",
+    "events.give_up",
+    "events.installation_id",
     "events.move_to_dead_letters",
     "events.move_unpublishable_to_dead_letters",
     "events.release",
+    "events.trim_dead_letters",
   ],
   profile: [
     "events.emit",
@@ -30,6 +33,7 @@ const MAY_EXECUTE: Readonly<Record<string, readonly string[]>> = {
     "billing.move_money",
     "billing.open_account",
     "billing.transfer_hash",
+    "events.installation_id",
     "events.move_to_dead_letters",
   ],
   order: [
@@ -41,7 +45,13 @@ const MAY_EXECUTE: Readonly<Record<string, readonly string[]>> = {
     "events.end_request",
     "events.uuid_v7",
   ],
-  notification: ["events.move_to_dead_letters", "events.settle_many", "events.unsettled", "notification.store"],
+  notification: [
+    "events.installation_id",
+    "events.move_to_dead_letters",
+    "events.settle_many",
+    "events.unsettled",
+    "notification.store",
+  ],
 };
 
 interface Routine {

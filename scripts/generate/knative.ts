@@ -43,10 +43,10 @@ function environmentOf(fn: LotusFunction) {
     mounts.push({ name: "signing-key", secret: "signing-key", path: "/etc/lotus/signing-key" });
   }
   if (uses.includes("database")) {
-    env.push({
-      name: "KAFKA_BROKERS",
-      valueFrom: { configMapKeyRef: { name: "lotus", key: "kafka-brokers", optional: true } },
-    });
+    for (const name of ["KAFKA_BROKERS", "KAFKA_PREFIX"]) {
+      const key = name.toLowerCase().replace("_", "-");
+      env.push({ name, valueFrom: { configMapKeyRef: { name: "lotus", key, optional: true } } });
+    }
   }
   // Kourier sees the client and appends its address.
   if (fn.kind === "endpoint")

@@ -1,4 +1,5 @@
 /** Creates the topics that the triggers name. */
+import { setTimeout as delay } from "node:timers/promises";
 import type { Admin } from "kafkajs";
 import { kafkaClient } from "#kernel/kafka";
 import { RECORD_BYTES_MAX } from "#kernel/settings";
@@ -106,4 +107,41 @@ export async function createTopics(
   } finally {
     await admin.disconnect().catch(() => undefined);
   }
+}
+
+/** The pause between two attempts to reach brokers that are unavailable. */
+const RETRY_MILLISECONDS = 2_000;
+
+/**
+ * Creates the topics now, or else in the background as soon as the brokers answer.
+ * @param tell receives a sentence when the brokers are unavailable, and when the topics exist
+ */
+export async function createTopicsWhenPossible(
+  bootstrap: readonly string[],
+  prefix: string,
+  tell: (news: string) => void,
+): Promise<{ readonly created: boolean; stop(): Promise<void> }> {
+  const attempt = () =>
+    createTopics(bootstrap, { prefix }).then(
+      () => undefined,
+      (error: Error) => error.message,
+    );
+  const why = await attempt();
+  if (why === undefined) return { created: true, stop: async () => undefined };
+  tell(`${why} Lotus goes on without Kafka: the outbox keeps the events until the brokers answer.`);
+  const stop = new AbortController();
+  const creating = (async () => {
+    while (!stop.signal.aborted) {
+      await delay(RETRY_MILLISECONDS, undefined, { signal: stop.signal }).catch(() => undefined);
+      if (!stop.signal.aborted && (await attempt()) === undefined)
+        return tell("The brokers answer, and the topics exist.");
+    }
+  })();
+  return {
+    created: false,
+    async stop() {
+      stop.abort();
+      await creating;
+    },
+  };
 }

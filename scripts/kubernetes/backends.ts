@@ -34,6 +34,8 @@ export interface Limits {
 export interface Backends {
   readonly database: Database;
   readonly kafka: Kafka;
+  /** The beginning of every topic and consumer group. */
+  readonly kafkaPrefix?: string;
   /** Where an environment differs from the defaults. */
   readonly limits?: Partial<Limits>;
   /** The URL of the pooler that functions use, as roleUrl reads it. */
@@ -109,12 +111,27 @@ function kafkaOf(options: DeployOptions, previous: Readonly<Record<string, strin
 const numberIn = (text: string | undefined, otherwise: number) =>
   text === undefined || Number(text) === otherwise ? undefined : Number(text);
 
+/** @throws {Refusal} for another prefix than before: a KafkaSource cannot change its consumer group */
+function prefixOf(options: DeployOptions, previous: Readonly<Record<string, string>> | undefined): string {
+  const before = previous?.["kafka-prefix"] ?? "";
+  if (previous === undefined) return options.kafkaPrefix ?? "";
+  if (options.kafkaPrefix !== undefined && options.kafkaPrefix !== before) {
+    throw new Refusal(
+      `The topics here begin with "${before}", and a KafkaSource cannot change its consumer group. Delete the sources:\n` +
+        `  kubectl -n ${NAMESPACE} delete kafkasource --all && kubectl -n ${NAMESPACE} delete configmap lotus\n` +
+        "and deploy again. Events that are not settled are in the outbox, and the relay publishes them again.",
+    );
+  }
+  return before;
+}
+
 /**
  * Decides.
  * @throws {Refusal} when what is asked for cannot follow what is there
  */
 export function choose(options: DeployOptions, previous: Previous): Backends {
   const adminUrl = options.database ?? previous.adminUrl;
+  const prefix = prefixOf(options, previous.configuration);
   const database: Database = adminUrl === undefined ? { kind: "cluster" } : databaseAt(adminUrl);
   const remembered = options.database === undefined && previous.configuration?.["database-prepare"] === "false";
   const cors = options.cors ?? previous.configuration?.["cors-origins"];
@@ -131,6 +148,7 @@ export function choose(options: DeployOptions, previous: Previous): Backends {
     database: database.kind === "outside" && unprepared ? { ...database, prepare: false } : database,
     kafka: kafkaOf(options, previous.configuration),
     ...(cors && { cors }),
+    ...(prefix !== "" && { kafkaPrefix: prefix }),
   };
 }
 
@@ -155,6 +173,7 @@ export function configuration(backends: Backends): KubernetesObject {
       "max-pods": String(pods),
       "database-pool": String(pool),
       ...(pooler !== undefined && { "database-pooler": pooler }),
+      "kafka-prefix": backends.kafkaPrefix ?? "",
       "database-prepare": String(database.kind !== "outside" || database.prepare !== false),
       ...(backends.cors && { "cors-origins": backends.cors }),
       ...(kafka.kind === "outside" && kafka.security && { "kafka-security": writtenSecurity(kafka.security) }),

@@ -1,7 +1,8 @@
 /** The options of `lotus deploy`. */
 import { readFileSync } from "node:fs";
+import * as v from "valibot";
 import { readDatabaseAddress } from "#kernel/database-url";
-import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
+import { KafkaPrefix, POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import type { Option } from "../cli/command.ts";
 import { UsageError } from "../cli/errors.ts";
 import { brokers, cors, database, readOrigins } from "../cli/options.ts";
@@ -30,6 +31,8 @@ export interface DeployOptions {
   readonly cors: string | undefined;
   readonly kafka: readonly string[] | undefined;
   readonly kafkaCredentials: KafkaCredentials;
+  /** The beginning of every topic and consumer group. */
+  readonly kafkaPrefix: string | undefined;
   readonly brokers: 1 | 3 | undefined;
   readonly registry: string | undefined;
   readonly loadCommand: string | undefined;
@@ -68,6 +71,11 @@ export const DEPLOY_OPTIONS = {
   },
   "kafka-user": { type: "string", value: "NAME", about: "the user; the variable KAFKA_PASSWORD contains the password" },
   "kafka-mechanism": { type: "string", value: "NAME", about: "plain, scram-sha-256 or scram-sha-512 (default)" },
+  "kafka-prefix": {
+    type: "string",
+    value: "TEXT",
+    about: "the beginning of every topic and consumer group, for installations that share a Kafka",
+  },
   replicas: { type: "string", value: "1|3", about: "Kafka brokers in the cluster (default 1)" },
   registry: { type: "string", value: "HOST/PATH", about: "push the images there (default: minikube image load)" },
   "load-command": {
@@ -189,6 +197,10 @@ export function readOptions(
   if (values.registry !== undefined && !/^[\w.-]+(:\d+)?(\/[a-z0-9._-]+)*\/?$/.test(values.registry)) {
     throw new UsageError(`--registry must be a host and a path, such as ghcr.io/me; "${values.registry}" is not.`);
   }
+  const prefix = v.safeParse(v.optional(KafkaPrefix), values["kafka-prefix"]);
+  if (!prefix.success) {
+    throw new UsageError(`--kafka-prefix must be ${prefix.issues[0].message}; "${values["kafka-prefix"]}" is not.`);
+  }
   const replicas = oneOf("--replicas", values.replicas, ["1", "3"]);
   const database = values.database === undefined ? undefined : withAuthority(parseUrl(values.database));
   return {
@@ -202,6 +214,7 @@ export function readOptions(
     cors: values.cors && readOrigins(values.cors).join(","),
     kafka: values.brokers === undefined ? undefined : parseHosts(values.brokers),
     kafkaCredentials: credentialsOf(values, environment.KAFKA_PASSWORD),
+    kafkaPrefix: prefix.output,
     brokers: replicas === undefined ? undefined : replicas === "3" ? 3 : 1,
     registry: values.registry?.replace(/\/+$/, ""),
     loadCommand: values["load-command"],

@@ -112,6 +112,18 @@ describe("backends", () => {
     expect(other.database).not.toHaveProperty("prepare");
   });
 
+  it("keep the prefix of topics, and refuse another one", async () => {
+    const backends = choose(await options("--brokers", "k:1", "--kafka-prefix", "shop."), nothing);
+    expect(backends.kafkaPrefix).toBe("shop.");
+    const { data } = configuration(backends);
+    expect(choose(await options(), { configuration: data, adminUrl: undefined }).kafkaPrefix).toBe("shop.");
+    const another = await options("--kafka-prefix", "x.");
+    expect(() => choose(another, { configuration: data, adminUrl: undefined })).toThrow(
+      'The topics here begin with "shop."',
+    );
+    await expect(options("--kafka-prefix", "a b")).rejects.toThrow("--kafka-prefix must be up to 100 letters");
+  });
+
   it("do not change a running Kafka's voters", async () => {
     const previous = { configuration: { kafka: "cluster-1" }, adminUrl: undefined };
     const three = await options("--replicas", "3");
@@ -190,6 +202,19 @@ describe("the plan", () => {
       "sslmode in the database URL must be",
     );
     await expect(options("--database", `${OWNER}?pgbouncer=true`)).rejects.toThrow("parameter pgbouncer");
+  });
+
+  it("begins topics and consumer groups with the prefix", async () => {
+    const plan = await planOf({
+      database: { kind: "cluster" },
+      kafka: { kind: "cluster", brokers: 1 },
+      kafkaPrefix: "shop.",
+    });
+    const { topics, consumerGroup } = plan.functions[1]?.source?.spec ?? {};
+    expect([topics, consumerGroup]).toEqual([["shop.notification-requested"], "shop.notification-store"]);
+    for (const pod of [plan.topics.spec.template.spec, plan.functions[1]?.service.spec.template.spec]) {
+      expect(pod.containers[0].env).toContainEqual(expect.objectContaining({ name: "KAFKA_PREFIX" }));
+    }
   });
 
   it("lets functions reach Neon's WebSocket", async () => {

@@ -106,6 +106,9 @@ async function functionPlans(
       const source = await oneDocument(sourceFile);
       if (source.kind === "KafkaSource") {
         source.spec.bootstrapServers = brokersOf(backends);
+        const prefix = backends.kafkaPrefix ?? "";
+        source.spec.topics = source.spec.topics.map((topic: string) => prefix + topic);
+        source.spec.consumerGroup = prefix + source.spec.consumerGroup;
         if (security !== undefined) secureSource(source, security);
       }
       return { name, service, source };

@@ -87,14 +87,14 @@ describe("the event bus and a trigger of a local run", () => {
     expect((lotus.lines.get("notification-store") ?? []).join("\n")).not.toContain("    at ");
   });
 
-  it("move a request without a body and without a length to the dead letters", async () => {
+  it("refuse a request without a body and without a length", async () => {
     const port = await portOf("notification-store");
     const socket = connect(port, "127.0.0.1");
     socket.write(`POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nlotus-run: ${secret}\r\nConnection: close\r\n\r\n`);
     let text = "";
     for await (const chunk of socket) text += chunk;
-    expect(text).toMatch(/^HTTP\/1\.1 204 /);
-    expect(await deadLetters()).toBe(1);
+    expect(text).toMatch(/^HTTP\/1\.1 415 /);
+    expect(await deadLetters()).toBe(0);
   });
 
   it("accept a request with the secret of the run", async () => {

@@ -5,20 +5,21 @@ import { createServer, type Server } from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Cron } from "croner";
-import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
+import { POOL_CONNECTIONS_MAX, settings } from "#kernel/settings";
 import { buildFunctions, programOf, watchFunctions } from "../build/bundles.ts";
 import { Refusal } from "../cli/errors.ts";
 import type { ConnectionBudget } from "../database/connections.ts";
+import { readInstallation } from "../database/installation.ts";
 import { migrate } from "../database/migrate.ts";
 import { readPasswords } from "../database/roles.ts";
 import { SERVICES } from "../database/sql.ts";
 import { type Kafka, startKafka } from "../kafka/cluster.ts";
-import { createTopics } from "../kafka/topics.ts";
+import { createTopicsWhenPossible } from "../kafka/topics.ts";
 import { hasEnded } from "../process/child.ts";
 import { findFunctions, type LotusFunction } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
 import { ensureSecrets } from "../secrets/local.ts";
-import { describe, runKafkaSource } from "../sources/kafka-source.ts";
+import { describe, installed, runKafkaSource } from "../sources/kafka-source.ts";
 import { createControl, type OtherProcess } from "./control.ts";
 import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
@@ -46,6 +47,8 @@ export interface LotusOptions {
   readonly pooler?: string;
   /** A real Kafka in the middle instead of the event bus: one that runs, or (true) one got as scripts/kafka/cluster.ts says. */
   readonly kafka?: boolean | Kafka;
+  /** The beginning of every topic and consumer group. The default is KAFKA_PREFIX. */
+  readonly kafkaPrefix?: string;
   /** Whether Kafka's events are delivered by this process. False: somebody runs scripts/local/kafka-source.ts. */
   readonly deliver?: boolean;
   /** Whether PingSources fire when their time comes. False: only `tick` fires them. */
@@ -274,10 +277,13 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
             return started;
           })
         : options.kafka || undefined;
-    if (kafka !== undefined) await createTopics(kafka.bootstrap);
     const secret = randomBytes(24).toString("base64url");
     await mkdir(join(secrets, "run"), { recursive: true, mode: 0o700 });
     await writeFile(join(secrets, "run", "secret"), secret, { mode: 0o600 });
+    const kafkaPrefix = options.kafkaPrefix ?? settings().KAFKA_PREFIX;
+    const topics =
+      kafka && (await createTopicsWhenPossible(kafka.bootstrap, kafkaPrefix, (news) => onNews("kafka", news)));
+    if (topics !== undefined) endings.push(() => topics.stop());
     let inside = "";
     const resolve = (name: string) => `${inside}/${name}`;
     // The bus listens first: the environment of every function contains its address.
@@ -296,7 +302,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       ...passedOn(kafka !== undefined),
       K_SINK: inside,
       RUN_SECRET_FILE: join(secrets, "run", "secret"),
-      ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(",") }),
+      ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(","), KAFKA_PREFIX: kafkaPrefix }),
     });
     if (kafka === undefined) bus.add(manifests.kafkaSources);
     for (const fn of await findFunctions()) {
@@ -328,8 +334,10 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     endings.push(() => Promise.all([...functions.values()].map((fn) => fn.close())));
     endings.push(() => bus.stop());
     if (kafka !== undefined && options.deliver !== false) {
+      // Other installations may read the same topics of a given Kafka.
+      const installation = options.kafka === true ? undefined : await readInstallation(database);
       const running = manifests.kafkaSources.map((source) =>
-        runKafkaSource(source, {
+        runKafkaSource(installed(source, kafkaPrefix, installation), {
           brokers: kafka.bootstrap,
           resolve,
           onEvent(event) {
@@ -339,7 +347,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
         }),
       );
       endings.push(() => Promise.all(running.map((source) => source.stop())));
-      await step("Joining the consumer groups", () => Promise.all(running.map((source) => source.joined)));
+      if (topics?.created)
+        await step("Joining the consumer groups", () => Promise.all(running.map((source) => source.joined)));
     }
 
     if (options.watch) {

@@ -30,7 +30,7 @@ const RESTART_MILLISECONDS_MIN = 500;
 const RESTART_MILLISECONDS_MAX = 8_000;
 /** A consumer that lives this long after it has joined has recovered. */
 const RECOVERED_MILLISECONDS = 3_000;
-/** A trouble that goes on is told this often. */
+/** The pause between two reports of the same trouble. */
 const REPEATED_TROUBLE_MILLISECONDS = 60_000;
 /** Requests in flight may go on for this long when the source is stopped. */
 const STOP_MILLISECONDS_MAX = 5_000;
@@ -38,7 +38,7 @@ const RETRIES = { retries: 8, initialRetryTime: 100, maxRetryTime: 1_000, factor
 
 const GROUP_COMES_UP = ["GROUP_COORDINATOR_NOT_AVAILABLE", "GROUP_LOAD_IN_PROGRESS"];
 
-/** What happens to a source and its records. */
+/** An event in the life of a source. */
 export type SourceEvent =
   | { readonly kind: "joined"; readonly partitions: number }
   | (Delivered & { readonly milliseconds: number } & Position)
@@ -60,7 +60,7 @@ export interface RunningSource {
 }
 
 export interface SourceOptions {
-  /** host:port of the brokers; those in the YAML are the cluster's. */
+  /** host:port of the brokers. The YAML names the brokers of the cluster. */
   readonly brokers: readonly string[];
   /** Where a function is. */
   readonly resolve: Resolve;
@@ -223,7 +223,7 @@ export class KafkaConsumer implements RunningSource {
     return ours.length;
   }
 
-  /** Begins the delivery of a batch's records while there is room, and keeps the member alive while there is none. */
+  /** Begins the delivery of a batch's records while slots are free. A heartbeat keeps the member alive while it waits for a slot. */
   async #take({ batch, resolveOffset, heartbeat, isRunning, isStale }: EachBatchPayload): Promise<void> {
     const { topic, partition, messages } = batch;
     const key = `${topic} ${partition}`;

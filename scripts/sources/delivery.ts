@@ -32,7 +32,7 @@ const metadata = v.strictObject({
   annotations: v.optional(v.record(v.string(), v.string())),
 });
 
-/** What this stand-in honours of a KafkaSource. Strict: what it would pass over must not look as if it worked. */
+/** The fields of a KafkaSource that this stand-in supports. It refuses every other field. */
 const KafkaSource = v.strictObject({
   apiVersion: v.literal("sources.knative.dev/v1"),
   kind: v.literal("KafkaSource"),
@@ -72,7 +72,7 @@ export type PingSource = v.InferOutput<typeof PingSource>;
 
 /**
  * Reads a source's YAML.
- * @throws {Error} naming the file and the field, also for a field that nobody here honours
+ * @throws {Error} naming the file and the field, also for a field that this stand-in does not support
  */
 export function parseSource(file: string, text: string): KafkaSource | PingSource {
   const result = v.safeParse(v.variant("kind", [KafkaSource, PingSource]), parse(text));
@@ -95,7 +95,7 @@ export type Resolve = (functionName: string) => string;
 /** The end of one attempt: the answer, or undefined when no answer came. */
 type Outcome = { readonly status: number; readonly text: string } | undefined;
 
-/** What became of an event. `reason` is a sentence, present unless the event was delivered. */
+/** The fate of an event. `reason` is a sentence, present unless the event was delivered. */
 export type Delivered =
   | { readonly kind: "delivered" }
   | {
@@ -168,7 +168,7 @@ const REQUIRED_HEADERS = ["ce-specversion", "ce-id", "ce-source", "ce-type", "co
 /**
  * Hands an event to the dead-letter sink of a source, with retries.
  * @param errors the `knativeerror…` attributes
- * @param why what the function did, as the end of a sentence that begins with its name
+ * @param why the end of a sentence that begins with the name of the function
  */
 async function toDeadLetterSink(
   message: Message,

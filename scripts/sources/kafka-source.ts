@@ -14,6 +14,24 @@ export function runKafkaSource(source: KafkaSource, options: SourceOptions): Run
   return new KafkaConsumer(source, options);
 }
 
+/**
+ * Returns a source with the names that it has in one installation, so that several installations can share a Kafka.
+ * @param prefix the beginning of the topics and of the consumer group
+ * @param installation ends the name of the consumer group when other installations read the same topics
+ */
+export function installed(source: KafkaSource, prefix: string, installation?: string): KafkaSource {
+  const { topics, consumerGroup } = source.spec;
+  const suffix = installation === undefined ? "" : `.${installation}`;
+  return {
+    ...source,
+    spec: {
+      ...source.spec,
+      topics: topics.map((topic) => prefix + topic),
+      consumerGroup: prefix + consumerGroup + suffix,
+    },
+  };
+}
+
 /** The KafkaSources of a folder of YAML files. @throws {Error} naming the file that cannot be run here */
 export async function readKafkaSources(folder: string): Promise<KafkaSource[]> {
   const files = (await readdir(folder)).filter((file) => /\.ya?ml$/.test(file)).sort();

@@ -9,7 +9,7 @@ export class Progress {
   readonly topic: string;
   readonly partition: number;
   #next = 0n;
-  /** What the brokers have been told. */
+  /** The offset that the brokers have. */
   committed = 0n;
 
   constructor(topic: string, partition: number) {

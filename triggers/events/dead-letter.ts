@@ -1,9 +1,9 @@
-/** The sources' dead-letter sink. Buries what could not be delivered, unless the relay will bring it again. */
+/** The dead-letter sink of the sources: moves undeliverable events to the dead letters, unless the relay publishes them again. */
 import { log } from "#kernel/log";
 import { PUBLISH_ATTEMPTS_MAX } from "#kernel/settings";
 import { moveToDeadLetters, subscriber } from "#kernel/subscriber";
 
-/** The function whose delivery failed: the first label of the host in `knativeerrordest`. */
+/** Returns the function whose delivery failed: the first label of the host in `knativeerrordest`. */
 function destination(url: string | undefined): string {
   if (url === undefined || !URL.canParse(url)) return "unknown";
   return new URL(url).hostname.split(".")[0] ?? "unknown";
@@ -19,15 +19,11 @@ export default subscriber({
         ? "It was not delivered: no answer, again and again."
         : `It was not delivered: the answer was ${knativeerrorcode}, again and again. ${answer}`.trim();
     const to = destination(knativeerrordest);
-    const moved = await moveToDeadLetters(
-      { ...delivery, attributes: event, subscriber: to },
+    const letter = { ...delivery, attributes: event, subscriber: to };
+    if (await moveToDeadLetters(letter, reason, PUBLISH_ATTEMPTS_MAX)) return;
+    log("warning", "an event was not delivered: the relay publishes it again, unless it is settled", {
+      event: attributes.id ?? "",
       reason,
-      PUBLISH_ATTEMPTS_MAX,
-    );
-    if (!moved)
-      log("warning", "not delivered, not buried: the relay brings it again, unless it is settled", {
-        event: attributes.id ?? "",
-        reason,
-      });
+    });
   },
 });

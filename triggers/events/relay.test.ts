@@ -64,7 +64,7 @@ async function emitUnheard(lotus: TestLotus, count: number): Promise<void> {
 }
 
 function refusesWhatIsTooLarge(lotusOf: () => TestLotus) {
-  it("buries an event that no broker takes, with the reason, and publishes the others of its batch", async () => {
+  it("moves an event that the broker refuses to the dead letters, and publishes the others of its batch", async () => {
     const lotus = lotusOf();
     const user = await newUser(lotus);
     await settled(lotus);
@@ -84,7 +84,7 @@ function refusesWhatIsTooLarge(lotusOf: () => TestLotus) {
       },
     ]);
     expect(rows[0].bytes).toBeGreaterThan(1_300_000);
-    expect(await heard(lotus, "an event that no broker takes was buried")).toHaveLength(1);
+    expect(await heard(lotus, "the broker refuses an event; it moved to the dead letters")).toHaveLength(1);
   });
 }
 
@@ -174,6 +174,97 @@ describe("the relay", () => {
       await Promise.all([one.end(), other.end()]);
     }
     expect(await outbox(lotus)).toMatchObject({ waiting: 0 });
+  });
+
+  it("moves an event that no subscriber settles to the dead letters after the last attempt, from where it can be replayed", async () => {
+    const user = await newUser(lotus);
+    await settled(lotus);
+    await leaveInOutbox(lotus.database, user.id, numbered(2));
+    await lotus.database.query(
+      `update events.outbox set awaiting = '{removed-trigger}', attempts = 12,
+         attempted_at = now() - case data ->> 'message' when 'number 0' then interval '11 minutes' else interval '9 minutes' end`,
+    );
+    await lotus.tick();
+    const { rows } = await lotus.database.query(
+      "delete from events.dead_letters returning subscriber, reason, from_outbox, attributes ->> 'subject' as subject",
+    );
+    expect(rows).toEqual([
+      {
+        subscriber: "removed-trigger",
+        reason: "It was published 12 times and never settled.",
+        from_outbox: true,
+        subject: user.id,
+      },
+    ]);
+    expect(await outbox(lotus)).toEqual({ waiting: 1, attempts: 12 });
+    await lotus.database.query("delete from events.outbox");
+  });
+
+  it("publishes an event whose last attempt lies in the future, because a clock was wrong", async () => {
+    const user = await newUser(lotus);
+    await settled(lotus);
+    await leaveInOutbox(lotus.database, user.id, numbered(1));
+    await lotus.database.query("update events.outbox set attempted_at = now() + interval '1 year'");
+    await lotus.tick();
+    await settled(lotus);
+  });
+
+  it("claims a fresh event first and within a second while 100 000 others are never settled", async () => {
+    const stuck = (attempts: number, due: boolean) =>
+      lotus.database.query(
+        `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting, attempts, attempted_at)
+         select gen_random_uuid(), 'stuck', 't', 's', 's', now(), '{}', '{nobody}', $1,
+           now() - case when $2 then interval '1 day' else interval '0' end from generate_series(1, 50000)`,
+        [attempts, due],
+      );
+    await stuck(5, true);
+    await stuck(1, false);
+    const fresh = await lotus.database.query(
+      `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting, attempted_at)
+       values (gen_random_uuid(), 'fresh', 't', 's', 's', now(), '{}', '{nobody}', now() - interval '11 s') returning id`,
+    );
+    const began = performance.now();
+    const { rows } = await lotus.database.query(
+      "select events.claim('10 s', 1, 100000) -> 0 -> 'event' ->> 'id' as id, events.claim('10 s', 500, 100000) as others",
+    );
+    expect(performance.now() - began).toBeLessThan(1_000);
+    expect(rows[0].id).toBe(fresh.rows[0].id);
+    expect(rows[0].others).toHaveLength(500);
+    await lotus.database.query("delete from events.outbox");
+  });
+
+  it("settles a backlog that is longer than the local bus accepts, in one run, each event once", async () => {
+    const user = await newUser(lotus);
+    await settled(lotus);
+    await leaveInOutbox(lotus.database, user.id, numbered(12_000));
+    const before = published(lotus);
+    await lotus.tick();
+    await settled(lotus);
+    expect(await notificationsOf(lotus, user.id)).toEqual({ all: 12_000, different: 12_000 });
+    await eventually("it is written down", () => published(lotus) - before >= 12_000);
+    expect(published(lotus) - before).toBe(12_000);
+    expect(said(lotus, NOT_PUBLISHED)).toEqual([]);
+  });
+
+  it("deletes the oldest dead letters of other producers beyond a number, a size and an age, and none from the outbox", async () => {
+    const insert = (source: string, fromOutbox: boolean, age: string, bytes: number) =>
+      lotus.database.query(
+        `insert into events.dead_letters (event_key, subscriber, reason, attributes, body, from_outbox, moved_at)
+         values (gen_random_uuid(), 's', $1, '{}', convert_to(repeat('x', $2), 'UTF8'), $3, now() - $4::interval)`,
+        [source, bytes, fromOutbox, age],
+      );
+    const left = async (age: string, most: number, bytes: number) => {
+      await lotus.database.query("select events.trim_dead_letters($1, $2, $3)", [age, most, bytes]);
+      const { rows } = await lotus.database.query("select reason from events.dead_letters order by id");
+      return rows.map(({ reason }) => reason).join(" ");
+    };
+    await insert("own", true, "1 year", 5_000);
+    await insert("old", false, "91 days", 10);
+    for (const name of ["a", "b", "c"]) await insert(name, false, "1 minute", 1_000);
+    expect(await left("90 days", 10, 1_000_000)).toBe("own a b c");
+    expect(await left("90 days", 10, 2_500)).toBe("own b c");
+    expect(await left("90 days", 1, 1_000_000)).toBe("own c");
+    await lotus.database.query("delete from events.dead_letters");
   });
 
   it("forgets what it has published and none of our triggers waits for", async () => {

@@ -1,11 +1,15 @@
-/** Every minute. Publishes what has been in the outbox for too long, and forgets old idempotency keys. */
+/** Every minute: publishes overdue events of the outbox, and limits the outbox, the dead letters and the idempotency keys. */
 import { query } from "#kernel/database";
 import { failure, log } from "#kernel/log";
 import { byTopic, type Envelope, publish } from "#kernel/outbox";
 import {
+  DEAD_LETTER_HOURS_MAX,
+  DEAD_LETTERS_BYTES_MAX,
+  DEAD_LETTERS_MAX,
   FORGET_BATCH_KEYS_MAX,
   FORGET_RUN_MILLISECONDS_MAX,
   IDEMPOTENCY_KEY_DAYS,
+  PUBLISH_ATTEMPTS_MAX,
   RELAY_BATCH_BYTES_MAX,
   RELAY_BATCH_EVENTS_MAX,
   RELAY_OVERDUE_SECONDS,
@@ -23,7 +27,7 @@ const idsOf = (envelopes: readonly Envelope[]) => envelopes.map(({ event }) => e
 async function publishOrMoveToDeadLetters(envelopes: readonly Envelope[], until: number): Promise<number> {
   const refused = await publish(envelopes, until);
   for (const { envelope, reason } of refused) {
-    log("error", "an event that no broker takes was buried", { event: envelope.event.id, reason });
+    log("error", "the broker refuses an event; it moved to the dead letters", { event: envelope.event.id, reason });
     await query("move-unpublishable-to-dead-letters", "select events.move_unpublishable_to_dead_letters($1, $2)", [
       envelope.event.id,
       reason,
@@ -43,7 +47,26 @@ async function claim(overdueSeconds: number, exceptTopics: readonly string[]): P
   return row?.overdue ?? [];
 }
 
-/** Publishes what is overdue, until nothing is, or until the run has taken its time. */
+/** Moves events that no subscriber settles to the dead letters, so that the relay does not publish them for ever. */
+async function giveUp(): Promise<void> {
+  const began = performance.now();
+  let moved: number;
+  let all = 0;
+  do {
+    const [row] = await query<{ moved: number }>("give-up", "select events.give_up($1, $2) as moved", [
+      PUBLISH_ATTEMPTS_MAX,
+      RELAY_BATCH_EVENTS_MAX,
+    ]);
+    moved = row?.moved ?? 0;
+    all += moved;
+  } while (moved === RELAY_BATCH_EVENTS_MAX && performance.now() - began < FORGET_RUN_MILLISECONDS_MAX);
+  if (all > 0)
+    log("error", "events were published again and again and never settled; they moved to the dead letters", {
+      count: all,
+    });
+}
+
+/** Publishes overdue events until the outbox has no more, or the time of the run is over. */
 async function publishOverdue(): Promise<void> {
   const began = performance.now();
   const until = began + RELAY_RUN_MILLISECONDS_MAX;
@@ -51,7 +74,7 @@ async function publishOverdue(): Promise<void> {
   const failed: string[] = [];
   let published = 0;
   for (let elapsed = 0; elapsed < RELAY_RUN_MILLISECONDS_MAX; elapsed = performance.now() - began) {
-    // What was overdue when this run began: what it has published itself since then gets its time.
+    // Overdue since this run began: an event that this run has published gets its time.
     const overdue = await claim(RELAY_OVERDUE_SECONDS + elapsed / 1000, failed);
     if (overdue.length === 0) break;
     for (const [topic, envelopes] of byTopic(overdue)) {
@@ -72,7 +95,7 @@ async function publishOverdue(): Promise<void> {
   if (published > 0) log("info", "published overdue events", { count: published });
 }
 
-/** Deletes old idempotency keys, a batch at a time, for a limited time: the next run goes on. */
+/** Deletes old idempotency keys in batches, for a limited time. The next run continues. */
 async function forgetKeys(): Promise<void> {
   const began = performance.now();
   let forgotten: number;
@@ -86,10 +109,23 @@ async function forgetKeys(): Promise<void> {
   } while (forgotten === FORGET_BATCH_KEYS_MAX && performance.now() - began < FORGET_RUN_MILLISECONDS_MAX);
 }
 
+/** Deletes the oldest dead letters of other producers beyond the limits. */
+async function trimDeadLetters(): Promise<void> {
+  const [row] = await query<{ deleted: number }>(
+    "trim-dead-letters",
+    "select events.trim_dead_letters($1, $2, $3) as deleted",
+    [`${DEAD_LETTER_HOURS_MAX} hours`, DEAD_LETTERS_MAX, DEAD_LETTERS_BYTES_MAX],
+  );
+  if (row !== undefined && row.deleted > 0)
+    log("warning", "old dead letters of other producers were deleted", { count: row.deleted });
+}
+
 export default subscriber({
   schedule: "* * * * *",
   async handle() {
+    await giveUp();
     await publishOverdue();
+    await trimDeadLetters();
     await forgetKeys();
   },
 });

@@ -15,6 +15,14 @@ create table events.subscriptions (
   primary key (topic, subscriber)
 );
 
+-- The id of this installation, in one row. Events name it in their source. The migration makes a new id for a copy of a database,
+-- which has another oid.
+create table events.installation (
+  single boolean primary key default true check (single),
+  id uuid not null,
+  database oid not null
+);
+
 -- The topics that a service may publish. Each service fills its rows in its own functions.sql.
 create table events.publications (
   service text not null,
@@ -33,12 +41,14 @@ create table events.outbox (
   time timestamptz not null,
   traceparent text,
   data jsonb not null,
+  -- Further CloudEvents attributes: where a replayed event of another producer came from.
+  extensions jsonb,
   awaiting text[] not null,
   attempts integer not null default 0,
   attempted_at timestamptz not null default clock_timestamp()
 );
 create index outbox_by_subject on events.outbox (subject, topic);
-create index outbox_by_attempt on events.outbox (attempted_at);
+create index outbox_by_attempt on events.outbox (attempts, attempted_at);
 
 create table events.dead_letters (
   id bigint generated always as identity primary key,
@@ -47,6 +57,8 @@ create table events.dead_letters (
   reason text not null,
   attributes jsonb not null,
   body bytea,
+  -- The event was in the outbox: only a person may delete it.
+  from_outbox boolean not null default false,
   moved_at timestamptz not null default clock_timestamp(),
   unique (event_key, subscriber)
 );

@@ -22,6 +22,18 @@ begin
     using message = format('the service %s may not act for the subscriber %s', acting, check_subscriber.subscriber);
 end $$;
 
+-- The id of this installation of Lotus.
+create or replace function events.installation_id()
+returns uuid language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select i.id from events.installation i
+$$;
+
+-- The source of the events of a function of this installation.
+create or replace function events.source_of(function text)
+returns text language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select format('/lotus/%s/%s', i.id, function) from events.installation i
+$$;
+
 -- RFC 9562 version 7. PostgreSQL has uuidv7() only from version 18 on.
 create or replace function events.uuid_v7() returns uuid language sql volatile parallel safe
 return encode(
@@ -44,7 +56,7 @@ returns jsonb language sql stable set search_path = pg_catalog, pg_temp as $$
       'specversion', '1.0', 'id', o.id, 'source', o.source, 'type', o.type, 'subject', o.subject,
       'time', to_char(o.time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
       'datacontenttype', 'application/json', 'partitionkey', o.subject, 'traceparent', o.traceparent))
-      || jsonb_build_object('data', o.data))
+      || coalesce(o.extensions, '{}') || jsonb_build_object('data', o.data))
 $$;
 
 -- Writes an event to the outbox and returns its envelope, in the transaction of the change that the event describes.
@@ -66,7 +78,7 @@ begin
     end if;
   end if;
   insert into events.outbox (id, topic, type, source, subject, time, traceparent, data, awaiting)
-  values (events.uuid_v7(), emit.topic, 'lotus.' || emit.topic || '.v' || emit.version, '/lotus/' || emit.source,
+  values (events.uuid_v7(), emit.topic, 'lotus.' || emit.topic || '.v' || emit.version, events.source_of(emit.source),
     emit.subject, clock_timestamp(), emit.traceparent, emit.data,
     coalesce((select array_agg(s.subscriber) from events.subscriptions s where s.topic = emit.topic), '{}'))
   returning * into o;
@@ -141,27 +153,50 @@ end $$;
 
 -- Claims events that no subscriber has settled for a while, so that two relays do not publish the same ones: at most `most`, and
 -- `bytes_most` of data unless the first event has more. `except_topics` are the topics that this run could not publish.
--- Each attempt doubles the wait before the next. A long outbox adds the time that the relay needs for it, at 300 events a second,
--- so that the relay does not publish an event again that a queue still contains. The wait is ten minutes at most.
+-- Each attempt doubles the wait before the next. Many events of a topic add the time that the relay needs for them, at 300 a second,
+-- so that the relay does not publish an event again that a queue still contains. The wait is ten minutes at most. Events with few
+-- attempts come first: events that no subscriber settles do not delay them. A time in the future comes from a clock that was wrong.
 create or replace function events.claim(older_than interval, most integer, bytes_most integer, except_topics text[] default '{}')
 returns jsonb language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
-  with queue as (
-    select count(*) * interval '1 second' / 300 as wait from events.outbox
+  with queues as materialized (
+    -- After the fourth attempt an event waits for its subscriber, not in a queue.
+    select o.topic, count(*) * interval '1 second' / 300 as wait from events.outbox o where o.attempts < 4 group by o.topic
   ), due as (
-    select o.id, o.attempted_at, octet_length(o.data::text) as bytes from events.outbox o, queue q
-    where o.attempted_at < statement_timestamp() - older_than
-      and o.attempted_at < statement_timestamp() - least(interval '10 minutes',
-        older_than * (2 ^ least(o.attempts, 20)) + case when o.attempts = 0 then interval '0' else q.wait end)
+    select o.id, o.attempts, o.attempted_at, octet_length(o.data::text) as bytes
+    from events.outbox o left join queues q on q.topic = o.topic
+    where (o.attempted_at < statement_timestamp() - older_than
+        and o.attempted_at < statement_timestamp() - least(interval '10 minutes',
+          older_than * (2 ^ least(o.attempts, 20)) + case when o.attempts = 0 then interval '0' else coalesce(q.wait, '0') end)
+      or o.attempted_at > statement_timestamp() + interval '10 minutes')
       and o.topic <> all (except_topics)
-    order by o.attempted_at limit most for update of o skip locked
+    order by o.attempts, o.attempted_at limit most for update of o skip locked
   ), fitting as (
     select d.id, row_number() over w as place, sum(d.bytes) over w as bytes
-    from due d window w as (order by d.attempted_at, d.id)
+    from due d window w as (order by d.attempts, d.attempted_at, d.id)
   ), claimed as (
     update events.outbox o set attempts = o.attempts + 1, attempted_at = clock_timestamp()
     from fitting f where o.id = f.id and (f.bytes <= bytes_most or f.place = 1) returning o.*
   )
   select coalesce(jsonb_agg(events.envelope(c::events.outbox) order by c.time), '[]') from claimed c
+$$;
+
+-- Moves at most `most` events to the dead letters that were published `attempts_most` times and never settled. Returns how many.
+create or replace function events.give_up(attempts_most integer, most integer)
+returns integer language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  with tired as (
+    select o.id from events.outbox o
+    where o.attempts >= attempts_most and o.attempted_at < statement_timestamp() - interval '10 minutes'
+    order by o.time limit most for update skip locked
+  ), gone as (
+    delete from events.outbox o using tired t where o.id = t.id returning o.*
+  ), moved as (
+    insert into events.dead_letters (event_key, subscriber, reason, attributes, body, from_outbox)
+    select g.id, awaited, format('It was published %s times and never settled.', g.attempts),
+      (events.envelope(g::events.outbox) -> 'event') - 'data', convert_to(g.data::text, 'UTF8'), true
+    from gone g, unnest(g.awaiting) as awaited
+    on conflict do nothing
+  )
+  select count(*)::integer from gone
 $$;
 
 -- Gives back events that were claimed and not published, and makes them due at once: a missing broker must not delay an event
@@ -187,9 +222,9 @@ returns void language sql volatile security definer set search_path = pg_catalog
   with gone as (
     delete from events.outbox o where o.id = move_unpublishable_to_dead_letters.event_key returning o.*
   )
-  insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
+  insert into events.dead_letters (event_key, subscriber, reason, attributes, body, from_outbox)
   select g.id, awaited, move_unpublishable_to_dead_letters.reason, (events.envelope(g::events.outbox) -> 'event') - 'data',
-    convert_to(g.data::text, 'UTF8')
+    convert_to(g.data::text, 'UTF8'), true
   from gone g, unnest(g.awaiting) as awaited
   on conflict do nothing
 $$;
@@ -199,34 +234,45 @@ $$;
 create or replace function events.move_to_dead_letters(event_key uuid, subscriber text, reason text, attributes jsonb, body bytea,
   attempts_before integer)
 returns boolean language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  attempts integer;
+  awaited boolean;
 begin
   perform events.check_subscriber(move_to_dead_letters.subscriber);
-  if exists (select from events.outbox o
-    where o.id = move_to_dead_letters.event_key and o.attempts < move_to_dead_letters.attempts_before) then
+  select o.attempts, move_to_dead_letters.subscriber = any (o.awaiting) into attempts, awaited
+  from events.outbox o where o.id = move_to_dead_letters.event_key;
+  if attempts < move_to_dead_letters.attempts_before then return false; end if;
+  -- An event of this installation that no longer awaits this subscriber has had its effect: only the answer was lost. The source
+  -- of another installation, or of a producer that calls itself /lotus/, proves nothing.
+  if move_to_dead_letters.attempts_before > 0 and awaited is not true
+    and starts_with(move_to_dead_letters.attributes ->> 'source', events.source_of(''))
+    and lower(move_to_dead_letters.attributes ->> 'id') = move_to_dead_letters.event_key::text then
     return false;
   end if;
-  -- An event of Lotus that no longer awaits this subscriber has had its effect: only the answer was lost.
-  if move_to_dead_letters.attempts_before > 0 and move_to_dead_letters.attributes ->> 'source' like '/lotus/%' and not exists (
-    select from events.outbox o
-    where o.id = move_to_dead_letters.event_key and move_to_dead_letters.subscriber = any (o.awaiting)
-  ) then
-    return false;
-  end if;
-  insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
+  insert into events.dead_letters (event_key, subscriber, reason, attributes, body, from_outbox)
   values (move_to_dead_letters.event_key, move_to_dead_letters.subscriber, move_to_dead_letters.reason,
-    move_to_dead_letters.attributes, move_to_dead_letters.body)
+    move_to_dead_letters.attributes, move_to_dead_letters.body, coalesce(awaited, false))
   on conflict do nothing;
   perform events.settle_unchecked(move_to_dead_letters.event_key, move_to_dead_letters.subscriber);
   return true;
 end $$;
 
+-- An attribute as an HTTP header and a Kafka header carry it: printable ASCII, at most 1000 characters.
+create or replace function events.printable(attribute text)
+returns text language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+  select left(regexp_replace(attribute, '[^ -~]', '?', 'g'), 1000)
+$$;
+
 -- Puts a dead letter back into the outbox for its subscriber; the relay publishes it. Fails, and changes nothing, when the data is
--- not JSON. A dead letter without a usable time receives the time of its move. Only the owner may call this.
+-- not JSON. The source becomes this installation's, because its outbox issues the event; extensions keep the original source and id.
+-- A dead letter without a usable time receives the time of its move. The subject stays when it is a user's id. Only the owner may
+-- call this.
 create or replace function events.replay(letter_id bigint)
 returns boolean language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   l events.dead_letters;
   occurred_at timestamptz;
+  is_own boolean;
 begin
   delete from events.dead_letters d where d.id = letter_id returning * into l;
   if not found then return false; end if;
@@ -236,15 +282,42 @@ begin
     occurred_at := null;
   end;
   if occurred_at is null or not isfinite(occurred_at) then occurred_at := l.moved_at; end if;
-  insert into events.outbox as o (id, topic, type, source, subject, time, traceparent, data, awaiting, attempted_at)
-  select l.event_key, s.topic, coalesce(l.attributes ->> 'type', 'unknown'), coalesce(l.attributes ->> 'source', 'unknown'),
-    coalesce(l.attributes ->> 'subject', l.event_key::text), occurred_at,
-    l.attributes ->> 'traceparent', convert_from(l.body, 'UTF8')::jsonb, array[l.subscriber], '-infinity'
+  is_own := coalesce(starts_with(l.attributes ->> 'source', events.source_of('')), false);
+  insert into events.outbox as o
+    (id, topic, type, source, subject, time, traceparent, data, extensions, awaiting, attempted_at)
+  select l.event_key, s.topic,
+    coalesce(nullif(events.printable(l.attributes ->> 'type'), ''), 'unknown'),
+    case when is_own then events.printable(l.attributes ->> 'source') else events.source_of('dead-letters') end,
+    coalesce(lower(substring(l.attributes ->> 'subject'
+      from '^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$')), l.event_key::text),
+    occurred_at,
+    substring(l.attributes ->> 'traceparent' from '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$'),
+    convert_from(l.body, 'UTF8')::jsonb,
+    jsonb_strip_nulls(jsonb_build_object(
+      'originalsource', events.printable(l.attributes ->> case when is_own then 'originalsource' else 'source' end),
+      'originalid', events.printable(l.attributes ->> case when is_own then 'originalid' else 'id' end))),
+    array[l.subscriber], '-infinity'
   from events.subscriptions s where s.subscriber = l.subscriber
   on conflict (id) do update set awaiting = array_append(o.awaiting, l.subscriber), attempted_at = '-infinity';
   if not found then raise 'there is no subscriber % any more', l.subscriber; end if;
   return true;
 end $$;
+
+-- Deletes the oldest dead letters of other producers, beyond an age, a number and bytes together. Dead letters from the outbox stay:
+-- only a person may delete them. Returns how many were deleted.
+create or replace function events.trim_dead_letters(age interval, letters_most integer, bytes_most bigint)
+returns integer language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  with ranked as (
+    select d.id, d.moved_at, row_number() over w as place,
+      sum(coalesce(octet_length(d.body), 0) + pg_column_size(d.attributes)) over w as bytes
+    from events.dead_letters d where not d.from_outbox window w as (order by d.id desc)
+  ), gone as (
+    delete from events.dead_letters d using ranked r
+    where d.id = r.id and (r.place > letters_most or r.bytes > bytes_most or r.moved_at < clock_timestamp() - age)
+    returning 1
+  )
+  select count(*)::integer from gone
+$$;
 
 -- The service in the primary key of idempotency keys: the caller's, or `owner`.
 create or replace function events.key_service()
@@ -308,5 +381,7 @@ grant execute on function events.emit, events.uuid_v7 to "lotus:profile";
 grant execute on function events.emit, events.uuid_v7, events.decimal, events.begin_request, events.end_request to "lotus:order";
 grant execute on function events.settle_many, events.unsettled to "lotus:notification";
 grant execute on function events.move_to_dead_letters to "lotus:billing", "lotus:notification", "lotus:events";
-grant execute on function events.claim, events.release, events.forget_unawaited, events.move_unpublishable_to_dead_letters,
-  events.forget_keys to "lotus:events";
+grant execute on function events.claim, events.release, events.give_up, events.forget_unawaited,
+  events.move_unpublishable_to_dead_letters, events.trim_dead_letters, events.forget_keys to "lotus:events";
+-- Triggers compare the id with the source of an event.
+grant execute on function events.installation_id to "lotus:billing", "lotus:notification", "lotus:events";

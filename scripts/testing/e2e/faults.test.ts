@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { readInstallation } from "../../database/installation.ts";
 import { runScenario } from "../../scenario/run.ts";
 import { expectInvariants } from "../invariants.ts";
 import {
@@ -222,7 +223,10 @@ describe("a trigger that fails", () => {
         (line) => line.includes(user.id) && line.includes("failed; to be delivered again"),
       ).length;
     const heard = lotus.news.length;
-    await lotus.database.query("revoke insert on notification.notifications from notification");
+    const { rows: roles } = await lotus.database.query(
+      "select quote_ident(role) as role from events.roles where service = 'notification'",
+    );
+    await lotus.database.query(`revoke insert on notification.notifications from ${roles[0].role}`);
     try {
       for (const id of [1, 1]) await user.call(`POST /order/pay?idSubscription=${id}`);
       // As after an hour of attempts, for one of the two.
@@ -233,7 +237,7 @@ describe("a trigger that fails", () => {
       const given = () => lotus.news.slice(heard).filter((text) => /event \S+: dead letter$/.test(text));
       await eventually("both have been given up by their source", () => given().length === 2);
     } finally {
-      await lotus.database.query("grant insert on notification.notifications to notification");
+      await lotus.database.query(`grant insert on notification.notifications to ${roles[0].role}`);
     }
     await eventually("each failure has been written down", () => failures() >= 2 * 6);
     expect(failures()).toBe(2 * 6);
@@ -270,7 +274,8 @@ describe("a trigger that fails", () => {
           "ce-knativeerrordest": "http://notification-store.lotus.svc.cluster.local",
         },
       });
-    expect((await undelivered(told.id, "/lotus/profile-register")).status).toBe(204);
+    const own = await readInstallation(lotus.adminUrl);
+    expect((await undelivered(told.id, `/lotus/${own}/profile-register`)).status).toBe(204);
     await expectInvariants(lotus);
     // A foreign event has no row that could say so: it is kept for people to decide.
     expect((await undelivered("1", "/elsewhere")).status).toBe(204);
