@@ -72,6 +72,12 @@ describe("keys", () => {
     expect((await publicKeys()).map(({ kid }) => kid)).toEqual([fourth, third, second]);
   });
 
+  it("have ids that a command line does not read as options", async () => {
+    let keys = await addKey({ publicKeys: [], signingKey: undefined });
+    for (let n = 1; n < 500; n++) keys = await addKey(keys);
+    expect(keys.publicKeys.filter(({ kid }) => kid.startsWith("-"))).toEqual([]);
+  });
+
   it("stay valid until another key signs, when a rotation was interrupted", async () => {
     const now = Date.now();
     vi.useFakeTimers({ toFake: ["Date"], now });
