@@ -151,7 +151,7 @@ describe("calls in shared statements, with a fake database", () => {
   it("shares a statement between keys: one call of each, then a second of each", async () => {
     const run = batched<Call, Row>(description);
     const [first] = await occupy(run);
-    for (let value = 0; value < BATCH_ROWS_MAX * 2; value++) void run({ key: "many", value });
+    for (let value = 0; value < BATCH_ROWS_MAX + 10; value++) void run({ key: "many", value });
     void run({ key: "few", value: 1000 });
     await first?.answer();
     const batch = next();

@@ -51,9 +51,9 @@ export const BATCH_STATEMENTS_MAX = 2;
 export const BATCH_LANE_STATEMENTS_MAX = 2;
 /** A statement in flight for longer than this is slow: it may wait for a locked row. */
 export const BATCH_SLOW_MILLISECONDS = 50;
-/** Calls of one process that wait or are in flight, and those of one key: a quarter, so that one user cannot fill the queue. */
+/** Calls of one process that wait or are in flight, and those of one key, so that one user cannot fill the queue. */
 export const BATCH_CALLS_MAX = 1_000;
-export const BATCH_KEY_CALLS_MAX = 250;
+export const BATCH_KEY_CALLS_MAX = 100;
 /** Keys whose calls run alone. */
 export const BATCH_LANE_KEYS_MAX = 250;
 /** Wait of one call for its statement, locked rows included. */
