@@ -1,7 +1,9 @@
-/** POST /billing/add-money?money=1000. Puts money on the caller's account; a notification tells of it. */
+/** POST /billing/add-money?money=1000. Adds money to the caller's account; a notification reports it. */
 import * as v from "valibot";
 import { endpoint } from "#kernel/endpoint";
-import { Balance, MoneyQuery, moveMoney } from "./money-movement.ts";
+import { Balance, MoneyQuery, moneyMover, moveMoney } from "./money-movement.ts";
+
+const deposit = moneyMover("deposit");
 
 export default endpoint({
   method: "POST",
@@ -11,5 +13,5 @@ export default endpoint({
   idempotent: true,
   query: v.pipe(MoneyQuery, v.metadata({ examples: [{ money: 100 }] })),
   answers: { 200: Balance, 400: ["balance-limit"], 409: ["account-not-open"] },
-  handle: (request) => moveMoney("deposit", request),
+  handle: ({ query, ...request }) => moveMoney(deposit, { ...request, money: query.money }),
 });

@@ -1,16 +1,20 @@
-/** GET /billing/history. What moved on the caller's account, newest first, page by page. */
+/** GET /billing/history. Lists the movements of money on the caller's account, newest first, page by page. */
 import * as v from "valibot";
 import { query } from "#kernel/database";
 import { endpoint } from "#kernel/endpoint";
 import { AmountNumber, readBalance, toNumber } from "#kernel/money";
 
+const uuid = v.pipe(v.string(), v.uuid());
+
 const Transfer = v.pipe(
   v.object({
     number: v.pipe(v.number(), v.integer(), v.minValue(1)),
-    kind: v.picklist(["deposit", "withdrawal", "charge"]),
+    kind: v.picklist(["deposit", "withdrawal", "charge", "refund", "transfer-in", "transfer-out"]),
     amount: AmountNumber,
     balanceAfter: AmountNumber,
-    orderId: v.pipe(v.nullable(v.pipe(v.string(), v.uuid())), v.description("The order that a charge is for.")),
+    counterparty: v.pipe(v.nullable(v.string()), v.description("The email of the other user of a transfer.")),
+    reference: v.pipe(uuid, v.description("The order of a charge or a refund; the movement itself otherwise.")),
+    orderId: v.pipe(v.nullable(uuid), v.description("The order of a charge or a refund.")),
     createdAt: v.pipe(v.string(), v.isoTimestamp()),
   }),
   v.title("Transfer"),
@@ -18,15 +22,19 @@ const Transfer = v.pipe(
 
 interface Row {
   number: string;
-  kind: v.InferOutput<typeof Transfer>["kind"];
+  kind: "deposit" | "withdrawal" | "charge" | "refund" | "transfer";
+  /** Signed, in minor units. */
   amount: string;
   balance_after: string;
-  reference: string | null;
+  counterparty: string | null;
+  reference: string;
   created_at: Date;
 }
 
-const SELECT = `select number, kind, amount, balance_after, reference, created_at from billing.transfers
-  where account_id = $1 and number < $2 order by number desc limit $3`;
+function kindOf({ kind, amount }: Row): v.InferOutput<typeof Transfer>["kind"] {
+  if (kind !== "transfer") return kind;
+  return amount.startsWith("-") ? "transfer-out" : "transfer-in";
+}
 
 export default endpoint({
   method: "GET",
@@ -35,7 +43,7 @@ export default endpoint({
   page: v.tuple([v.pipe(v.number(), v.safeInteger(), v.minValue(1))]),
   answers: { 200: v.array(Transfer) },
   async handle({ user, page }) {
-    const rows = await query<Row>("history", SELECT, [
+    const rows = await query<Row>("history", "select * from billing.history($1, $2, $3)", [
       user.id,
       page.after?.[0] ?? Number.MAX_SAFE_INTEGER,
       page.limit + 1,
@@ -45,10 +53,12 @@ export default endpoint({
       (row) => [Number(row.number)],
       (row) => ({
         number: Number(row.number),
-        kind: row.kind,
-        amount: toNumber(BigInt(row.amount)),
+        kind: kindOf(row),
+        amount: Math.abs(toNumber(BigInt(row.amount))),
         balanceAfter: toNumber(readBalance(row.balance_after)),
-        orderId: row.reference,
+        counterparty: row.counterparty,
+        reference: row.reference,
+        orderId: row.kind === "charge" || row.kind === "refund" ? row.reference : null,
         createdAt: row.created_at.toISOString(),
       }),
     );

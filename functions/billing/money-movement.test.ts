@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { deposit } from "../../scripts/testing/deposit.ts";
 import { newUser, startTestLotus, type TestLotus, type TestUser } from "../../scripts/testing/lotus.ts";
 
 let lotus: TestLotus;
@@ -69,7 +70,7 @@ describe("an account", () => {
   it("holds no more than a JSON number can say to the cent", async () => {
     const ada = await newUser(lotus);
     await balance(ada);
-    await lotus.database.query("select billing.transfer($1, 'deposit', 999999999999998, null)", [ada.id]);
+    await deposit(lotus.database, [ada.id], 999_999_999_999_998n);
     expect(await balance(ada)).toEqual({ balance: 9999999999999.98 });
     const refused = await add("0.02", ada);
     expect([refused.status, refused.body.code, refused.body.balance]).toEqual([400, "balance-limit", 9999999999999.98]);

@@ -1,46 +1,98 @@
-/** Putting money on an account and taking it off: one statement, one transaction. */
+/** Deposits, withdrawals and transfers: one statement for many calls, one transaction. */
 import * as v from "valibot";
-import { inTurn, query } from "#kernel/database";
+import { batched } from "#kernel/batch";
 import { type EndpointRequest, ok, type Success } from "#kernel/endpoint";
 import { Amount, AmountNumber, type Money, readBalance, toNumber, toText } from "#kernel/money";
 import type { Envelope } from "#kernel/outbox";
-import { type CodeOf, Problem } from "#kernel/problem";
+import { type CodeOf, invalid, Problem } from "#kernel/problem";
+import { expiredKey, type Idempotency } from "#kernel/request";
+import type { User } from "#kernel/token";
 
 export const MoneyQuery = v.object({ money: Amount });
 export const Balance = v.pipe(v.object({ balance: AmountNumber }), v.title("Balance"));
 
+/** A movement of money that a user requests. */
+export interface MoneyCall {
+  readonly user: User;
+  readonly money: Money;
+  /** The normal form of the email of a transfer's recipient. */
+  readonly recipient?: string;
+  readonly idempotency: Idempotency;
+  readonly source: string;
+  readonly traceparent: string;
+}
+
 interface Moved {
-  answer: { outcome: "done" | CodeOf<400 | 409 | 422>; balance: number };
-  emitted: Envelope[];
+  readonly answer: {
+    readonly outcome: "done" | "own-account" | CodeOf<400 | 404 | 409 | 422>;
+    readonly balance: number;
+  };
+  readonly emitted: Envelope[];
 }
 
-/** Why money was not moved, as the caller reads it. */
-export function refusal(code: CodeOf<400 | 409 | 422>, amount: Money, balance: number): Problem {
-  if (code !== "insufficient-funds" && code !== "balance-limit") return new Problem(code);
-  const held = toText(readBalance(balance));
-  const detail =
-    code === "insufficient-funds"
-      ? `Not enough money: ${toText(amount)} is asked for, the balance is ${held}. Nothing was taken.`
-      : `The account holds ${held}; with ${toText(amount)} more it would hold more than an account can. Nothing was added.`;
-  return new Problem(code, detail, { members: { balance: toNumber(readBalance(balance)) } });
+/** Makes the function that moves money for calls of one kind. */
+export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: MoneyCall) => Promise<Moved> {
+  const statement = (waits: boolean) =>
+    `select * from billing.move_money('${kind}', ${waits}, $1, $2, $3, $4, $5, $6, $7, $8)`;
+  const values = (calls: readonly MoneyCall[]) => [
+    calls.map(({ user }) => user.id),
+    calls.map(({ user }) => user.email),
+    calls.map(({ recipient }) => recipient ?? null),
+    calls.map(({ money }) => String(money)),
+    calls.map(({ idempotency }) => idempotency.key),
+    calls.map(({ idempotency }) => idempotency.fingerprint),
+    calls[0]?.source,
+    calls.map(({ traceparent }) => traceparent),
+  ];
+  return batched<MoneyCall, Moved>({
+    name: `billing.${kind}`,
+    many: statement(false),
+    one: statement(true),
+    valuesOfMany: values,
+    valuesOfOne: (call) => values([call]),
+    keyOf: ({ user }) => user.id,
+    repetitionOf: ({ idempotency }) => idempotency.repetition,
+  });
 }
 
-/** Moves money on the caller's own account, and answers with the balance after it. */
+/** Words the refusal of a movement of money. */
+function refusal({ outcome, balance }: Moved["answer"], { money, recipient }: MoneyCall): Problem {
+  switch (outcome) {
+    case "own-account":
+      return invalid([{ field: "to", detail: "must be the email of another user" }]);
+    case "unknown-recipient":
+      return new Problem(outcome, "No user has the email in `to`. Nothing was transferred.");
+    case "idempotency-key-expired":
+      return expiredKey();
+    case "insufficient-funds":
+    case "balance-limit": {
+      const held = toText(readBalance(balance));
+      const details = {
+        "insufficient-funds": `Not enough money: ${toText(money)} is asked for, the balance is ${held}. Nothing was taken.`,
+        "balance-limit":
+          recipient === undefined
+            ? `The account holds ${held}; with ${toText(money)} more it would exceed the limit of an account. Nothing was added.`
+            : `With ${toText(money)} more the recipient's account would exceed the limit of an account. Nothing was transferred.`,
+      };
+      return new Problem(outcome, details[outcome], { members: { balance: toNumber(readBalance(balance)) } });
+    }
+    case "done":
+      throw new TypeError("A movement that is done has no refusal.");
+    default:
+      return new Problem(outcome);
+  }
+}
+
+/**
+ * Moves money from or to the caller's account, and answers with the balance after it.
+ * @param move the function that {@link moneyMover} made for this endpoint
+ */
 export async function moveMoney(
-  kind: "deposit" | "withdrawal",
-  { user, query: { money }, idempotency, source, traceparent, publish }: EndpointRequest<"user", typeof MoneyQuery>,
+  move: (call: MoneyCall) => Promise<Moved>,
+  { publish, ...call }: MoneyCall & Pick<EndpointRequest, "publish">,
 ): Promise<Success<200, { balance: number }> | Problem> {
-  const [row] = await inTurn(user.id, () =>
-    query<Moved>(
-      "move-money",
-      "select * from billing.move_money($1, $2, $3, $4, $5, $6, $7, $8)",
-      [user.id, user.email, kind, money, idempotency.key, idempotency.fingerprint, source, traceparent],
-      idempotency.repetition,
-    ),
-  );
-  if (!row) throw new Error("billing.move_money gave no row");
-  publish(row.emitted);
-  const { outcome, balance } = row.answer;
-  if (outcome !== "done") return refusal(outcome, money, balance);
-  return ok({ balance: toNumber(readBalance(balance)) });
+  const { answer, emitted } = await move(call);
+  publish(emitted);
+  if (answer.outcome !== "done") return refusal(answer, call);
+  return ok({ balance: toNumber(readBalance(answer.balance)) });
 }

@@ -1,6 +1,8 @@
-/** POST /billing/withdraw-money?money=100. Takes money off the caller's account; a notification tells of it, done or refused. */
+/** POST /billing/withdraw-money?money=100. Takes money from the caller's account; a notification reports success or refusal. */
 import { endpoint } from "#kernel/endpoint";
-import { Balance, MoneyQuery, moveMoney } from "./money-movement.ts";
+import { Balance, MoneyQuery, moneyMover, moveMoney } from "./money-movement.ts";
+
+const withdrawal = moneyMover("withdrawal");
 
 export default endpoint({
   method: "POST",
@@ -10,5 +12,5 @@ export default endpoint({
   idempotent: true,
   query: MoneyQuery,
   answers: { 200: Balance, 400: ["insufficient-funds"], 409: ["account-not-open"] },
-  handle: (request) => moveMoney("withdrawal", request),
+  handle: ({ query, ...request }) => moveMoney(withdrawal, { ...request, money: query.money }),
 });

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { findFunctions } from "../../scripts/project/functions.ts";
+import { expectInvariants } from "../../scripts/testing/invariants.ts";
 import { newUser, settled, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 
 let lotus: TestLotus;
@@ -29,7 +30,14 @@ describe("an Idempotency-Key", () => {
     const idempotent = (await findFunctions()).flatMap((fn) =>
       fn.kind === "endpoint" && fn.description.idempotent ? [fn.name] : [],
     );
-    expect(idempotent).toEqual(["billing-add-money", "billing-withdraw-money", "order-create", "order-pay"]);
+    expect(idempotent).toEqual([
+      "billing-add-money",
+      "billing-transfer",
+      "billing-withdraw-money",
+      "order-create",
+      "order-pay",
+      "order-refund",
+    ]);
   });
 
   describe.each(MOVES)("with $request", ({ request, body, status, balance, again = request, sameBody = body }) => {
@@ -113,5 +121,49 @@ describe("an Idempotency-Key", () => {
       expect([key, status, body.errors?.[0]?.field]).toEqual([key, 400, "Idempotency-Key"]);
     }
     expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 902 });
+  });
+
+  describe("that the relay has forgotten", () => {
+    /** Lets a week pass for all keys. */
+    async function forget(): Promise<void> {
+      await lotus.database.query("update events.idempotency_keys set created_at = now() - interval '7 days 1 minute'");
+      await lotus.tick();
+      expect((await lotus.database.query("select from events.idempotency_keys")).rowCount).toBe(0);
+    }
+
+    it("is refused with 409 by every endpoint that moves money, and moves nothing", async () => {
+      const [user, recipient] = [await newUser(lotus, 900), await newUser(lotus)];
+      const { order } = (await user.call("POST /order/pay?idSubscription=1")).body;
+      const requests: readonly (readonly [request: string, body?: object])[] = [
+        ["POST /billing/add-money?money=10"],
+        ["POST /billing/withdraw-money?money=10"],
+        [`POST /billing/transfer?money=10&to=${recipient.email}`],
+        ["POST /order/pay?idSubscription=1"],
+        ["POST /order/create", { price: 10 }],
+        [`POST /order/refund?id=${order.id}`],
+      ];
+      const answers = () =>
+        Promise.all(requests.map(([request, body]) => user.call(request, keyed(request.slice(5, 25), body))));
+      expect((await answers()).map(({ status }) => status)).toEqual([200, 200, 200, 200, 201, 200]);
+      const before = (await user.call("GET /billing/balance")).body;
+      await forget();
+      expect((await answers()).map(({ status, body }) => [status, body.code])).toEqual(
+        requests.map(() => [409, "idempotency-key-expired"]),
+      );
+      expect((await user.call("GET /billing/balance")).body).toEqual(before);
+      await expectInvariants(lotus);
+    });
+  });
+
+  it("repeats no refusal that moved nothing and that a later state cures", async () => {
+    const user = await newUser(lotus, 100);
+    const again = () => user.call("POST /order/pay?idSubscription=9", keyed("a"));
+    const unknown = await again();
+    expect([unknown.status, unknown.body.code]).toEqual([404, "unknown-subscription"]);
+    await lotus.database.query(`insert into "order".subscriptions (id, name, price) values (9, 'weekly', 100)`);
+    const paid = await again();
+    expect([paid.status, paid.body.balance]).toEqual([200, 99]);
+    await lotus.database.query(`update "order".subscriptions set price = 200 where id = 9`);
+    expect((await again()).body).toEqual(paid.body);
   });
 });

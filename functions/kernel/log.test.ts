@@ -58,10 +58,10 @@ describe("the log", () => {
   });
 
   it("names the trace of what went wrong on our side, in the answer and in the line", async () => {
-    await lotus.database.query(`revoke execute on function billing.charge from ${roleOf(lotus, "order")}`);
+    await lotus.database.query(`revoke execute on function "order".place from ${roleOf(lotus, "order")}`);
     const user = await newUser(lotus, 100);
     const { status, body } = await user.call("POST /order/pay?idSubscription=1");
-    await lotus.database.query(`grant execute on function billing.charge to ${roleOf(lotus, "order")}`);
+    await lotus.database.query(`grant execute on function "order".place to ${roleOf(lotus, "order")}`);
     expect([status, body.code]).toEqual([500, "internal"]);
     const traceId = /trace ([0-9a-f]{32})/.exec(body.detail)?.[1];
     const line = await eventually("it has written its line", () =>
@@ -70,7 +70,7 @@ describe("the log", () => {
     expect(line).toMatchObject({
       level: "error",
       status: 500,
-      reason: "permission denied for function charge",
+      reason: "permission denied for function place",
       stack: expect.any(String),
     });
     expect(JSON.stringify(body)).not.toMatch(/permission|stack|\.ts/);

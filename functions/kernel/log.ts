@@ -35,6 +35,9 @@ export interface LogFields {
   topic?: string;
   statement?: string;
   count?: number;
+  /** The moment and the SHA-256 of a seal of the ledger. */
+  moment?: string;
+  hash?: string;
   reason?: string;
   stack?: string;
 }

@@ -9,6 +9,7 @@ import { fieldErrors, invalid, Problem, quoted } from "./problem.ts";
 import { bodyTooLarge } from "./receive.ts";
 import {
   CURSOR_LENGTH_MAX,
+  IDEMPOTENCY_KEY_DAYS,
   IDEMPOTENCY_KEY_LENGTH_MAX,
   IDEMPOTENCY_KEY_PATTERN,
   PAGE_ROWS_DEFAULT,
@@ -155,6 +156,14 @@ export function readIdempotency(request: IncomingMessage, source: string, input:
   }
   const text = JSON.stringify([source, input], (_, value) => (typeof value === "bigint" ? String(value) : value));
   return { key, fingerprint: createHash("sha256").update(text).digest("base64url"), repetition: "keyed" };
+}
+
+/** The refusal of a request whose `Idempotency-Key` moved money so long ago that the answer is deleted. */
+export function expiredKey(): Problem {
+  return new Problem(
+    "idempotency-key-expired",
+    `A request with this Idempotency-Key succeeded more than ${IDEMPOTENCY_KEY_DAYS} days ago. Its answer is deleted, and nothing was moved now. A new request needs a new key.`,
+  );
 }
 
 export function readPage<Position>(schema: Schema, path: string, query: Record<string, string>): Page<Position> {

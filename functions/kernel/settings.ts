@@ -118,6 +118,11 @@ export const FIELD_ERRORS_MAX = 20;
 /** Of a text from the request that a refusal quotes. */
 export const QUOTE_LENGTH_MAX = 100;
 
+/** The hourly seal: accounts in one statement, one run, and the pause while a transaction runs that may write an earlier entry. */
+export const SEAL_ACCOUNTS_MAX = 10_000;
+export const SEAL_RUN_MILLISECONDS_MAX = 45_000;
+export const SEAL_WAIT_MILLISECONDS_STEP = 100;
+
 export const PAGE_ROWS_DEFAULT = 50;
 export const PAGE_ROWS_MAX = 100;
 export const CURSOR_LENGTH_MAX = 200;

@@ -45,6 +45,8 @@ interface OfTopic<S extends Schema> {
 interface OfSchedule {
   /** The schedule of a PingSource, in the five fields of cron. */
   readonly schedule: string;
+  /** The topic of the events that this function causes, when no trigger handles it, and the schema of their data. */
+  readonly publishes?: { readonly topic: string; readonly data: Schema };
   handle(delivery: Delivery<undefined>): Promise<void>;
 }
 

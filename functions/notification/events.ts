@@ -22,6 +22,11 @@ export const NotificationRequested = v.variant("kind", [
   v.object({ ...to, ...money, kind: v.literal("withdrawal-refused") }),
   v.object({ ...to, ...order, kind: v.literal("order-paid") }),
   v.object({ ...to, ...order, kind: v.literal("order-refused") }),
+  v.object({ ...to, ...order, kind: v.literal("order-refunded") }),
+  v.object({ ...to, ...order, kind: v.literal("order-refund-refused") }),
+  v.object({ ...to, ...money, kind: v.literal("transfer-sent"), to: Email }),
+  v.object({ ...to, ...money, kind: v.literal("transfer-refused"), to: Email }),
+  v.object({ ...to, ...money, kind: v.literal("transfer-received"), from: Email }),
   /** A message in the words of whoever sends it. */
   v.object({
     ...to,

@@ -19,6 +19,16 @@ export function message(fact: v.InferOutput<typeof NotificationRequested>): stri
       return `Hello! You pay for order. Order cost amount ${fact.amount}. You balance after ${fact.balance}`;
     case "order-refused":
       return `Hello! You cannot pay for order. Order cost amount ${fact.amount}. You balance ${fact.balance}`;
+    case "order-refunded":
+      return `Hello! You receive a refund for order. Order cost amount ${fact.amount}. You balance after ${fact.balance}`;
+    case "order-refund-refused":
+      return `Hello! You cannot receive a refund for order. Order cost amount ${fact.amount}. You balance ${fact.balance}`;
+    case "transfer-sent":
+      return `Hello! You transfer money to ${fact.to}. Amount ${fact.amount}. You balance after ${fact.balance}`;
+    case "transfer-refused":
+      return `Hello! You cannot transfer money to ${fact.to}. Amount ${fact.amount}. You balance ${fact.balance}`;
+    case "transfer-received":
+      return `Hello! You receive money from ${fact.from}. Amount ${fact.amount}. You balance after ${fact.balance}`;
     case "message":
       return fact.message;
   }

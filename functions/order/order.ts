@@ -1,38 +1,49 @@
-/** What an order is, and how one is placed: charged, recorded and told of in one transaction. */
+/** What an order is, and how one is placed or refunded: one statement for many calls, one transaction. */
 import * as v from "valibot";
-import { inTurn, query } from "#kernel/database";
+import { batched } from "#kernel/batch";
 import type { EndpointRequest } from "#kernel/endpoint";
 import { AmountNumber, type Money, readBalance, toNumber, toText } from "#kernel/money";
 import type { Envelope } from "#kernel/outbox";
 import { type CodeOf, Problem } from "#kernel/problem";
+import { expiredKey } from "#kernel/request";
 
 export const Order = v.pipe(
   v.object({
     id: v.pipe(v.string(), v.uuid()),
     idSubscription: v.pipe(
       v.nullable(v.pipe(v.number(), v.integer())),
-      v.description("Null for an order that is for no subscription."),
+      v.description("Null for an order without a subscription."),
     ),
     price: AmountNumber,
-    status: v.picklist(["paid", "refused"]),
+    status: v.picklist(["paid", "refused", "refunded"]),
     createdAt: v.pipe(v.string(), v.isoTimestamp()),
   }),
   v.title("Order"),
 );
 
-/** A paid order, and what the account holds after it. */
+/** A paid or refunded order, and the balance of the account after it. */
 export const Payment = v.pipe(v.object({ order: Order, balance: AmountNumber }), v.title("Payment"));
+
+const orderIdExpected = "must be the id of an order, a UUID";
+/** The query of an endpoint that concerns one order. */
+export const OrderQuery = v.object({
+  id: v.pipe(
+    v.string(orderIdExpected),
+    v.metadata({ description: "The id of an order.", examples: ["01a22299-0f8b-7999-bf06-78b1e5e4ff3b"] }),
+    v.uuid(orderIdExpected),
+  ),
+});
 
 /** A row of "order".orders. */
 export interface OrderRow {
   id: string;
   subscription_id: number | null;
   price: string | number;
-  status: "paid" | "refused";
+  status: "paid" | "refused" | "refunded";
   created_at: string | Date;
 }
 
-/** An order as the API shows it. */
+/** Presents an order as the API shows it. */
 export function present(row: OrderRow): v.InferInput<typeof Order> {
   return {
     id: row.id,
@@ -43,34 +54,64 @@ export function present(row: OrderRow): v.InferInput<typeof Order> {
   };
 }
 
-interface Placed {
-  answer: { outcome: "done" | CodeOf<400 | 404 | 409 | 422>; balance: number; order: OrderRow };
-  emitted: Envelope[];
+type Request = Pick<EndpointRequest, "user" | "idempotency" | "source" | "traceparent" | "publish">;
+type Call = Omit<Request, "publish">;
+
+interface Answered {
+  readonly answer: {
+    readonly outcome: "done" | CodeOf<400 | 404 | 409 | 422>;
+    readonly balance: number;
+    readonly order: OrderRow;
+  };
+  readonly emitted: Envelope[];
 }
 
-/** Places an order for a subscription or for a price. Returns what was paid, or why it was refused. */
+/** The columns that all statements about orders share. */
+const columns = (calls: readonly Call[]) => [
+  calls.map(({ user }) => user.id),
+  calls.map(({ user }) => user.email),
+  calls.map(({ idempotency }) => idempotency.key),
+  calls.map(({ idempotency }) => idempotency.fingerprint),
+  calls[0]?.source,
+  calls.map(({ traceparent }) => traceparent),
+];
+
+/** Makes a function that runs calls with a function of the database, whose last parameters are `columns` and then `values`. */
+function orderStatement<Of extends Call>(name: string, values: (calls: readonly Of[]) => unknown[][]) {
+  const text = (waits: boolean) => {
+    const parameters = [...columns([]), ...values([])].map((_, index) => `$${index + 1}`);
+    return `select * from "order".${name}(${waits}, ${parameters.join(", ")})`;
+  };
+  return batched<Of, Answered>({
+    name: `order.${name}`,
+    many: text(false),
+    one: text(true),
+    valuesOfMany: (calls) => [...columns(calls), ...values(calls)],
+    valuesOfOne: (call) => [...columns([call]), ...values([call])],
+    keyOf: ({ user }) => user.id,
+    repetitionOf: ({ idempotency }) => idempotency.repetition,
+  });
+}
+
+const place = orderStatement<Call & { subscriptionId: number | null; price: Money | null }>("place", (calls) => [
+  calls.map(({ subscriptionId }) => subscriptionId),
+  calls.map(({ price }) => (price === null ? null : String(price))),
+]);
+
+const refund = orderStatement<Call & { orderId: string }>("refund", (calls) => [calls.map(({ orderId }) => orderId)]);
+
+const refusal = (outcome: CodeOf<400 | 404 | 409 | 422>) =>
+  outcome === "idempotency-key-expired" ? expiredKey() : new Problem(outcome);
+
+/** Places an order for a subscription or for a price. Returns the payment, or the reason of the refusal. */
 export async function placeOrder(
   what: { idSubscription: number } | { price: Money },
-  {
-    user,
-    idempotency,
-    source,
-    traceparent,
-    publish,
-  }: Pick<EndpointRequest, "user" | "idempotency" | "source" | "traceparent" | "publish">,
+  { publish, ...call }: Request,
 ): Promise<v.InferInput<typeof Payment> | Problem> {
   const [subscriptionId, price] = "price" in what ? [null, what.price] : [what.idSubscription, null];
-  const [row] = await inTurn(user.id, () =>
-    query<Placed>(
-      "place-order",
-      'select * from "order".place($1, $2, $3, $4, $5, $6, $7, $8)',
-      [user.id, user.email, subscriptionId, price, idempotency.key, idempotency.fingerprint, source, traceparent],
-      idempotency.repetition,
-    ),
-  );
-  if (!row) throw new Error('"order".place gave no row');
-  publish(row.emitted);
-  const { outcome, balance, order } = row.answer;
+  const { answer, emitted } = await place({ ...call, subscriptionId, price });
+  publish(emitted);
+  const { outcome, balance, order } = answer;
   if (outcome === "unknown-subscription") {
     return new Problem(outcome, `There is no subscription ${subscriptionId}. GET /order/subscriptions lists them.`);
   }
@@ -81,6 +122,31 @@ export async function placeOrder(
       members: { order: present(order), balance: toNumber(readBalance(balance)) },
     });
   }
-  if (outcome !== "done") return new Problem(outcome);
+  if (outcome !== "done") return refusal(outcome);
   return { order: present(order), balance: toNumber(readBalance(balance)) };
+}
+
+/** Refunds a paid order of the caller. Returns the order and the balance after it, or the reason of the refusal. */
+export async function refundOrder(
+  orderId: string,
+  { publish, ...call }: Request,
+): Promise<v.InferInput<typeof Payment> | Problem> {
+  const { answer, emitted } = await refund({ ...call, orderId });
+  publish(emitted);
+  const { outcome, balance, order } = answer;
+  if (outcome === "unknown-order") return unknownOrder(orderId);
+  if (outcome === "order-not-paid") {
+    return new Problem(outcome, `The order ${orderId} was refused, so there is no payment to return.`);
+  }
+  if (outcome === "balance-limit") {
+    const detail = `The account holds ${toText(readBalance(balance))}; with the refund it would exceed the limit of an account. Nothing was refunded.`;
+    return new Problem(outcome, detail, { members: { balance: toNumber(readBalance(balance)) } });
+  }
+  if (outcome !== "done") return refusal(outcome);
+  return { order: present(order), balance: toNumber(readBalance(balance)) };
+}
+
+/** The refusal of an id that is not that of an order of the caller. */
+export function unknownOrder(orderId: string): Problem {
+  return new Problem("unknown-order", `You have no order ${orderId}. GET /order/list lists your orders.`);
 }

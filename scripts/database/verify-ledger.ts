@@ -8,63 +8,84 @@ interface Check {
   readonly sql: string;
 }
 
-const SIGNED = "case t.kind when 'deposit' then t.amount else -t.amount end";
-
 const CHECKS: readonly Check[] = [
   {
-    name: "each account's transfers are numbered without a gap",
-    sql: `select format('account %s: %s transfers, the last number is %s, the account says %s', a.id, count(t.*), max(t.number), a.transfers) as difference
-      from billing.accounts a left join billing.transfers t on t.account_id = a.id where a.kind = 'user'
-      group by a.id having count(t.*) <> a.transfers or coalesce(max(t.number), 0) <> a.transfers limit 1`,
+    name: "all balances add up to 0",
+    sql: `select format('the sum of all balances is %s', sum(balance)) as difference from billing.accounts having sum(balance) <> 0`,
   },
   {
-    name: "each transfer's hash follows from its columns and the hash before it",
-    sql: `select format('account %s, transfer %s: the hash is not that of its columns', x.account_id, x.number) as difference
-      from (select t.*, t as row, coalesce(lag(t.hash) over (partition by t.account_id order by t.number), '') as previous
-        from billing.transfers t) x
-      where x.hash <> billing.transfer_hash(x.previous, x.row) limit 1`,
+    name: "each account's entries are numbered without a gap",
+    sql: `select format('account %s: %s entries, the last number is %s, the account says %s', a.id, count(e.*), max(e.number), a.entries) as difference
+      from billing.accounts a left join billing.entries e on e.account_id = a.id
+      group by a.id having count(e.*) <> a.entries or coalesce(max(e.number), 0) <> a.entries limit 1`,
   },
   {
-    name: "each balance after a transfer is the one before it, plus or minus the amount",
-    sql: `select format('account %s, transfer %s: the balance after it is %s, it should be %s', account_id, number, balance_after, expected) as difference
-      from (select t.account_id, t.number, t.balance_after, sum(${SIGNED}) over (partition by t.account_id order by t.number) as expected
-        from billing.transfers t) x where balance_after <> expected limit 1`,
+    name: "each entry's hash follows from its columns, its transfer and the hash before it",
+    sql: `select format('account %s, entry %s: the hash is not that of its columns', x.account_id, x.number) as difference
+      from (select e.*, t.kind, t.debit_account, t.credit_account, t.reference, t.created_at,
+          coalesce(lag(e.hash) over (partition by e.account_id order by e.number), '') as previous
+        from billing.entries e left join billing.transfers t on t.id = e.transfer_id) x
+      where x.hash <> billing.entry_hash(x.previous, x.account_id, x.number, x.transfer_id, x.kind, x.debit_account,
+        x.credit_account, x.amount, x.balance_after, x.reference, x.created_at) limit 1`,
   },
   {
-    name: "each account holds the sum of its transfers, and its chain ends in its hash",
-    sql: `select format('account %s holds %s, its transfers make %s', a.id, a.balance, coalesce(t.total, 0)) as difference
+    name: "each balance after an entry is the one before it, plus the amount",
+    sql: `select format('account %s, entry %s: the balance after it is %s, it should be %s', account_id, number, balance_after, expected) as difference
+      from (select e.account_id, e.number, e.balance_after, sum(e.amount) over (partition by e.account_id order by e.number) as expected
+        from billing.entries e) x where balance_after <> expected limit 1`,
+  },
+  {
+    name: "each account contains the sum of its entries, and its chain ends in its hash",
+    sql: `select format('account %s contains %s, its entries make %s', a.id, a.balance, coalesce(e.total, 0)) as difference
       from billing.accounts a
-      left join (select t.account_id, sum(${SIGNED}) as total, (array_agg(t.hash order by t.number desc))[1] as hash
-        from billing.transfers t group by t.account_id) t on t.account_id = a.id
-      where a.kind = 'user' and (a.balance <> coalesce(t.total, 0) or a.last_hash <> coalesce(t.hash, '')) limit 1`,
+      left join (select e.account_id, sum(e.amount) as total, (array_agg(e.hash order by e.number desc))[1] as hash
+        from billing.entries e group by e.account_id) e on e.account_id = a.id
+      where a.kind = 'user' and (a.balance <> coalesce(e.total, 0) or a.last_hash <> coalesce(e.hash, '')) limit 1`,
   },
   {
-    name: "debits and credits are of the accounts that the kind of transfer names",
-    sql: `select format('account %s, transfer %s: a %s from %s to %s', t.account_id, t.number, t.kind, d.kind, c.kind) as difference
+    name: "debits and credits belong to the accounts that the kind of transfer names",
+    sql: `select format('transfer %s: a %s from %s to %s', t.id, t.kind, d.kind, c.kind) as difference
       from billing.transfers t
       left join billing.accounts d on d.id = t.debit_account left join billing.accounts c on c.id = t.credit_account
-      where (t.kind, d.kind, c.kind) not in
-        (('deposit', 'cash-in', 'user'), ('withdrawal', 'user', 'cash-out'), ('charge', 'user', 'revenue'))
+      where (t.kind, d.kind, c.kind) not in (('deposit', 'cash-in', 'user'), ('withdrawal', 'user', 'cash-out'),
+          ('charge', 'user', 'revenue'), ('refund', 'revenue', 'user'), ('transfer', 'user', 'user'))
         or d.kind is null or c.kind is null limit 1`,
   },
   {
-    name: "all accounts together hold what came in less what went out",
-    sql: `select format('accounts hold %s, the transfers make %s', held, moved) as difference
-      from (select coalesce(sum(balance), 0) as held from billing.accounts where kind = 'user') a,
-        (select coalesce(sum(${SIGNED}), 0) as moved from billing.transfers t) t
-      where held <> moved`,
+    name: "each side of a transfer is an entry of its amount, except for the system's accounts",
+    sql: `select format('transfer %s, account %s: the entry is %s, it should be %s', coalesce(s.id, e.transfer_id), coalesce(s.account_id, e.account_id), e.amount, s.amount) as difference
+      from (select t.id, t.debit_account as account_id, -t.amount as amount from billing.transfers t
+          union all select t.id, t.credit_account, t.amount from billing.transfers t) s
+      full join billing.entries e on e.transfer_id = s.id and e.account_id = s.account_id
+      left join billing.accounts a on a.id = s.account_id and a.kind <> 'user'
+      where e.amount is distinct from case when a.id is null then s.amount end limit 1`,
   },
   {
-    name: "a paid order has one charge of its price, a refused one none, and no charge is without an order",
-    sql: `select format('order %s (%s, %s) has %s charges', coalesce(o.id, c.reference), o.status, o.price, count(c.*)) as difference
-      from "order".orders o full join (select * from billing.transfers where kind = 'charge') c on c.reference = o.id
-      group by o.id, c.reference, o.status, o.price
-      having o.id is null or count(c.*) filter (where c.amount = o.price) <> (o.status = 'paid')::int
-        or count(c.*) <> (o.status = 'paid')::int limit 1`,
+    name: "each system account contains the sum of its transfers",
+    sql: `select format('account %s (%s) contains %s, its transfers make %s', a.id, a.kind, a.balance, coalesce(s.amount, 0)) as difference
+      from billing.accounts a left join (
+        select account_id, sum(amount) as amount from (
+          select debit_account as account_id, -amount as amount from billing.transfers
+          union all select credit_account, amount from billing.transfers) x group by account_id) s on s.account_id = a.id
+      where a.kind <> 'user' and a.balance <> coalesce(s.amount, 0) limit 1`,
+  },
+  {
+    name: "a paid order has one charge of its price and its user, a refunded one a refund as well, and no charge or refund lacks an order",
+    sql: `select format('order %s (%s, %s, user %s): its charge is %s of account %s, its refund %s to account %s', coalesce(o.id, c.reference, r.reference),
+        o.status, o.price, o.user_id, c.amount, c.debit_account, r.amount, r.credit_account) as difference
+      from "order".orders o
+      full join (select * from billing.transfers where kind = 'charge') c on c.reference = o.id
+      full join (select * from billing.transfers where kind = 'refund') r on r.reference = coalesce(o.id, c.reference)
+      where o.id is null
+        or (c.amount, c.debit_account) is distinct from
+          (case when o.status <> 'refused' then o.price end, case when o.status <> 'refused' then o.user_id end)
+        or (r.amount, r.credit_account) is distinct from
+          (case when o.status = 'refunded' then o.price end, case when o.status = 'refunded' then o.user_id end)
+      limit 1`,
   },
   {
     name: "each user has an account, or an event on its way that opens it",
-    sql: `select format('user %s has no account, and nothing will open one', u.id) as difference
+    sql: `select format('user %s has no account, and no event will open one', u.id) as difference
       from profile.users u left join billing.accounts a on a.id = u.id
       where a.id is null and not exists (select from events.outbox o where o.subject = u.id::text and o.topic = 'user-registered')
       limit 1`,

@@ -102,6 +102,9 @@ async function requests(): Promise<Call[]> {
     .setExpirationTime("1h")
     .sign(await importJWK(key, "EdDSA"));
   const keyed = { token, headers: { "idempotency-key": "a" } };
+  const other = await newUser(lotus);
+  const paid = await call(lotus, "POST /order/pay?idSubscription=1", { token });
+  const refused = await call(lotus, "POST /order/create", { token, body: { price: 1_000_000 } });
   const moves = [
     "POST /billing/add-money?money=",
     "POST /billing/withdraw-money?money=",
@@ -124,6 +127,17 @@ async function requests(): Promise<Call[]> {
       [`${move}1`, { token: ghost }],
     ]),
     ["POST /billing/withdraw-money?money=1000000", { token }],
+    [`POST /billing/transfer?money=1&to=${other.email}`, { token }],
+    ["POST /billing/transfer?money=1&to=nobody@example.com", { token }],
+    [`POST /billing/transfer?money=1&to=${email}`, { token }],
+    [`POST /billing/transfer?money=1000000&to=${other.email}`, { token }],
+    [`POST /billing/transfer?money=1&to=${other.email}`, { token: ghost }],
+    [`POST /order/refund?id=${paid.body.order.id}`, { token }],
+    [`POST /order/refund?id=${refused.body.order.id}`, { token }],
+    [`POST /order/refund?id=${randomUUID()}`, { token }],
+    ["POST /order/refund?id=1", { token }],
+    [`GET /order/get?id=${paid.body.order.id}`, { token }],
+    [`GET /order/get?id=${randomUUID()}`, { token }],
     ["POST /order/pay?idSubscription=3", { token }],
     ["POST /order/pay?idSubscription=4", { token }],
     ["POST /order/create", { token, body: { price: 1 } }],
@@ -132,6 +146,9 @@ async function requests(): Promise<Call[]> {
     ["POST /billing/add-money?money=1", keyed],
     ["POST /billing/add-money?money=2", keyed],
     ["POST /billing/withdraw-money?money=1", keyed],
+    [`POST /billing/transfer?money=1&to=${other.email}`, keyed],
+    [`POST /order/refund?id=${paid.body.order.id}`, { ...keyed, headers: { "idempotency-key": "b" } }],
+    [`POST /order/refund?id=${refused.body.order.id}`, { ...keyed, headers: { "idempotency-key": "b" } }],
     ["POST /order/pay?idSubscription=1", keyed],
     ["POST /order/pay?idSubscription=2", keyed],
     ["POST /order/create", { ...keyed, body: { price: 1 } }],
@@ -151,6 +168,24 @@ async function requests(): Promise<Call[]> {
 const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
   Object.entries(methods).map(([method, operation]) => ({ ...operation, path, method: method.toUpperCase() })),
 );
+
+/** Makes the recipient and the order that the examples name. */
+async function prepareExamples(token: string): Promise<void> {
+  const example = (path: string, method: string, name: string) =>
+    String(
+      operations.find((one) => one.path === path && one.method === method)?.parameters?.find((one) => one.name === name)
+        ?.example,
+    );
+  const email = example("/billing/transfer", "POST", "to");
+  expect(
+    (await call(lotus, "POST /profile/register", { body: { email, password: "correct horse battery" } })).status,
+  ).toBe(201);
+  await call(lotus, "POST /billing/add-money?money=1000", { token });
+  const { order } = (await call(lotus, "POST /order/pay?idSubscription=1", { token })).body;
+  const id = example("/order/refund", "POST", "id");
+  await lotus.database.query('update "order".orders set id = $1 where id = $2', [id, order.id]);
+  await lotus.database.query("update billing.transfers set reference = $1 where reference = $2", [id, order.id]);
+}
 
 describe("the document", () => {
   it("has patterns that every dialect of regular expressions reads alike", () => {
@@ -213,6 +248,7 @@ describe("the document", () => {
     const login = document.paths["/profile/login"]?.post?.requestBody?.content["application/json"].example;
     expect((await call(lotus, "POST /profile/register", { body: login })).status).toBe(201);
     const { token } = (await call(lotus, "POST /profile/login", { body: login })).body;
+    await prepareExamples(token);
     for (const { path, method, parameters = [], requestBody } of operations) {
       const search = new URLSearchParams();
       const headers: Record<string, string> = {};

@@ -58,7 +58,7 @@ function commonRefusals({ method, caller, body, idempotent }: Endpoint): Problem
   if (caller === "user") codes.push("unauthenticated");
   if (body) codes.push("malformed-body", "unsupported-media-type");
   if (method === "POST") codes.push("body-too-large", "outcome-unknown");
-  if (idempotent) codes.push("idempotency-key-reused");
+  if (idempotent) codes.push("idempotency-key-reused", "idempotency-key-expired");
   return codes;
 }
 
@@ -261,6 +261,8 @@ export function eventSchemas(functions: readonly LotusFunction[]): [name: string
   const topics = new Map<string, Schema>();
   for (const { description } of functions) {
     if ("topic" in description) topics.set(description.topic, description.data);
+    else if ("publishes" in description && description.publishes)
+      topics.set(description.publishes.topic, description.publishes.data);
   }
   return [...topics].map(([topic, schema]) => [
     `${topic}.v1`,

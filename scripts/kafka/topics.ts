@@ -22,10 +22,16 @@ const TOPIC_CONFIG_SOURCE = 1;
  */
 const UNCOMPRESSED = { name: "compression.type", value: "uncompressed" };
 
-/** Returns the topics of all triggers, each with the prefix. */
+/** Returns the topics that triggers handle or publish, each with the prefix. */
 export async function findTopics(prefix = ""): Promise<string[]> {
   const functions = await findFunctions();
-  const topics = functions.flatMap(({ description }) => ("topic" in description ? [description.topic] : []));
+  const topics = functions.flatMap(({ description }) =>
+    "topic" in description
+      ? [description.topic]
+      : "publishes" in description && description.publishes
+        ? [description.publishes.topic]
+        : [],
+  );
   return [...new Set(topics)].sort().map((topic) => prefix + topic);
 }
 

@@ -19,9 +19,9 @@ describe("the scenario", () => {
   }, 60_000);
 
   it("reports what fails, each failure once", async () => {
-    await lotus.database.query(`revoke execute on function billing.charge from ${roleOf(lotus, "order")}`);
+    await lotus.database.query(`revoke execute on function "order".place from ${roleOf(lotus, "order")}`);
     const summary = await runScenario({ baseUrl: lotus.url, times: 2, quiet: true });
-    await lotus.database.query(`grant execute on function billing.charge to ${roleOf(lotus, "order")}`);
+    await lotus.database.query(`grant execute on function "order".place to ${roleOf(lotus, "order")}`);
     expect(summary.failed).toBeGreaterThan(0);
     expect(summary.failures.map(({ count }) => count)).toEqual(summary.failures.map(() => 2));
     expect(summary.failures[0]?.what).toMatch(/^9\. POST \/order\/pay\?idSubscription=1 \| /);

@@ -1,4 +1,4 @@
-/** What holds of every Lotus once its events have settled, whatever has happened to it before. */
+/** The invariants of every Lotus whose events have settled. */
 import { expect } from "vitest";
 import { toText } from "#kernel/money";
 import { message } from "../../functions/notification/message.ts";
@@ -7,37 +7,46 @@ import { settled, type TestLotus } from "./lotus.ts";
 
 interface Happened {
   user_id: string;
-  kind: "deposit" | "withdrawal" | "order-refused" | "order-paid";
+  kind: "deposit-done" | "withdrawal-done" | "order-paid" | "order-refunded" | "order-refused" | "transfer";
+  /** Signed, in minor units. */
   amount: string;
   balance: string | null;
+  counterparty: string | null;
 }
 
-/** What each user must have been told; of a refused order the balance is nowhere recorded. */
+/** The outcomes of which each user must have a notification. The balance at the time of a refused order is not recorded. */
 const HAPPENED = `
-  select account_id as user_id, case kind when 'charge' then 'order-paid' else kind end as kind, amount, balance_after as balance
-    from billing.transfers
+  select e.account_id as user_id, e.amount, e.balance_after as balance, u.email as counterparty,
+    case t.kind when 'charge' then 'order-paid' when 'refund' then 'order-refunded' when 'transfer' then 'transfer'
+      else t.kind || '-done' end as kind
+    from billing.entries e join billing.transfers t on t.id = e.transfer_id
+    left join profile.users u on t.kind = 'transfer' and u.id = case when e.amount < 0 then t.credit_account else t.debit_account end
   union all
-  select user_id, 'order-refused', price, null from "order".orders where status = 'refused'`;
+  select user_id, price, null, null, 'order-refused' from "order".orders where status = 'refused'`;
 
-/** A refused movement of money leaves no row but its notification. */
-const NOT_RECORDED = /^Hello! You cannot (?:add|withdraw) money/;
+/** Refusals of which only the notification remains. */
+const NOT_RECORDED = /^Hello! You cannot (?:add|withdraw|transfer|receive) /;
 
-function told({ kind, ...happened }: Happened): string {
-  const amount = toText(BigInt(happened.amount));
+function told({ kind, counterparty, ...happened }: Happened): string {
+  const signed = BigInt(happened.amount);
+  const amount = toText(signed < 0n ? -signed : signed);
   const balance = happened.balance === null ? "?" : toText(BigInt(happened.balance));
-  const to = { userId: happened.user_id, recipient: "" };
-  if (kind === "deposit" || kind === "withdrawal") return message({ ...to, kind: `${kind}-done`, amount, balance });
-  return message({ ...to, kind, orderId: "", amount, balance });
+  const facts = { userId: happened.user_id, recipient: "", orderId: "", amount, balance };
+  if (kind !== "transfer") return message({ ...facts, kind });
+  const [from, to] = [counterparty ?? "", counterparty ?? ""];
+  return signed < 0n
+    ? message({ ...facts, kind: "transfer-sent", to })
+    : message({ ...facts, kind: "transfer-received", from });
 }
 
-/** Messages by user, in an order that does not depend on when they came. */
+/** Messages by user, in an order that does not depend on their arrival. */
 function byUser(messages: readonly (readonly [user: string, text: string])[]): string[] {
   return messages.map(([user, text]) => `${user}: ${text}`).sort();
 }
 
 /**
- * Waits until the outbox is empty, and expects: the ledger to be right, with an account for each user and a charge for each paid
- * order; one notification for each outcome, and none besides; no dead letters but the expected ones.
+ * Waits until the outbox is empty. Then expects a right ledger, one account for each user, one notification for each outcome and
+ * no others, and as many dead letters as the test has caused.
  */
 export async function expectInvariants(lotus: TestLotus, deadLetters = 0): Promise<void> {
   await settled(lotus);

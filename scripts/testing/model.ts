@@ -5,7 +5,7 @@ import { message } from "../../functions/notification/message.ts";
 const SUBSCRIPTIONS: Readonly<Record<number, number>> = { 1: 1_000, 2: 9_500, 3: 120_000 };
 
 export type Command =
-  | { readonly kind: "deposit" | "withdrawal" | "create"; readonly cents: number }
+  | { readonly kind: "deposit" | "withdrawal" | "create" | "transfer"; readonly cents: number }
   | { readonly kind: "pay"; readonly subscription: number }
   | { readonly kind: "pay-at-once"; readonly times: number };
 
@@ -17,12 +17,26 @@ export interface Expected {
 
 const decimal = (cents: number) => String(cents / 100);
 
+interface ModelOrder {
+  readonly idSubscription: number | null;
+  readonly price: number;
+  status: "paid" | "refused" | "refunded";
+}
+
 export class ModelAccount {
   #cents = 0;
+  /** The balances after refunds. */
+  readonly #refunds = new Map<ModelOrder, number>();
   /** Oldest first. */
   readonly messages: string[] = [message({ kind: "welcome", userId: "", recipient: "" })];
   readonly transfers: object[] = [];
-  readonly orders: object[] = [];
+  readonly orders: ModelOrder[] = [];
+  readonly #recipient: string;
+
+  /** @param recipient the email to which this user transfers money */
+  constructor(recipient: string) {
+    this.#recipient = recipient;
+  }
 
   get balance(): number {
     return this.#cents / 100;
@@ -34,6 +48,8 @@ export class ModelAccount {
       case "deposit":
       case "withdrawal":
         return [this.#move(command.kind, command.cents)];
+      case "transfer":
+        return [this.#send(command.cents)];
       case "create":
         return [this.#order(command.cents, null, 201)];
       case "pay":
@@ -41,6 +57,35 @@ export class ModelAccount {
       case "pay-at-once":
         return Array.from({ length: command.times }, () => this.#pay(1));
     }
+  }
+
+  /** Refunds the order at an index of the list, newest first, and returns the answer. */
+  refund(index: number): Expected {
+    const order = this.orders.at(-1 - index);
+    if (order === undefined) return { status: 404, body: { code: "unknown-order" } };
+    if (order.status === "refused") return { status: 409, body: { code: "order-not-paid" } };
+    if (order.status === "paid") {
+      const cents = Math.round(order.price * 100);
+      this.#transfer("refund", cents);
+      order.status = "refunded";
+      this.#refunds.set(order, this.balance);
+      this.#record("order-refunded", cents);
+    }
+    return { status: 200, body: { balance: this.#refunds.get(order), order } };
+  }
+
+  #send(cents: number): Expected {
+    const done = this.#transfer("transfer-out", -cents);
+    const facts = {
+      userId: "",
+      recipient: "",
+      to: this.#recipient,
+      amount: decimal(cents),
+      balance: decimal(this.#cents),
+    };
+    this.messages.push(message({ ...facts, kind: done ? "transfer-sent" : "transfer-refused" }));
+    if (!done) return { status: 400, body: { code: "insufficient-funds", balance: this.balance } };
+    return { status: 200, body: { balance: this.balance } };
   }
 
   #pay(subscription: number): Expected {
@@ -51,7 +96,7 @@ export class ModelAccount {
 
   #order(price: number, idSubscription: number | null, status: number): Expected {
     const paid = this.#transfer("charge", -price);
-    const order = { idSubscription, price: price / 100, status: paid ? "paid" : "refused" };
+    const order: ModelOrder = { idSubscription, price: price / 100, status: paid ? "paid" : "refused" };
     this.orders.push(order);
     this.#record(paid ? "order-paid" : "order-refused", price);
     if (!paid) return { status: 400, body: { code: "insufficient-funds", balance: this.balance, order } };
@@ -74,7 +119,7 @@ export class ModelAccount {
   }
 
   #record(
-    kind: `${"deposit" | "withdrawal"}-${"done" | "refused"}` | `order-${"paid" | "refused"}`,
+    kind: `${"deposit" | "withdrawal"}-${"done" | "refused"}` | `order-${"paid" | "refused" | "refunded"}`,
     cents: number,
   ): void {
     const amounts = { amount: decimal(cents), balance: decimal(this.#cents) };

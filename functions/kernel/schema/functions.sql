@@ -59,31 +59,51 @@ returns jsonb language sql stable set search_path = pg_catalog, pg_temp as $$
       || coalesce(o.extensions, '{}') || jsonb_build_object('data', o.data))
 $$;
 
--- Writes an event to the outbox and returns its envelope, in the transaction of the change that the event describes.
--- `source` is the name of the function that causes the event. The caller's service must own the function and publish the topic.
-create or replace function events.emit(topic text, version integer, source text, subject uuid, traceparent text, data jsonb)
-returns jsonb language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+-- Writes events of one function to the outbox and returns their envelopes, in the transaction of the change that they describe.
+-- `source` is the name of the function. The caller's service must own the function and publish the topic. The arrays are parallel;
+-- an element without data is no event, and has the envelope null.
+create or replace function events.emit_many(topic text, version integer, source text, subjects uuid[], traceparents text[],
+  times timestamptz[], data jsonb[])
+returns jsonb[] language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   acting text := events.caller();
-  o events.outbox;
+  event_source text;
+  subscribers text[];
+  envelopes jsonb[];
 begin
   if acting is not null then
-    if emit.source is distinct from acting and not coalesce(starts_with(emit.source, acting || '-'), false) then
+    if emit_many.source is distinct from acting and not coalesce(starts_with(emit_many.source, acting || '-'), false) then
       raise insufficient_privilege
-        using message = format('the service %s may not publish as the function %s', acting, emit.source);
+        using message = format('the service %s may not publish as the function %s', acting, emit_many.source);
     end if;
-    if not exists (select from events.publications p where p.service = acting and p.topic = emit.topic) then
+    if not exists (select from events.publications p where p.service = acting and p.topic = emit_many.topic) then
       raise insufficient_privilege
-        using message = format('the service %s may not publish the topic %s', acting, emit.topic);
+        using message = format('the service %s may not publish the topic %s', acting, emit_many.topic);
     end if;
   end if;
-  insert into events.outbox (id, topic, type, source, subject, time, traceparent, data, awaiting)
-  values (events.uuid_v7(), emit.topic, 'lotus.' || emit.topic || '.v' || emit.version, events.source_of(emit.source),
-    emit.subject, clock_timestamp(), emit.traceparent, emit.data,
-    coalesce((select array_agg(s.subscriber) from events.subscriptions s where s.topic = emit.topic), '{}'))
-  returning * into o;
-  return events.envelope(o);
+  event_source := events.source_of(emit_many.source);
+  subscribers := coalesce((select array_agg(s.subscriber) from events.subscriptions s where s.topic = emit_many.topic), '{}');
+  with given as materialized (
+    select g.n, events.uuid_v7() as id, g.subject, g.traceparent, g.time, g.data
+    from unnest(subjects, traceparents, times, data) with ordinality g (subject, traceparent, time, data, n)
+    where g.data is not null
+  ), written as (
+    insert into events.outbox (id, topic, type, source, subject, time, traceparent, data, awaiting)
+    select g.id, emit_many.topic, 'lotus.' || emit_many.topic || '.v' || emit_many.version, event_source,
+      g.subject, g.time, g.traceparent, g.data, subscribers
+    from given g
+    returning *
+  )
+  select array_agg(case when w.id is not null then events.envelope(w::events.outbox) end order by p.n) into envelopes
+  from generate_series(1, cardinality(data)) p (n) left join given g on g.n = p.n left join written w on w.id = g.id;
+  return envelopes;
 end $$;
+
+-- The same for one event, now.
+create or replace function events.emit(topic text, version integer, source text, subject uuid, traceparent text, data jsonb)
+returns jsonb language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  select (events.emit_many(topic, version, source, array[subject], array[traceparent], array[clock_timestamp()], array[data]))[1]
+$$;
 
 -- Records that a subscriber has handled an event. The row goes with its last subscriber. Two subscribers that settle the same
 -- event at the same time do not miss each other: the second one waits for the first, and looks again.
@@ -319,48 +339,16 @@ returns integer language sql volatile security definer set search_path = pg_cata
   select count(*)::integer from gone
 $$;
 
--- The service in the primary key of idempotency keys: the caller's, or `owner`.
-create or replace function events.key_service()
-returns text language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select coalesce(events.caller(), 'owner')
-$$;
-
--- Opens a keyed request. Null: the request is new. Otherwise the first answer, or {"outcome":"idempotency-key-reused"}.
--- A concurrent repeat waits here, on the primary key, until the first request has committed.
-create or replace function events.begin_request(user_id uuid, key text, fingerprint text)
-returns jsonb language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  acting text;
-  recorded events.idempotency_keys;
-begin
-  if key is null then return null; end if;
-  acting := events.key_service();
-  insert into events.idempotency_keys (service, user_id, key, fingerprint)
-  values (acting, begin_request.user_id, begin_request.key, begin_request.fingerprint) on conflict do nothing;
-  if found then return null; end if;
-  select * into recorded from events.idempotency_keys k
-  where k.service = acting and k.user_id = begin_request.user_id and k.key = begin_request.key;
-  if recorded.fingerprint <> begin_request.fingerprint then
-    return jsonb_build_object('outcome', 'idempotency-key-reused');
-  end if;
-  return recorded.answer;
-end $$;
-
--- Records the answer of a keyed request of the caller's service. `account-not-open` is not recorded: the account may open in a moment.
-create or replace function events.end_request(user_id uuid, key text, answer jsonb)
+-- Records the answers to keyed requests. A request without a key, or without an effect, has null in its arrays.
+create or replace function events.record_answers_unchecked(service text, user_ids uuid[], keys text[], fingerprints text[],
+  answers jsonb[])
 returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  acting text;
 begin
-  if end_request.key is null then return; end if;
-  acting := events.key_service();
-  if end_request.answer ->> 'outcome' = 'account-not-open' then
-    delete from events.idempotency_keys k
-    where k.service = acting and k.user_id = end_request.user_id and k.key = end_request.key;
-  else
-    update events.idempotency_keys k set answer = end_request.answer
-    where k.service = acting and k.user_id = end_request.user_id and k.key = end_request.key;
-  end if;
+  if array_remove(keys, null) = '{}' then return; end if;
+  insert into events.idempotency_keys (service, user_id, key, fingerprint, answer)
+  select record_answers_unchecked.service, r.user_id, r.key, r.fingerprint, r.answer
+  from unnest(user_ids, keys, fingerprints, answers) r (user_id, key, fingerprint, answer)
+  where r.key is not null and r.answer is not null;
 end $$;
 
 -- Deletes at most `most` idempotency keys older than `age`. Returns how many.
@@ -378,7 +366,6 @@ $$;
 -- A role may execute only what its service calls by itself. A security definer function needs no grant of its caller's.
 grant usage on schema events to "lotus:profile", "lotus:billing", "lotus:order", "lotus:notification", "lotus:events";
 grant execute on function events.emit, events.uuid_v7 to "lotus:profile";
-grant execute on function events.emit, events.uuid_v7, events.decimal, events.begin_request, events.end_request to "lotus:order";
 grant execute on function events.settle_many, events.unsettled to "lotus:notification";
 grant execute on function events.move_to_dead_letters to "lotus:billing", "lotus:notification", "lotus:events";
 grant execute on function events.claim, events.release, events.give_up, events.forget_unawaited,

@@ -2,49 +2,132 @@
 delete from events.publications where service = 'order';
 insert into events.publications (service, topic) values ('order', 'notification-requested');
 
--- Places an order for a subscription, or for a price of the caller's: charges the account, records the order, and tells the
--- user of the outcome. One transaction; a refusal is an outcome.
-create or replace function "order".place(user_id uuid, email text, subscription_id integer, price bigint, key text, fingerprint text,
-  source text, traceparent text)
-returns table (answer jsonb, emitted jsonb) language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+-- Places orders: each charges its user the price of a subscription, or the given price. Notifies the users of payments and refusals.
+-- Returns a row for each call whose account it could lock.
+create or replace function "order".place(waits boolean, user_ids uuid[], emails text[], keys text[], fingerprints text[],
+  source text, traceparents text[], subscription_ids integer[], prices bigint[])
+returns table ("position" integer, answer jsonb, emitted jsonb)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
-  o "order".orders;
-  charged record;
+  calls constant integer := cardinality(user_ids);
+  costs bigint[];
+  order_ids uuid[];
+  statuses text[] := array_fill(null::text, array[calls]);
+  refusals text[] := statuses;
+  outcomes text[];
+  balances bigint[];
+  times timestamptz[];
+  recorded jsonb[];
+  leaders integer[];
+  answers jsonb[] := array_fill(null::jsonb, array[calls]);
+  effects jsonb[] := answers;
+  facts jsonb[] := answers;
+  outcome text;
 begin
-  emitted := '[]';
-  answer := events.begin_request(place.user_id, key, fingerprint);
-  if answer is not null then
-    return next;
-    return;
-  end if;
-  o.price := place.price;
-  if place.subscription_id is not null then
-    select s.price into o.price from "order".subscriptions s where s.id = place.subscription_id;
-  end if;
-  if o.price is null then
-    answer := jsonb_build_object('outcome', 'unknown-subscription');
-  else
-    o.id := events.uuid_v7();
-    select * into charged from billing.charge(place.user_id, o.price, o.id);
-    answer := jsonb_build_object('outcome', charged.outcome, 'balance', charged.balance);
-    if charged.outcome <> 'account-not-open' then
-      o.user_id := place.user_id;
-      o.subscription_id := place.subscription_id;
-      o.status := case charged.outcome when 'done' then 'paid' else 'refused' end;
-      o.created_at := clock_timestamp();
-      insert into "order".orders (id, user_id, subscription_id, price, status, created_at)
-      values (o.id, o.user_id, o.subscription_id, o.price, o.status, o.created_at);
-      answer := answer || jsonb_build_object('order', to_jsonb(o));
-      emitted := jsonb_build_array(events.emit('notification-requested', 1, source, place.user_id, traceparent,
-        jsonb_build_object('userId', place.user_id, 'recipient', email, 'kind', 'order-' || o.status, 'orderId', o.id,
-          'amount', events.decimal(o.price), 'balance', events.decimal(charged.balance))));
+  select array_agg(coalesce(s.price, p.price) order by p.n), array_agg(events.uuid_v7() order by p.n),
+    array_agg(case when s.price is null and p.price is null then 'unknown-subscription' end order by p.n)
+  into costs, order_ids, refusals
+  from unnest(subscription_ids, prices) with ordinality p (subscription_id, price, n)
+  left join "order".subscriptions s on s.id = p.subscription_id;
+
+  select m.outcomes, m.balances, m.times, m.recorded, m.leaders into outcomes, balances, times, recorded, leaders
+  from billing.move_unchecked('order', 'charge', waits, user_ids, array_fill(null::uuid, array[calls]), costs, order_ids,
+    keys, fingerprints, refusals) m;
+
+  for i in 1..calls loop
+    outcome := outcomes[i];
+    if outcome in ('done', 'insufficient-funds') then
+      statuses[i] := case outcome when 'done' then 'paid' else 'refused' end;
+      answers[i] := jsonb_build_object('outcome', outcome, 'balance', balances[i], 'order', jsonb_build_object(
+        'id', order_ids[i], 'subscription_id', subscription_ids[i], 'price', costs[i], 'status', statuses[i],
+        'created_at', times[i]));
+      effects[i] := answers[i];
+      facts[i] := jsonb_build_object('userId', user_ids[i], 'recipient', emails[i], 'kind', 'order-' || statuses[i],
+        'orderId', order_ids[i], 'amount', events.decimal(costs[i]), 'balance', events.decimal(balances[i]));
+    elsif outcome = 'repeated' then answers[i] := recorded[i];
+    elsif outcome = 'twin' then answers[i] := answers[leaders[i]];
+    elsif outcome is not null then answers[i] := jsonb_build_object('outcome', outcome);
     end if;
-  end if;
-  perform events.end_request(place.user_id, key, answer);
-  return next;
+  end loop;
+
+  insert into "order".orders (id, user_id, subscription_id, price, status, created_at)
+  select o.id, o.user_id, o.subscription_id, o.price, o.status, o.created_at
+  from unnest(order_ids, user_ids, subscription_ids, costs, statuses, times)
+    o (id, user_id, subscription_id, price, status, created_at)
+  where o.status is not null;
+  perform events.record_answers_unchecked('order', user_ids, keys, fingerprints, effects);
+  return query
+    select (r.n - 1)::integer, r.answer, case when r.event is null then '[]' else jsonb_build_array(r.event) end
+    from unnest(answers, events.emit_many('notification-requested', 1, source, user_ids, traceparents, times, facts))
+      with ordinality r (answer, event, n)
+    where r.answer is not null;
+end $$;
+
+-- Refunds orders in full, each once. Notifies the users. Returns a row for each call whose account it could lock.
+create or replace function "order".refund(waits boolean, user_ids uuid[], emails text[], keys text[], fingerprints text[],
+  source text, traceparents text[], order_ids uuid[])
+returns table ("position" integer, answer jsonb, emitted jsonb)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+declare
+  calls constant integer := cardinality(user_ids);
+  refunded uuid[] := '{}';
+  orders jsonb[];
+  refusals text[];
+  outcomes text[];
+  balances bigint[];
+  amounts bigint[];
+  times timestamptz[];
+  recorded jsonb[];
+  leaders integer[];
+  answers jsonb[] := array_fill(null::jsonb, array[calls]);
+  effects jsonb[] := answers;
+  facts jsonb[] := answers;
+  outcome text;
+begin
+  -- Before the locks: the user and the price of an order never change, and neither does a refusal.
+  select array_agg(jsonb_build_object('id', o.id, 'subscription_id', o.subscription_id, 'price', o.price, 'status', 'refunded',
+      'created_at', o.created_at) order by r.n),
+    array_agg(case when o.id is null then 'unknown-order' when o.status = 'refused' then 'order-not-paid' end order by r.n)
+  into orders, refusals
+  from unnest(order_ids, user_ids) with ordinality r (order_id, user_id, n)
+  left join "order".orders o on o.id = r.order_id and o.user_id = r.user_id;
+
+  select m.outcomes, m.balances, m.moved_amounts, m.times, m.recorded, m.leaders
+  into outcomes, balances, amounts, times, recorded, leaders
+  from billing.move_unchecked('order', 'refund', waits, user_ids, array_fill(null::uuid, array[calls]),
+    array_fill(null::bigint, array[calls]), order_ids, keys, fingerprints, refusals) m;
+
+  for i in 1..calls loop
+    outcome := outcomes[i];
+    if outcome in ('done', 'already-done') then
+      answers[i] := jsonb_build_object('outcome', 'done', 'balance', balances[i], 'order', orders[i]);
+      effects[i] := answers[i];
+    elsif outcome = 'balance-limit' then
+      answers[i] := jsonb_build_object('outcome', outcome, 'balance', balances[i]);
+      effects[i] := answers[i];
+    elsif outcome = 'repeated' then answers[i] := recorded[i];
+    elsif outcome = 'twin' then answers[i] := answers[leaders[i]];
+    elsif outcome is not null then answers[i] := jsonb_build_object('outcome', outcome);
+    end if;
+    if outcome = 'done' then refunded := refunded || order_ids[i]; end if;
+    if outcome in ('done', 'balance-limit') then
+      facts[i] := jsonb_build_object('userId', user_ids[i], 'recipient', emails[i],
+        'kind', case outcome when 'done' then 'order-refunded' else 'order-refund-refused' end,
+        'orderId', order_ids[i], 'amount', events.decimal(amounts[i]), 'balance', events.decimal(balances[i]));
+    end if;
+  end loop;
+
+  update "order".orders o set status = 'refunded' where o.id = any(refunded);
+  perform events.record_answers_unchecked('order', user_ids, keys, fingerprints, effects);
+  return query
+    select (r.n - 1)::integer, r.answer, case when r.event is null then '[]' else jsonb_build_array(r.event) end
+    from unnest(answers, events.emit_many('notification-requested', 1, source, user_ids, traceparents, times, facts))
+      with ordinality r (answer, event, n)
+    where r.answer is not null;
 end $$;
 
 grant usage on schema "order" to "lotus:order";
-grant select on "order".subscriptions to "lotus:order";
-grant select, insert on "order".orders to "lotus:order";
-grant execute on function "order".place to "lotus:order";
+grant select on "order".subscriptions, "order".orders to "lotus:order";
+grant execute on function "order".place, "order".refund to "lotus:order";

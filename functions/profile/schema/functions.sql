@@ -123,6 +123,18 @@ begin
   return case when counted.failures > most then profile.seconds_until(counted.forgotten_at) else 0 end;
 end $$;
 
+-- Finds the user whom a transfer names by email, as a login does. For functions of billing.
+create or replace function profile.user_of_email_unchecked(normal_email text)
+returns table (id uuid, registered_email text) language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select u.id, u.email from profile.users u where u.normal_email = user_of_email_unchecked.normal_email
+$$;
+
+-- Returns the email of the other user of a transfer. For functions of billing.
+create or replace function profile.email_of_user_unchecked(user_id uuid)
+returns text language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select u.email from profile.users u where u.id = email_of_user_unchecked.user_id
+$$;
+
 grant usage on schema profile to "lotus:profile";
 grant select, insert on profile.users to "lotus:profile";
 grant select, insert, update, delete on profile.attempts to "lotus:profile";

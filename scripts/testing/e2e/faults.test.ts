@@ -144,7 +144,7 @@ describe("a database connection that is cut", () => {
     const unknown = outcomes.filter((outcome) => outcome === "503 outcome-unknown").length;
     await recovered();
     const { rows } = await lotus.database.query<{ kind: string; count: number }>(
-      "select kind, count(*)::int from billing.transfers where account_id = $1 group by kind order by kind",
+      "select kind, count(*)::int from billing.transfers where $1 in (debit_account, credit_account) group by kind order by kind",
       [user.id],
     );
     const counts = Object.fromEntries(rows.map(({ kind, count }) => [kind, count]));
@@ -160,6 +160,7 @@ describe("events that are delivered again", () => {
     "profile.users",
     "billing.accounts",
     "billing.transfers",
+    "billing.entries",
     '"order".orders',
     "notification.notifications",
     "events.outbox",

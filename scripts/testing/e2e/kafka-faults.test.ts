@@ -38,7 +38,7 @@ async function pay(user: TestUser, times: number): Promise<void> {
 /** Of each payment there is one charge, one order and one notification; and there is nothing else. */
 async function expectEachOnce(lotus: TestLotus, user: TestUser, payments: number): Promise<void> {
   const { rows } = await lotus.database.query(
-    `select (select count(*)::int from billing.transfers where account_id = $1 and kind = 'charge') as charges,
+    `select (select count(*)::int from billing.transfers where debit_account = $1 and kind = 'charge') as charges,
       (select count(*)::int from "order".orders where user_id = $1 and status = 'paid') as orders,
       count(*)::int as notifications, count(distinct message)::int as different,
       (select count(*)::int from events.dead_letters) as "deadLetters"

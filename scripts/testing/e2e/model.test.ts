@@ -29,18 +29,24 @@ afterAll(() => lotus.stop());
 
 const cents = fc.integer({ min: 1, max: 30_000 });
 const moving: fc.Arbitrary<Command> = fc.oneof(
-  fc.record({ kind: fc.constantFrom("deposit" as const, "withdrawal" as const, "create" as const), cents }),
+  fc.record({
+    kind: fc.constantFrom("deposit" as const, "withdrawal" as const, "create" as const, "transfer" as const),
+    cents,
+  }),
   fc.record({ kind: fc.constant("pay" as const), subscription: fc.integer({ min: 1, max: 4 }) }),
   fc.record({ kind: fc.constant("pay-at-once" as const), times: fc.integer({ min: 2, max: 8 }) }),
 );
 const looking = fc.record({
   kind: fc.constantFrom("balance" as const, "history" as const, "orders" as const, "notifications" as const),
 });
-const repeating = fc.record({ kind: fc.constantFrom("repeat" as const, "reuse" as const), which: fc.nat() });
+const repeating = fc.record({
+  kind: fc.constantFrom("repeat" as const, "reuse" as const, "refund" as const),
+  which: fc.nat(),
+});
 const step = fc.oneof(
   { weight: 5, arbitrary: moving },
   { weight: 2, arbitrary: looking },
-  { weight: 1, arbitrary: repeating },
+  { weight: 2, arbitrary: repeating },
 );
 type Step = typeof step extends fc.Arbitrary<infer T> ? T : never;
 
@@ -49,6 +55,8 @@ const KILLED = [
   "order-create",
   "billing-add-money",
   "billing-withdraw-money",
+  "billing-transfer",
+  "order-refund",
   "notification",
   "notification-store",
   "events-relay",
@@ -59,7 +67,8 @@ const plan = fc.record({
   faults: fc.array(fault, { maxLength: 10 }),
 });
 
-function requestOf(command: Command): [request: string, body?: object] {
+function requestOf(command: Command, recipient: TestUser): [request: string, body?: object] {
+  if (command.kind === "transfer") return [`POST /billing/transfer?money=${command.cents / 100}&to=${recipient.email}`];
   if (command.kind === "deposit") return [`POST /billing/add-money?money=${command.cents / 100}`];
   if (command.kind === "withdrawal") return [`POST /billing/withdraw-money?money=${command.cents / 100}`];
   if (command.kind === "create") return ["POST /order/create", { price: command.cents / 100 }];
@@ -68,12 +77,15 @@ function requestOf(command: Command): [request: string, body?: object] {
 
 /** One user, who does one thing after the other, and compares each answer with the model's. */
 class ModelUser {
-  readonly model = new ModelAccount();
+  readonly model: ModelAccount;
   readonly #user: TestUser;
+  readonly #recipient: TestUser;
   readonly #answered: { command: Command; key: string; answer: Answer }[] = [];
 
-  constructor(user: TestUser) {
+  constructor(user: TestUser, recipient: TestUser) {
     this.#user = user;
+    this.#recipient = recipient;
+    this.model = new ModelAccount(recipient.email);
   }
 
   /** Sends a request until it is answered. What moves money has a key, so that it may be repeated. */
@@ -87,7 +99,7 @@ class ModelUser {
 
   async #move(command: Command): Promise<void> {
     const expected = this.model.run(command);
-    const [request, body] = requestOf(command);
+    const [request, body] = requestOf(command, this.#recipient);
     const answers = await Promise.all(
       expected.map(async () => {
         const key = randomUUID();
@@ -118,11 +130,26 @@ class ModelUser {
     const earlier = this.#answered[which % (this.#answered.length || 1)];
     if (earlier === undefined) return;
     const { command, key, answer } = earlier;
-    const again = await this.#send(
-      ...requestWith(kind === "repeat" ? command : { kind: "deposit", cents: 12_345_678 }, key),
-    );
-    if (kind === "repeat") expect([again.status, again.body]).toEqual([answer.status, answer.body]);
-    else expect([again.status, again.body.code]).toEqual([422, "idempotency-key-reused"]);
+    if (kind === "repeat") {
+      const again = await this.#send(...requestWith(command, key, this.#recipient));
+      return expect([again.status, again.body]).toEqual([answer.status, answer.body]);
+    }
+    // A refusal without an effect does not use the key.
+    if (answer.status === 404) return;
+    const ofOrders = command.kind === "create" || command.kind.startsWith("pay");
+    const other: Command = { kind: ofOrders ? "create" : "deposit", cents: 12_345_678 };
+    const again = await this.#send(...requestWith(other, key, this.#recipient));
+    expect([again.status, again.body.code]).toEqual([422, "idempotency-key-reused"]);
+  }
+
+  /** Refunds one of the newest orders, whatever its status is. */
+  async #refund(which: number): Promise<void> {
+    const shown = (await this.#send("GET /order/list?limit=100")).body as { id: string }[];
+    const index = which % (shown.length || 1);
+    const order = shown[index];
+    if (order === undefined) return;
+    const answer = await this.#send(`POST /order/refund?id=${order.id}`, randomUUID());
+    expect(answer).toMatchObject(this.model.refund(index));
   }
 
   async run(step: Step): Promise<void> {
@@ -135,6 +162,8 @@ class ModelUser {
       case "repeat":
       case "reuse":
         return this.#repeat(step.kind, step.which);
+      case "refund":
+        return this.#refund(step.which);
       default:
         return this.#move(step);
     }
@@ -147,8 +176,8 @@ class ModelUser {
 
 const newest = <T>(list: readonly T[]): T[] => list.toReversed().slice(0, 100);
 
-function requestWith(command: Command, key: string): [string, string, object | undefined] {
-  const [request, body] = requestOf(command);
+function requestWith(command: Command, key: string, recipient: TestUser): [string, string, object | undefined] {
+  const [request, body] = requestOf(command, recipient);
   return [request, key, body];
 }
 
@@ -165,8 +194,9 @@ describe(`Lotus against its model (LOTUS_SEED=${SEED})`, () => {
     const until = performance.now() + MILLISECONDS_MAX;
     const property = fc.asyncProperty(plan, async ({ users, faults }) => {
       if (performance.now() > until) return;
+      const recipient = await newUser(lotus);
       const people = await Promise.all(
-        users.map(async (steps) => ({ steps, user: new ModelUser(await newUser(lotus)) })),
+        users.map(async (steps) => ({ steps, user: new ModelUser(await newUser(lotus), recipient) })),
       );
       let disturbances = 0;
       await meanwhile(
