@@ -92,17 +92,78 @@ const CHECKS: readonly Check[] = [
   },
 ];
 
-/** The first thing that does not hold, as a sentence; undefined when the ledger is right. One snapshot for all of it. */
+/** A copy of a seal that was kept outside the database. */
+export interface Seal {
+  /** The moment, as the log and the event of the seal name it. */
+  readonly moment: string;
+  /** SHA-256 in hexadecimal digits. */
+  readonly hash: string;
+}
+
+/** Recomputes the seals up to a moment from the rows that they cover, in their order. Gives the hash of the last one. */
+const RECOMPUTED_SEAL = `
+  with recursive covered as (
+    select s.moment, null::uuid as account_id, null::bigint as number, null::bytea as hash
+      from billing.seals s where s.sealed_at is not null and s.moment <= $1
+    union all
+    select e.moment, e.account_id, e.number, e.hash from billing.sealed_entries e
+      join billing.seals s on s.moment = e.moment and s.sealed_at is not null where e.moment <= $1
+  ), steps as (
+    select c.*, row_number() over (order by c.moment, c.account_id nulls first) as place from covered c
+  ), states as (
+    select 0::bigint as place, ''::bytea as state
+    union all
+    select t.place, case when t.account_id is null then billing.seal_start(previous.state, t.moment)
+      else billing.seal_hash(previous.state, t.account_id, t.number, t.hash) end
+    from states previous join steps t on t.place = previous.place + 1
+  )
+  select encode(state, 'hex') as hash from states order by place desc limit 1`;
+
+const SEALED_ENTRY_CHANGED = `
+  select format('account %s, entry %s: the entry is %s', s.account_id, s.number,
+    case when e.hash is null then 'gone' else 'not the one that was sealed' end) as difference
+  from billing.sealed_entries s left join billing.entries e on e.account_id = s.account_id and e.number = s.number
+  where s.moment <= $1 and e.hash is distinct from s.hash order by s.moment desc limit 1`;
+
+/** Compares the ledger with a seal. @returns the first difference as a sentence */
+async function compareWithSeal(client: Client, { moment, hash }: Seal): Promise<string | undefined> {
+  const seals = await client.query("select from billing.seals where moment = $1 and sealed_at is not null", [moment]);
+  if (seals.rowCount === 0) return `The database has no seal of ${moment}.`;
+  const recomputed = await client.query<{ hash: string }>(RECOMPUTED_SEAL, [moment]);
+  if (recomputed.rows[0]?.hash !== hash.toLowerCase())
+    return `The seal of ${moment} is ${recomputed.rows[0]?.hash} in the database, not ${hash}: the seal or the entries that it covers were changed.`;
+  const { rows } = await client.query<{ difference: string }>(SEALED_ENTRY_CHANGED, [moment]);
+  return rows[0] && `The ledger does not match the seal of ${moment}: ${rows[0].difference}.`;
+}
+
+/** What to verify. */
+export interface VerifyOptions {
+  /** Compares the sum of all balances only. */
+  readonly quick?: boolean;
+  readonly seals?: readonly Seal[];
+  /** Receives the name of each check that succeeded. */
+  readonly report?: (name: string) => void;
+}
+
+/**
+ * Verifies the ledger in one snapshot.
+ * @returns the first difference as a sentence; undefined when the ledger is right
+ */
 export async function verifyLedger(
   client: Client,
-  report: (name: string) => void = () => undefined,
+  { quick = false, seals = [], report = () => undefined }: VerifyOptions = {},
 ): Promise<string | undefined> {
   await client.query("begin isolation level repeatable read read only");
   try {
-    for (const { name, sql } of CHECKS) {
+    for (const { name, sql } of quick ? CHECKS.slice(0, 1) : CHECKS) {
       const { rows } = await client.query<{ difference: string }>(sql);
       if (rows[0] !== undefined) return `It does not hold that ${name}: ${rows[0].difference} (in minor units).`;
       report(name);
+    }
+    for (const seal of seals) {
+      const difference = await compareWithSeal(client, seal);
+      if (difference !== undefined) return difference;
+      report(`the ledger matches the seal of ${seal.moment}`);
     }
     return undefined;
   } finally {
