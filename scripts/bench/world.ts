@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { importJWK, SignJWT } from "jose";
 import { Client } from "pg";
 import { TOKEN_AUDIENCE, TOKEN_ISSUER, TOKEN_SECONDS } from "#kernel/settings";
-import { buildFunctions, programOf } from "../build/bundles.ts";
+import { buildFunctions, endEsbuild, programOf } from "../build/bundles.ts";
 import { migrate } from "../database/migrate.ts";
 import { readPasswords, roleUrl } from "../database/roles.ts";
 import { findKafka, startKafka } from "../kafka/cluster.ts";
@@ -129,7 +129,10 @@ async function startWorld(): Promise<World> {
     for (const end of endings.splice(0).reverse()) await end();
   };
   try {
-    const [postgres] = await Promise.all([startPostgres(join(folder, "postgres")), buildFunctions()]);
+    const [postgres] = await Promise.all([
+      startPostgres(join(folder, "postgres")),
+      buildFunctions().finally(endEsbuild),
+    ]);
     endings.push(() => postgres.stop());
     const secrets = join(folder, "secrets");
     await ensureSecrets(secrets, postgres.adminUrl);

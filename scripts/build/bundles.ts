@@ -1,34 +1,75 @@
-/** Bundles each function: dist/<name>.bundle.cjs, and dist/<name>.cjs, which runs it. */
+/** Bundles each function: dist/<name>.bundle.cjs, and the program dist/<name>.cjs that runs the bundle. */
 import { createHash } from "node:crypto";
-import { watch } from "node:fs";
-import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { existsSync, statSync } from "node:fs";
+import { mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
-import { type BuildContext, type BuildFailure, type BuildOptions, build, context, stop, transform } from "esbuild";
-import { findFunctions, type LotusFunction } from "../project/functions.ts";
+import {
+  type BuildFailure,
+  type BuildOptions,
+  type BuildResult,
+  build,
+  formatMessages,
+  type Metafile,
+  type Plugin,
+  stop,
+  transform,
+  version,
+} from "esbuild";
+import { Refusal } from "../cli/errors.ts";
+import { type FunctionFile, functionFiles } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
 import { leaveOut } from "./stubs.ts";
 
-const SETTLE_MILLISECONDS = 20;
-
+/** The folder of the bundles. */
 export const DIST = join(ROOT, "dist");
 
-const LOADER = join(ROOT, "scripts/build/start-cache.ts");
+const START_CACHE = join(ROOT, "scripts/build/start-cache.ts");
+const STATE = join(DIST, "inputs.json");
+/** A change of these files builds every function again. */
+const COMMON_INPUTS = [
+  "package.json",
+  "package-lock.json",
+  "tsconfig.json",
+  "scripts/build/bundles.ts",
+  "scripts/build/start-cache.ts",
+  "scripts/build/stubs.ts",
+];
 
-/** The file that a function is started by. */
+/** The state of an input file: the time of its last change in milliseconds, and its size in bytes. */
+type Stamp = readonly [milliseconds: number, bytes: number];
+
+/** What was built from which files. */
+interface State {
+  readonly version: string;
+  readonly common: Readonly<Record<string, Stamp>>;
+  readonly functions: Readonly<Record<string, { readonly inputs: Readonly<Record<string, Stamp>>; compiled: string }>>;
+}
+
+/** The result of a build. */
+export interface Built {
+  /** Every function that has an up-to-date bundle. */
+  readonly names: readonly string[];
+  /** The functions among them that were built now. */
+  readonly changed: readonly string[];
+  /** The errors of each function that does not compile, with code frames. */
+  readonly failed: ReadonlyMap<string, string>;
+}
+
+/** Returns the program that runs a function. */
 export function programOf(name: string): string {
   return join(DIST, `${name}.cjs`);
 }
 
-/** The bundle that it runs, beside it. */
+/** Returns the bundle of a function. */
 export function bundleOf(name: string): string {
   return join(DIST, `${name}.bundle.cjs`);
 }
 
 /**
- * The program: listens when it is the main file; else it is being loaded by the framework's own command line, and registers with
- * that framework. esbuild would make `module.require` of it the framework in the bundle, whose functions the command line cannot see.
+ * The program listens when it is the main file. The framework's own command line loads it otherwise: then it registers with that
+ * framework, because esbuild would make `module.require` the framework in the bundle, which the command line cannot see.
  */
-function entry({ name, file }: LotusFunction): string {
+function entry({ name, file }: FunctionFile): string {
   return `
     import { createRequire } from "node:module";
     import description from "./${file}";
@@ -37,176 +78,220 @@ function entry({ name, file }: LotusFunction): string {
     else register("${name}", description, createRequire(__filename)("@google-cloud/functions-framework"));`;
 }
 
-function optionsFor(fn: LotusFunction, outfile: string) {
+const NAMESPACE = "function";
+
+function entries(functions: readonly FunctionFile[]): Plugin {
   return {
-    stdin: { contents: entry(fn), resolveDir: ROOT, sourcefile: `${fn.name}.entry.ts`, loader: "ts" },
-    outfile,
+    name: "functions",
+    setup({ onResolve, onLoad }) {
+      onResolve({ filter: /^function:/ }, ({ path }) => ({ path: path.slice(9), namespace: NAMESPACE }));
+      onLoad({ filter: /.*/, namespace: NAMESPACE }, ({ path }) => {
+        const fn = functions.find(({ name }) => name === path);
+        return { contents: fn === undefined ? "" : entry(fn), resolveDir: ROOT, loader: "ts" };
+      });
+    },
+  };
+}
+
+function optionsFor(functions: readonly FunctionFile[]) {
+  return {
+    entryPoints: functions.map(({ name }) => ({ in: `function:${name}`, out: `${name}.bundle` })),
+    outdir: DIST,
+    outExtension: { ".js": ".cjs" },
     bundle: true,
     platform: "node",
     format: "cjs",
     target: "node20",
     minifySyntax: true,
     minifyWhitespace: true,
-    // No minifyIdentifiers: a stack in a log must be readable.
+    // No minifyIdentifiers: the names in a stack stay readable.
     legalComments: "none",
-    // ws looks for native helpers that we do not install.
+    sourcemap: "linked",
+    sourcesContent: false,
+    // ws looks for native helpers, which Lotus does not install.
     define: { "process.env.WS_NO_BUFFER_UTIL": '"1"', "process.env.WS_NO_UTF_8_VALIDATE": '"1"' },
     external: ["bufferutil", "utf-8-validate", "pg-native"],
-    plugins: [leaveOut],
+    plugins: [entries(functions), leaveOut],
     absWorkingDir: ROOT,
     logLevel: "silent",
+    metafile: true,
+    write: false,
   } satisfies BuildOptions;
 }
 
-/** Writes a bundle and what runs it. Returns how the names of their files begin. */
-async function buildFunction(fn: LotusFunction, loader: string): Promise<string[]> {
-  const { outputFiles, metafile } = await build({ ...optionsFor(fn, bundleOf(fn.name)), write: false, metafile: true });
-  const outside = Object.values(metafile.outputs).flatMap(({ imports }) => imports);
-  // The loader's way of running a bundle knows no import(); what esbuild bundles does not need it.
-  const dynamic = outside.find(({ kind }) => kind === "dynamic-import");
-  if (dynamic !== undefined) throw new Error(`${fn.file}: import("${dynamic.path}") must be an import declaration.`);
-  const bundle = outputFiles[0]?.contents ?? new Uint8Array();
-  const compiled = `${fn.name}.${createHash("sha256").update(bundle).digest("hex").slice(0, 16)}`;
-  const names = { BUNDLE: basename(bundleOf(fn.name)), COMPILED: compiled };
-  const define = Object.fromEntries(Object.entries(names).map(([name, value]) => [name, JSON.stringify(value)]));
-  const { code } = await transform(loader, { loader: "ts", format: "cjs", platform: "node", target: "node20", define });
-  await writeFile(bundleOf(fn.name), bundle);
-  await writeFile(programOf(fn.name), code);
-  return [`${fn.name}.cjs`, names.BUNDLE, `${compiled}.`];
+/** Returns the stamp of a file; zeros for a missing one. */
+function stampOf(file: string): Stamp {
+  const stats = statSync(join(ROOT, file), { throwIfNoEntry: false });
+  return stats === undefined ? [0, 0] : [stats.mtimeMs, stats.size];
 }
 
-/**
- * Builds every function, or those named. What V8 compiled from bundles that are the same as before stays.
- * @returns the names built
- */
-export async function buildFunctions(only?: readonly string[]): Promise<string[]> {
-  const functions = (await findFunctions()).filter(({ name }) => only === undefined || only.includes(name));
-  await mkdir(DIST, { recursive: true });
-  const loader = await readFile(LOADER, "utf8");
-  const kept = (await Promise.all(functions.map((fn) => buildFunction(fn, loader)))).flat();
-  // esbuild's service process would stay, with all that it has read, for as long as this one.
-  await stop();
-  const old = (await readdir(DIST)).filter((file) => !kept.some((beginning) => file.startsWith(beginning)));
-  if (only === undefined) await Promise.all(old.map((file) => rm(join(DIST, file), { recursive: true, force: true })));
-  return functions.map(({ name }) => name);
+function stampsOf(files: Iterable<string>): Record<string, Stamp> {
+  return Object.fromEntries([...files].map((file) => [file, stampOf(file)]));
 }
 
-/** Hears how a build ended: with errors, or with the empty text. */
-type BuildDone = (name: string, errors: string) => void;
-
-/** One function's build, and the files it was made of. */
-class FunctionBuild {
-  readonly name: string;
-  readonly #context: BuildContext;
-  readonly #done: BuildDone;
-  #files: ReadonlySet<string> = new Set();
-  #last: Promise<void> = Promise.resolve();
-  #stale = true;
-
-  constructor(name: string, context: BuildContext, done: BuildDone) {
-    this.name = name;
-    this.#context = context;
-    this.#done = done;
-  }
-
-  uses(file: string): boolean {
-    return this.#files.has(file);
-  }
-
-  /** Whether something has changed since the last build began. */
-  get stale(): boolean {
-    return this.#stale;
-  }
-
-  invalidate(): void {
-    this.#stale = true;
-  }
-
-  /**
-   * Resolves when what there is now has been built. Builds of one function come one after the other: esbuild would merge two,
-   * and miss what changed in between. A build that fails keeps the files of the one before: their next change tries again.
-   */
-  fresh(): Promise<void> {
-    if (!this.#stale) return this.#last;
-    this.#stale = false;
-    const next = async () => {
-      const { metafile } = await this.#context.rebuild();
-      this.#files = new Set(Object.keys(metafile?.inputs ?? {}));
-    };
-    this.#last = this.#last.then(next, next);
-    this.#last.then(
-      () => this.#done(this.name, ""),
-      (error: unknown) => this.#done(this.name, buildErrors(error)),
-    );
-    return this.#last;
-  }
-
-  dispose(): Promise<void> {
-    return this.#context.dispose();
-  }
-}
-
-/** functions/order and its like: the folders that hold the functions' files. */
-async function sourceFolders(): Promise<string[]> {
-  const below = ["functions", "triggers"].map(async (top) => {
-    const entries = await readdir(join(ROOT, top), { withFileTypes: true });
-    return entries.filter((entry) => entry.isDirectory()).map(({ name }) => join(top, name));
+function isUnchanged(stamps: Readonly<Record<string, Stamp>>): boolean {
+  return Object.entries(stamps).every(([file, [milliseconds, bytes]]) => {
+    const now = stampOf(file);
+    return now[0] === milliseconds && now[1] === bytes;
   });
-  return (await Promise.all(below)).flat();
 }
 
-/** What esbuild found wrong, a line an error. */
-function buildErrors(error: unknown): string {
+async function readState(): Promise<State> {
+  const empty = { version, common: {}, functions: {} };
+  try {
+    const state = JSON.parse(await readFile(STATE, "utf8")) as State;
+    const isValid = state.version === version && isUnchanged(state.common) && Object.keys(state.common).length > 0;
+    return isValid ? state : empty;
+  } catch {
+    return empty;
+  }
+}
+
+/** Writes a file completely or not at all: another start may read it. */
+async function writeWhole(file: string, content: string | Uint8Array): Promise<void> {
+  const written = `${file}.${process.pid}.new`;
+  await writeFile(written, content);
+  await rename(written, file);
+}
+
+/** Returns every file that an entry imports, directly or not. */
+function inputsOf(name: string, { inputs }: Metafile): Set<string> {
+  const found = new Set<string>();
+  const visit = (path: string): void => {
+    for (const { path: imported, external } of inputs[path]?.imports ?? []) {
+      if (external || found.has(imported)) continue;
+      found.add(imported);
+      visit(imported);
+    }
+  };
+  visit(`${NAMESPACE}:${name}`);
+  // Files of a plugin's namespace, such as `left-out:qs`, are no files on disk.
+  return new Set([...found].filter((path) => !/^[a-z-]{2,}:/.test(path)));
+}
+
+/** Writes the bundle of one function and the program that runs it. */
+async function writeFunction(
+  { name, file }: FunctionFile,
+  { outputFiles, metafile }: BuildResult<ReturnType<typeof optionsFor>>,
+  startCache: string,
+): Promise<State["functions"][string]> {
+  const output = metafile.outputs[`dist/${name}.bundle.cjs`];
+  // The start cache knows no import(); a bundle contains every module.
+  const dynamic = output?.imports.find(({ kind }) => kind === "dynamic-import");
+  if (dynamic !== undefined)
+    throw new Refusal(
+      `${file}: import("${dynamic.path}") must be an import declaration, because a bundle is one file.`,
+    );
+  const contentOf = (path: string) => outputFiles.find((candidate) => candidate.path === path)?.contents;
+  const bundle = contentOf(bundleOf(name)) ?? new Uint8Array();
+  const map = contentOf(`${bundleOf(name)}.map`) ?? new Uint8Array();
+  const compiled = `${name}.${createHash("sha256").update(bundle).digest("hex").slice(0, 16)}`;
+  const names = { BUNDLE: basename(bundleOf(name)), COMPILED: compiled };
+  const define = Object.fromEntries(Object.entries(names).map(([key, value]) => [key, JSON.stringify(value)]));
+  const options = { loader: "ts", format: "cjs", platform: "node", target: "node20", define } as const;
+  const { code } = await transform(startCache, options);
+  await writeWhole(`${bundleOf(name)}.map`, map);
+  await writeWhole(bundleOf(name), bundle);
+  await writeWhole(programOf(name), code);
+  return { inputs: stampsOf([...inputsOf(name, metafile), file]), compiled };
+}
+
+/** Returns the errors of a failed build with code frames. */
+export async function describeFailure(error: unknown): Promise<string> {
   const { errors, message } = error as BuildFailure;
   if (errors === undefined) return message;
-  return errors.map(({ text, location }) => `${location?.file}:${location?.line}: ${text}`).join("\n");
+  const frames = await formatMessages(errors, { kind: "error", color: process.stdout.isTTY === true });
+  return frames.join("").trimEnd();
 }
 
-/**
- * Builds every function, and each one again when a file that it is made of changes.
- * @param changed hears of a function that has to be built again; `build` does it, and rejects when it fails
- * @param done hears of each build after the first
- */
-export async function watchFunctions(
-  changed: (name: string, build: () => Promise<void>) => void,
-  done: BuildDone,
-): Promise<{ stop(): Promise<void> }> {
-  await mkdir(DIST, { recursive: true });
-  let watching = false;
-  const tellDone: BuildDone = (name, errors) => watching && done(name, errors);
-  const builds = await Promise.all(
-    (await findFunctions()).map(
-      async (fn) =>
-        new FunctionBuild(fn.name, await context({ ...optionsFor(fn, programOf(fn.name)), metafile: true }), tellDone),
-    ),
-  );
-  await Promise.all(builds.map((build) => build.fresh()));
-  watching = true;
-  const waiting = new Set<string>();
-  const rebuild = async () => {
-    const files = [...waiting];
-    waiting.clear();
-    for (const build of builds.filter((candidate) => files.some((file) => candidate.uses(file)))) {
-      build.invalidate();
-      changed(build.name, () => build.fresh());
+/** Builds functions in one call. When one of them does not compile, it builds each by itself. */
+async function buildNow(functions: readonly FunctionFile[]): Promise<{
+  built: [FunctionFile, State["functions"][string]][];
+  failed: Map<string, string>;
+}> {
+  const failed = new Map<string, string>();
+  const startCache = await readFile(START_CACHE, "utf8");
+  const one = async (group: readonly FunctionFile[]) => {
+    const result = await build(optionsFor(group));
+    return Promise.all(
+      group.map(
+        async (fn) => [fn, await writeFunction(fn, result, startCache)] as [FunctionFile, State["functions"][string]],
+      ),
+    );
+  };
+  try {
+    return { built: await one(functions), failed };
+  } catch (error) {
+    if (functions.length === 1) {
+      failed.set(functions[0]?.name ?? "", await describeFailure(error));
+      return { built: [], failed };
     }
-    // One after the other, so that the one that somebody asks for comes first.
-    for (const build of builds) if (build.stale && watching) await build.fresh().catch(() => undefined);
-  };
-  // A watcher a folder: Node's recursive ones on Linux lose a file that an editor has replaced.
-  const watchers = (await sourceFolders()).map((folder) =>
-    watch(join(ROOT, folder), (_, file) => {
-      if (file === null) return;
-      // An editor writes a file in several steps; one build for all of them.
-      if (waiting.size === 0) setTimeout(rebuild, SETTLE_MILLISECONDS);
-      waiting.add(join(folder, file));
-    }),
+  }
+  const results = await Promise.all(functions.map((fn) => buildNow([fn])));
+  for (const result of results) for (const [name, errors] of result.failed) failed.set(name, errors);
+  return { built: results.flatMap(({ built }) => built), failed };
+}
+
+/** Removes files of functions that no longer exist, and compiled code of older bundles. */
+async function removeOld(state: State): Promise<void> {
+  const kept = Object.entries(state.functions).flatMap(([name, { compiled }]) => [
+    `${name}.cjs`,
+    `${name}.bundle.cjs`,
+    `${compiled}.`,
+  ]);
+  const old = (await readdir(DIST)).filter(
+    (file) => file !== basename(STATE) && !kept.some((beginning) => file.startsWith(beginning)),
   );
+  await Promise.all(old.map((file) => rm(join(DIST, file), { recursive: true, force: true })));
+}
+
+/** Builds run one after the other: each reads and writes the state of dist/. */
+let last: Promise<unknown> = Promise.resolve();
+
+/**
+ * Builds every function, or those named. A function whose inputs did not change stays as it is, with its compiled code.
+ * @throws {Refusal} when a name is unknown
+ */
+export function buildFunctions(only?: readonly string[]): Promise<Built> {
+  const next = async () => buildInTurn(only);
+  const result = last.then(next, next);
+  last = result.catch(() => undefined);
+  return result;
+}
+
+async function buildInTurn(only: readonly string[] | undefined): Promise<Built> {
+  const all = await functionFiles();
+  const unknown = only?.find((name) => !all.some((fn) => fn.name === name));
+  if (unknown !== undefined) throw new Refusal(`No function is called ${unknown}. List them: npx lotus ps`);
+  const wanted = all.filter(({ name }) => only === undefined || only.includes(name));
+  await mkdir(DIST, { recursive: true });
+  const state = await readState();
+  const stale = wanted.filter(({ name }) => {
+    const known = state.functions[name];
+    return known === undefined || !isUnchanged(known.inputs) || !existsSync(programOf(name));
+  });
+  if (stale.length === 0) return { names: wanted.map(({ name }) => name), changed: [], failed: new Map() };
+  const common = stampsOf(COMMON_INPUTS);
+  const { built, failed } = await buildNow(stale);
+  const functions = Object.fromEntries([
+    ...Object.entries(state.functions).filter(([name]) => all.some((fn) => fn.name === name)),
+    ...built.map(([{ name }, entryState]) => [name, entryState] as const),
+  ]);
+  const after: State = { version, common, functions };
+  await writeWhole(STATE, JSON.stringify(after));
+  if (only === undefined && failed.size === 0) await removeOld(after);
   return {
-    async stop() {
-      watching = false;
-      for (const watcher of watchers) watcher.close();
-      await Promise.all(builds.map((build) => build.dispose()));
-    },
+    names: wanted.map(({ name }) => name).filter((name) => !failed.has(name)),
+    changed: built.map(([{ name }]) => name),
+    failed,
   };
+}
+
+/** Ends esbuild's service process, which would keep everything that it read until this process ends. */
+export const endEsbuild = stop;
+
+/** Returns the files of each function that is built, relative to the checkout. */
+export async function builtInputs(): Promise<ReadonlyMap<string, ReadonlySet<string>>> {
+  const { functions } = await readState();
+  return new Map(Object.entries(functions).map(([name, { inputs }]) => [name, new Set(Object.keys(inputs))]));
 }

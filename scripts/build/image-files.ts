@@ -3,9 +3,10 @@ import { createHash } from "node:crypto";
 import { cp, mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { basename, join, relative } from "node:path";
 import { build, type Plugin } from "esbuild";
+import { Refusal } from "../cli/errors.ts";
 import { findFunctions } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
-import { buildFunctions, bundleOf, programOf } from "./bundles.ts";
+import { buildFunctions, bundleOf, endEsbuild, programOf } from "./bundles.ts";
 
 /** The context that images are built from. */
 export const CONTEXT = join(ROOT, ".lotus/images");
@@ -128,7 +129,8 @@ export async function prepareImages(
   await rm(CONTEXT, { recursive: true, force: true });
   await mkdir(CONTEXT, { recursive: true });
   // By name, so that what is in dist/ already stays: a local run may be using it.
-  await buildFunctions(functions);
+  const { failed } = await buildFunctions(functions).finally(endEsbuild);
+  for (const [name, errors] of failed) throw new Refusal(`${name} does not compile.\n${errors}`);
   for (const name of functions) {
     await mkdir(join(CONTEXT, name));
     await cp(programOf(name), join(CONTEXT, name, "function.cjs"));

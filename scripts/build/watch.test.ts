@@ -17,7 +17,7 @@ const FILE = "functions/order/subscriptions.ts";
 
 beforeAll(async () => {
   copy = await mkdtemp(join(tmpdir(), "lotus-watch-"));
-  for (const part of ["functions", "triggers", "scripts", "knative", "package.json", "tsconfig.json"]) {
+  for (const part of ["functions", "triggers", "scripts", "knative", "docs", "package.json", "tsconfig.json"]) {
     await cp(join(ROOT, part), join(copy, part), { recursive: true });
   }
   await symlink(join(ROOT, "node_modules"), join(copy, "node_modules"));
@@ -42,6 +42,8 @@ const ask = async () => (await call({ url }, "GET /order/subscriptions")).body;
 const greeting = (text: string) =>
   source.replace("async handle() {", `async handle() {\n    return ok([{ id: 9, name: "${text}", price: 1 }]);`);
 
+const LATER_MILLISECONDS_MAX = 15_000;
+
 describe("npm run dev", () => {
   it("answers the next request with the changed code", async () => {
     expect(await ask()).toHaveLength(3);
@@ -49,31 +51,87 @@ describe("npm run dev", () => {
       await writeFile(join(copy, FILE), greeting(text));
       await eventually("the change is answered", async () => (await ask())[0].name === text);
     }
-    expect(output).toMatch(/order-subscriptions .*built anew/);
+    expect(output).toMatch(/order-subscriptions .*built/);
   });
 
-  it("keeps the old code while the new one does not build, and names the place", async () => {
+  it("keeps the old code while the new one does not compile, says so in a header, and shows the place", async () => {
     await writeFile(join(copy, FILE), greeting("three").replace("return ok(", "return ok(("));
     await eventually("it says what is wrong", () =>
-      /does not build; the old code goes on\.\nfunctions\/order\/subscriptions\.ts:\d+: /.test(output),
+      /does not compile; the code from before the edit goes on\.\n.*Expected "\)".*\n\n +functions\/order\/subscriptions\.ts:\d+:\d+:\n.*return ok\(\(/.test(
+        output,
+      ),
     );
-    expect((await ask())[0].name).toBe("two");
+    const { body, headers } = await call({ url }, "GET /order/subscriptions");
+    expect([body[0].name, headers.get("lotus-code")]).toEqual(["two", "outdated"]);
+    expect((await call({ url }, "GET /profile/jwks")).headers.get("lotus-code")).toBeNull();
     await writeFile(join(copy, FILE), source);
     await eventually("the mended code is answered", async () => (await ask()).length === 3);
+    expect((await call({ url }, "GET /order/subscriptions")).headers.get("lotus-code")).toBeNull();
   });
 
   it("builds what uses a file of the kernel", async () => {
     const file = join(copy, "functions/kernel/problem.ts");
     const text = await readFile(file, "utf8");
-    await writeFile(
-      file,
-      text
-        .replace("Something went wrong on our side", "Something else")
-        .replace("There is nothing at this address", "Nowhere"),
-    );
+    const changed = text.replace("There is nothing at this address", "Nowhere");
+    expect(changed).not.toBe(text);
+    await writeFile(file, changed);
     await eventually(
       "the change is answered",
       async () => (await call({ url }, "GET /order/subscriptionsx")).body.title === "Nowhere",
     );
+  });
+
+  it("serves a new endpoint, with its manifest, and no longer a deleted one", async () => {
+    const file = join(copy, "functions/order/cheapest.ts");
+    await writeFile(
+      file,
+      `import * as v from "valibot";
+import { endpoint, ok } from "#kernel/endpoint";
+
+export default endpoint({
+  summary: "The subscription that costs least",
+  method: "GET",
+  caller: "anyone",
+  answers: { 200: v.object({ name: v.string() }) },
+  handle: async () => ok({ name: "daily" }),
+});
+`,
+    );
+    await eventually(
+      "it answers",
+      async () => (await call({ url }, "GET /order/cheapest")).body.name === "daily",
+      LATER_MILLISECONDS_MAX,
+    );
+    await expect(readFile(join(copy, "knative/functions/order-cheapest.yaml"), "utf8")).resolves.toContain(
+      "order-cheapest",
+    );
+    await rm(file);
+    await eventually(
+      "it is gone",
+      async () => (await call({ url }, "GET /order/cheapest")).status === 404,
+      LATER_MILLISECONDS_MAX,
+    );
+  });
+
+  it("shows type errors, and the end of them", async () => {
+    await writeFile(
+      join(copy, FILE),
+      source.replace("async handle() {", 'async handle() {\n    const n: number = "x"; void n;'),
+    );
+    await eventually("the error is shown", () => /types .*TS2322: Type 'string'/.test(output), LATER_MILLISECONDS_MAX);
+    await writeFile(join(copy, FILE), source);
+    await eventually("the end is shown", () => /types .*no errors/.test(output), LATER_MILLISECONDS_MAX);
+  });
+
+  it("migrates after an edit of SQL, and names the file of an error", async () => {
+    const file = join(copy, "functions/order/schema/functions.sql");
+    const text = await readFile(file, "utf8");
+    await writeFile(file, `${text}\nselect nonsense;\n`);
+    await eventually(
+      "the error is shown",
+      () => /migrate .*functions\/order\/schema\/functions\.sql.*nonsense/s.test(output),
+      LATER_MILLISECONDS_MAX,
+    );
+    await writeFile(file, text);
   });
 });

@@ -1,6 +1,7 @@
 /** lotus build: bundles the functions into dist/. */
-import { buildFunctions } from "../build/bundles.ts";
+import { buildFunctions, endEsbuild } from "../build/bundles.ts";
 import { command } from "../cli/command.ts";
+import { Refusal } from "../cli/errors.ts";
 import { print } from "../cli/output.ts";
 
 export default command({
@@ -9,7 +10,11 @@ export default command({
   options: {},
   async run(_, names) {
     const began = performance.now();
-    const built = await buildFunctions(names.length === 0 ? undefined : names);
-    print(`Built ${built.length} functions into dist/ in ${((performance.now() - began) / 1000).toFixed(1)} s.`);
+    const { names: ready, changed, failed } = await buildFunctions(names.length === 0 ? undefined : names);
+    await endEsbuild();
+    const seconds = ((performance.now() - began) / 1000).toFixed(1);
+    print(`Built ${changed.length} functions into dist/ in ${seconds} s; ${ready.length} are up to date.`);
+    if (failed.size === 0) return;
+    throw new Refusal([...failed].map(([name, errors]) => `${name} does not compile.\n${errors}`).join("\n"));
   },
 });

@@ -44,6 +44,10 @@ class SourceQueue {
     setMaxListeners(IN_FLIGHT_EVENTS_MAX, this.#stop.signal);
   }
 
+  get name(): string {
+    return this.#source.metadata.name;
+  }
+
   get full(): boolean {
     return this.#waiting.length >= this.#waitingMax;
   }
@@ -97,6 +101,8 @@ export interface EventBus {
   readonly server: Server;
   /** Adds sources, which receive the events that are published from now on. */
   add(sources: readonly KafkaSource[]): void;
+  /** Removes the source of a function. Its waiting events stay in the outbox. */
+  remove(name: string): void;
   /** Stops delivering. Deliveries in flight finish. */
   stop(): Promise<void>;
 }
@@ -148,6 +154,10 @@ export function createEventBus(
     server,
     add(sources) {
       queues.push(...sources.map((source) => new SourceQueue(source, resolve, onDelivered, waitingMax)));
+    },
+    remove(name) {
+      const index = queues.findIndex((queue) => queue.name === name);
+      if (index !== -1) void queues.splice(index, 1)[0]?.stop();
     },
     async stop() {
       await Promise.all(queues.map((queue) => queue.stop()));

@@ -45,6 +45,9 @@ function requestHeaders(
   return headers;
 }
 
+/** Returns the header of an answer that older code gave, because the code on disk does not compile. */
+const marksOf = (fn: FunctionProcess): OutgoingHttpHeaders => (fn.outdated ? { "lotus-code": "outdated" } : {});
+
 /** Sends a request to a process. False: the process was gone, and the request has not left. */
 function send(
   { port, agent, secret }: Running,
@@ -52,6 +55,7 @@ function send(
   outgoing: ServerResponse,
   path: string,
   body: Buffer | undefined,
+  marks: OutgoingHttpHeaders,
 ): Promise<boolean> {
   return new Promise((resolve) => {
     // The client left while the process started.
@@ -66,7 +70,7 @@ function send(
         headers: requestHeaders(incoming, body, secret),
       },
       (answer) => {
-        outgoing.writeHead(answer.statusCode ?? 502, endToEnd(answer));
+        outgoing.writeHead(answer.statusCode ?? 502, { ...endToEnd(answer), ...marks });
         answer.pipe(outgoing);
         answer.once("error", () => outgoing.destroy());
       },
@@ -124,7 +128,7 @@ export async function forward(
     for (;;) {
       const running = await fn.acquire();
       try {
-        if (await send(running, incoming, outgoing, path, body)) return;
+        if (await send(running, incoming, outgoing, path, body, marksOf(fn))) return;
         fn.discard(running);
       } finally {
         fn.release();

@@ -88,6 +88,11 @@ export class FunctionProcess {
     return this.#outdated;
   }
 
+  /** Marks the process as one of older code. */
+  markOutdated(): void {
+    this.#outdated = true;
+  }
+
   /** Returns the state for `lotus ps`. */
   status(): FunctionStatus {
     const running = this.#current?.running;

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Cron } from "croner";
 import { POOL_CONNECTIONS_MAX, settings } from "#kernel/settings";
-import { buildFunctions, programOf, watchFunctions } from "../build/bundles.ts";
+import { type Built, buildFunctions, endEsbuild, programOf } from "../build/bundles.ts";
 import { Refusal } from "../cli/errors.ts";
 import type { ConnectionBudget } from "../database/connections.ts";
 import { readInstallation } from "../database/installation.ts";
@@ -21,12 +21,14 @@ import { ROOT } from "../project/paths.ts";
 import { ensureSecrets } from "../secrets/local.ts";
 import { describe, installed, runKafkaSource } from "../sources/kafka-source.ts";
 import { createControl, type OtherProcess } from "./control.ts";
+import { serveEdits } from "./edits.ts";
 import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
 import { type Manifests, readManifests } from "./manifests.ts";
 import { erasePostgres, type Postgres, startPostgres } from "./postgres.ts";
 import { type Addresses, takeFolder } from "./run-file.ts";
+import { mapPositions } from "./source-maps.ts";
 
 export interface LotusOptions {
   /** 0: any free port. */
@@ -208,11 +210,13 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     url: () => publicUrl,
     stop: () => options.onStopRequested?.(),
   });
-  const onNews = (name: string, news: string) => {
+  const onNews = (name: string, told: string) => {
+    const news = mapPositions(told);
     control.record("news", name, news);
     options.onNews?.(name, news);
   };
-  const onLine = (name: string, line: string) => {
+  const onLine = (name: string, written: string) => {
+    const line = mapPositions(written);
     control.record("line", name, line);
     options.onLine?.(name, line);
   };
@@ -232,7 +236,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const secrets = join(folder, "secrets");
     if (options.fresh) await step("Forgetting the old data", () => erasePostgres(postgresFolder));
 
-    const building = options.built || options.watch ? Promise.resolve([]) : buildFunctions();
+    const nothingBuilt: Built = { names: [], changed: [], failed: new Map() };
+    const building = options.built ? Promise.resolve(nothingBuilt) : buildFunctions().finally(endEsbuild);
     building.catch(() => undefined);
     const database =
       options.databaseUrl === undefined
@@ -254,7 +259,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
         tell: (news) => onNews("migrate", news),
       }),
     );
-    if (!options.built && !options.watch) await step("Building the functions", () => building);
+    const { failed } = options.built ? nothingBuilt : await step("Building the functions", () => building);
 
     const kafka =
       options.kafka === true
@@ -298,18 +303,17 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     );
     const busListening = await listen(bus.server, 0, "127.0.0.1");
     inside = `http://127.0.0.1:${busListening.port}/${secret}`;
-    const manifests = await readManifests(join(ROOT, "knative"), secrets, passedAsConfiguration(options), {
-      ...passedOn(kafka !== undefined),
-      K_SINK: inside,
-      RUN_SECRET_FILE: join(secrets, "run", "secret"),
-      ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(","), KAFKA_PREFIX: kafkaPrefix }),
-    });
+    const read = () =>
+      readManifests(join(ROOT, "knative"), secrets, passedAsConfiguration(options), {
+        ...passedOn(kafka !== undefined),
+        K_SINK: inside,
+        RUN_SECRET_FILE: join(secrets, "run", "secret"),
+        ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(","), KAFKA_PREFIX: kafkaPrefix }),
+      });
+    const manifests = await read();
+    const routes = [...manifests.routes];
     if (kafka === undefined) bus.add(manifests.kafkaSources);
-    for (const fn of await findFunctions()) {
-      const caller = fn.kind === "endpoint" && fn.description.caller === "user" ? "with a token" : "";
-      descriptions.set(fn.name, { call: callOf(fn), caller, file: fn.file });
-    }
-    for (const [name, environment] of manifests.functions) {
+    const addFunction = (name: string, environment: Readonly<Record<string, string>>) =>
       functions.set(
         name,
         new FunctionProcess({
@@ -328,8 +332,16 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
             ),
         }),
       );
+    for (const fn of await findFunctions()) {
+      const caller = fn.kind === "endpoint" && fn.description.caller === "user" ? "with a token" : "";
+      if (manifests.functions.has(fn.name)) descriptions.set(fn.name, { call: callOf(fn), caller, file: fn.file });
     }
-    // Ended in the opposite order: the gateway, the events in flight, the functions, then what they stand on.
+    for (const [name, environment] of manifests.functions) addFunction(name, environment);
+    for (const [name, errors] of failed) {
+      functions.get(name)?.markOutdated();
+      onNews(name, `does not compile.\n${errors}`);
+    }
+    // They end in the opposite order: the gateway, the events in flight, the functions, then Kafka and Postgres.
     endings.push(() => busListening.stop());
     endings.push(() => Promise.all([...functions.values()].map((fn) => fn.close())));
     endings.push(() => bus.stop());
@@ -352,17 +364,32 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     }
 
     if (options.watch) {
-      const watching = await step("Building the functions", () =>
-        watchFunctions(
-          (name, build) => functions.get(name)?.replaceAfter(build),
-          (name, errors) =>
-            onNews(name, errors === "" ? "built anew" : `does not build; the old code goes on.\n${errors}`),
-        ),
-      );
+      const watching = await serveEdits({
+        functions,
+        onNews,
+        adminUrl: database,
+        secrets,
+        async apply() {
+          const now = await read();
+          for (const [name, fn] of functions) {
+            if (now.functions.has(name)) continue;
+            functions.delete(name);
+            descriptions.delete(name);
+            bus.remove(name);
+            await fn.close();
+          }
+          const added = [...now.functions].filter(([name]) => !functions.has(name));
+          for (const [name, environment] of added) addFunction(name, environment);
+          routes.splice(0, routes.length, ...now.routes);
+          const sources = now.kafkaSources.filter(({ metadata }) => added.some(([name]) => name === metadata.name));
+          if (kafka === undefined) bus.add(sources);
+          return added.map(([name]) => name);
+        },
+      });
       endings.push(() => watching.stop());
     }
 
-    const gateway = createGateway(manifests.routes, functions, options.cors);
+    const gateway = createGateway(routes, functions, options.cors);
     const listening = await listenAt(gateway, options);
     endings.push(() => listening.stop());
     const url = `http://localhost:${listening.port}`;

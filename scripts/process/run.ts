@@ -20,6 +20,10 @@ export interface RunOptions {
   readonly input?: string;
   /** Lets the user's shell read the command: for commands that the user wrote. */
   readonly shell?: boolean;
+  /** Added to the environment of the program. */
+  readonly env?: Readonly<Record<string, string>>;
+  /** Ends the program by SIGKILL when it aborts. */
+  readonly signal?: AbortSignal;
   /** Ends the program by SIGTERM after this time. */
   readonly timeoutMilliseconds?: number;
 }
@@ -31,6 +35,9 @@ export function attempt(command: string, args: readonly string[], options: RunOp
       shell: options.shell ?? false,
       stdio: ["pipe", "pipe", "pipe"],
       windowsHide: true,
+      killSignal: options.signal === undefined ? "SIGTERM" : "SIGKILL",
+      ...(options.env && { env: { ...process.env, ...options.env } }),
+      ...(options.signal && { signal: options.signal }),
       ...(options.timeoutMilliseconds === undefined ? {} : { timeout: options.timeoutMilliseconds }),
     });
     let stdout = "";

@@ -3,7 +3,7 @@ import { chmod, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
-import { buildFunctions } from "../build/bundles.ts";
+import { buildFunctions, endEsbuild } from "../build/bundles.ts";
 import { migrate } from "../database/migrate.ts";
 import { readPasswords } from "../database/roles.ts";
 import { startPostgres } from "../local/postgres.ts";
@@ -18,15 +18,19 @@ declare module "vitest" {
   }
 }
 
+/** Builds the functions. @throws {Error} with the code frames, when one does not compile */
+async function buildAll(): Promise<void> {
+  const { failed } = await buildFunctions().finally(endEsbuild);
+  if (failed.size > 0) throw new Error([...failed.values()].join("\n"));
+}
+
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-test-"));
   // Run by root, Postgres runs as another user, who must be able to enter.
   await chmod(folder, 0o711);
   // A test machine that loses power may lose its test data; a killed server loses nothing all the same.
-  const [postgres] = await Promise.all([
-    startPostgres(join(folder, "postgres"), ["-c", "fsync=off"]),
-    buildFunctions(),
-  ]);
+  const [postgres] = await Promise.all([startPostgres(join(folder, "postgres"), ["-c", "fsync=off"]), buildAll()]);
+  project.onTestsRerun(buildAll);
   const secrets = join(folder, "secrets");
   await ensureSecrets(secrets, postgres.adminUrl);
   await migrate(postgres.adminUrl, await readPasswords(secrets));
