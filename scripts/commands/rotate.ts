@@ -4,7 +4,8 @@ import { command } from "../cli/command.ts";
 import { Refusal, UsageError } from "../cli/errors.ts";
 import { print, step } from "../cli/output.ts";
 import { SERVICES } from "../database/sql.ts";
-import { get, NAMESPACE, readDocuments, runJob, secretValue } from "../kubernetes/kubectl.ts";
+import { get, NAMESPACE, runJob, secretValue } from "../kubernetes/kubectl.ts";
+import { readMigrateJob } from "../kubernetes/migrate-job.ts";
 import { checkReachable } from "../kubernetes/preflight.ts";
 import { attempt } from "../process/run.ts";
 import { changePublicKeys, newPassword, readKeys, writeSecrets } from "../secrets/cluster.ts";
@@ -78,9 +79,8 @@ async function rotatePasswords(services: readonly string[]): Promise<void> {
   const unknown = services.find((service) => !SERVICES.includes(service));
   if (unknown !== undefined) throw new Refusal(`There is no service ${unknown}. There are: ${SERVICES.join(", ")}.`);
   const previous = await get("job", "migrate");
-  const [job] = await readDocuments("knative/platform/jobs/migrate.yaml");
-  if (previous === undefined || job === undefined)
-    throw new Refusal("Lotus is not deployed here yet: npx lotus deploy");
+  const job = await readMigrateJob();
+  if (previous === undefined) throw new Refusal("Lotus is not deployed here yet: npx lotus deploy");
   job.spec.template.spec.containers[0].image = previous.spec.template.spec.containers[0].image;
   job.spec.template.spec.containers[0].args.push("--change-passwords");
   const renewed = new Map<string, { url: string; password: string }>();

@@ -3,6 +3,7 @@
 import { describe, expect, it } from "vitest";
 import { PROGRAM_NAMES } from "../build/image-files.ts";
 import { command } from "../cli/command.ts";
+import { SERVICES } from "../database/sql.ts";
 import { AUTHORITY } from "../testing/postgres-server.ts";
 import { type Backends, choose, configuration } from "./backends.ts";
 import { toYaml } from "./kubectl.ts";
@@ -249,4 +250,12 @@ describe("the plan", () => {
       await annotation({ ...here, kafka: { kind: "outside", hosts: ["k:1"], security: undefined } }),
     );
   });
+});
+
+it("the migration has the password of each service", async () => {
+  const plan = await planOf({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } });
+  const { containers, volumes } = plan.migrate.spec.template.spec;
+  const paths = containers[0].volumeMounts.map(({ mountPath }: { mountPath: string }) => mountPath);
+  for (const service of SERVICES) expect(paths).toContain(`/etc/lotus/database-${service}`);
+  expect(volumes).toHaveLength(containers[0].volumeMounts.length);
 });

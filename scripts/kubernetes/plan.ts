@@ -1,9 +1,11 @@
 /** Everything that a deployment applies, as data: the files of knative/, completed with what only now is known. */
+
 import { createHash } from "node:crypto";
 import { clusterBudget, writeBudget } from "../database/connections.ts";
 import { type Backends, brokersOf, configuration, limitsOf } from "./backends.ts";
 import { secureClient, secureSource } from "./kafka-security.ts";
 import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubectl.ts";
+import { readMigrateJob } from "./migrate-job.ts";
 
 export interface FunctionPlan {
   readonly name: string;
@@ -135,7 +137,7 @@ export async function makePlan(
   );
   if (kafka.kind === "outside" && kafka.security !== undefined) secureClient(topics, kafka.security);
   const functions = await functionPlans(names, images, backends);
-  const migrate = withImage(await oneDocument("knative/platform/jobs/migrate.yaml"), imageOf(images, "migrate"));
+  const migrate = withImage(await readMigrateJob(), imageOf(images, "migrate"));
   const withDatabase = functions.filter(
     ({ service }) => service.spec.template.metadata.labels["lotus/database"] === "true",
   );
