@@ -35,6 +35,7 @@ export const COMMANDS: Readonly<Record<string, Entry>> = {
   migrate: entry("Data", "bring a database up to date", () => import("./migrate.ts")),
   topics: entry("Data", "create the topics in Kafka", () => import("./topics.ts")),
 
+  new: entry("Develop", "write the first files of an endpoint, an event or a service", () => import("./new.ts")),
   generate: entry("Develop", "write manifests, OpenAPI and event schemas", () => import("./generate.ts")),
   build: entry("Develop", "bundle the functions into dist/", () => import("./build.ts")),
   images: entry("Develop", "write the contents of the images", () => import("./images.ts")),
