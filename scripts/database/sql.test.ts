@@ -29,7 +29,8 @@ select 3`;
 
 describe("readSqlFiles", () => {
   it("discovers the services from the folders, the kernel's first", () => {
-    expect(SERVICES).toEqual(["events", "billing", "notification", "order", "profile"]);
+    expect(SERVICES[0]).toBe("events");
+    expect(SERVICES).toEqual(expect.arrayContaining(["billing", "notification", "order", "profile"]));
   });
 
   it("replaces the placeholder of a role, and refuses one of an unknown service", async () => {

@@ -153,7 +153,7 @@ async function newEvent(service: string, name: string): Promise<string[]> {
   const subscriber = await write(`triggers/${service}/${name}.ts`, subscriberOf(service, name));
   const test = await write(`triggers/${service}/${name}.test.ts`, eventTestOf(service, name));
   const sample = { userId: "00000000-0000-4000-8000-000000000000" };
-  const documented = await write(`docs/events/${name}.v1.sample.json`, `${JSON.stringify(sample, null, 2)}\n`);
+  const documented = await write(`docs/events/${name}.v1.sample.json`, `${JSON.stringify([sample])}\n`);
   const events = `functions/${service}/events.ts`;
   const path = join(ROOT, events);
   const before = existsSync(path)

@@ -157,7 +157,8 @@ describe("functions", () => {
     expect(new Set(scales)).toEqual(new Set([PODS_MAX_DEFAULT]));
     const needed = connectionsOf(clusterBudget(withDatabase.length, PODS_MAX_DEFAULT, POOL_CONNECTIONS_MAX));
     // Postgres reserves three for superusers.
-    expect(needed + 3).toBeLessThanOrEqual(postgresSetting("max_connections"));
+    const advice = `Raise max_connections in knative/platform/postgres.yaml to ${needed + 3}, and its memory.`;
+    expect(needed + 3, advice).toBeLessThanOrEqual(postgresSetting("max_connections"));
   });
 
   it("leave the cluster's Postgres enough memory for each connection", () => {

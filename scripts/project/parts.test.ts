@@ -24,7 +24,8 @@ const TALK = /\bparseArgs\(|process\.argv|console\.\w+\(|process\.std(?:out|err)
 const EXCEPTIONS = new Set(["scripts/build/start-cache.ts", "scripts/build/warm-up.ts"]);
 
 function importsOf(file: string): string[] {
-  const text = texts.get(file) ?? "";
+  // A template contains imports of the file that it becomes.
+  const text = (texts.get(file) ?? "").replace(/`[\s\S]*?`/g, "");
   return [...text.matchAll(/(?:from|import\()\s*"(\.[^"]+)"/g)].map(([, target = ""]) =>
     relative(ROOT, normalize(join(ROOT, dirname(file), target))),
   );
