@@ -1,4 +1,4 @@
-/** What an order is, and how one is placed or refunded: one statement for many calls, one transaction. */
+/** An order, and the statements that place and refund it: one statement for many calls, one transaction. */
 import * as v from "valibot";
 import { batched } from "#kernel/batch";
 import type { EndpointRequest } from "#kernel/endpoint";

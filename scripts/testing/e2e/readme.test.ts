@@ -42,7 +42,7 @@ describe("the documents", () => {
     await run("npx", ["biome", "check", "--vcs-enabled=false", file], { cwd: copy });
     await run(process.execPath, ["scripts/lotus.mjs", "generate"], { cwd: copy });
     await cp(inject("secrets"), join(copy, ".lotus/secrets"), { recursive: true });
-    // In a process of its own: this one has the functions of this checkout loaded.
+    // A separate process: this one has the functions of this checkout loaded.
     const program = `
       import { startLotus } from "./scripts/local/lotus.ts";
       const lotus = await startLotus({ port: 0, folder: ".lotus", databaseUrl: process.argv[2] });
