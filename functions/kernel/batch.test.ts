@@ -2,7 +2,7 @@ import { Client } from "pg";
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 import { batched } from "./batch.ts";
-import { closeDatabase, outcomeUnknown, query, type Repetition, RowLocked, unavailable } from "./database.ts";
+import { outcomeUnknown, query, type Repetition, RowLocked, unavailable } from "./database.ts";
 import type { Problem } from "./problem.ts";
 import {
   BATCH_CALLS_MAX,
@@ -329,10 +329,9 @@ describe("calls in shared statements, with a fake database", () => {
 describe("calls in shared statements, with the database", () => {
   let lotus: TestLotus;
   let run: (call: Call) => Promise<{ readonly total: string }>;
+  let closeDatabase: () => Promise<void>;
 
   beforeAll(async () => {
-    const { query: realQuery } = await vi.importActual<typeof import("./database.ts")>("./database.ts");
-    vi.mocked(query).mockImplementation(realQuery);
     lotus = await startTestLotus();
     await lotus.database.query(`
       create schema test;
@@ -359,7 +358,12 @@ describe("calls in shared statements, with the database", () => {
       grant usage on schema test to public;
       grant execute on all functions in schema test to public`);
     Object.assign(process.env, lotus.manifests.functions.get("order-pay"));
-    run = batched({
+    // Fresh modules read the settings again: this process has read them before it knew the database.
+    vi.resetModules();
+    vi.doUnmock("./database.ts");
+    const { batched: freshlyBatched } = await import("./batch.ts");
+    ({ closeDatabase } = await import("./database.ts"));
+    run = freshlyBatched({
       ...description,
       name: "test.add",
       many: 'select "position", total from test.add_many($1)',

@@ -77,8 +77,6 @@ export const SCRAM_ITERATIONS_MAX = 1_000_000;
 /** How long a trigger waits for a database that is away before it fails: below the 30 s that its source waits for an answer. */
 export const DATABASE_AWAY_MILLISECONDS_MAX = 20_000;
 export const DATABASE_AWAY_STEP_MILLISECONDS = 1_000;
-/** Statements of one process that want the same row at a time: one works, one is there already when it has committed. */
-export const ROW_STATEMENTS_MAX = 2;
 
 /** Events that wait in memory to be published. What does not fit stays in the outbox for the relay. */
 export const PUBLISH_QUEUE_EVENTS_MAX = 1_000;
