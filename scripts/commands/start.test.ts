@@ -31,7 +31,7 @@ afterAll(() => rm(folder, { recursive: true, force: true }));
 interface Started {
   readonly child: ChildProcess;
   readonly url: string;
-  /** What it has printed so far. */
+  /** The output so far. */
   output(): string;
   ended: Promise<number | null>;
 }
@@ -90,7 +90,7 @@ describe("npm start", () => {
       expect((await call(second, "GET /billing/balance", { token: user.token })).body).toEqual({ balance: 42 });
       second.child.kill("SIGKILL");
       await second.ended;
-      // Nobody stopped Postgres this time: the next start does, and goes on with the same data.
+      // Postgres still runs this time. The next start stops it and continues with the same data.
       const third = await start();
       expect((await call(third, "GET /billing/balance", { token: user.token })).body).toEqual({ balance: 42 });
       third.child.kill("SIGINT");
@@ -116,7 +116,7 @@ describe("npm start", () => {
     expect(await readdir(folder)).not.toContain("run.json");
   });
 
-  it.runIf(process.platform === "linux")("stops when nobody reads what it says any more", async () => {
+  it.runIf(process.platform === "linux")("stops when the reader of its output is gone", async () => {
     const lotus = await start();
     lotus.child.stdout?.destroy();
     lotus.child.stderr?.destroy();
@@ -180,14 +180,14 @@ describe("npm start", () => {
     expect(await processesWith(gone)).toEqual([]);
   });
 
-  it("finishes requests that are in progress when it is told to stop", async () => {
+  it("finishes requests in progress when it receives SIGTERM", async () => {
     const lotus = await start("--quiet");
     const users = await Promise.all(Array.from({ length: POOL_CONNECTIONS_MAX }, () => newUser(lotus, 1000)));
     const database = new Client({
       connectionString: await readFile(join(folder, "secrets/database-admin/url"), "utf8"),
     });
     await database.connect();
-    // Whoever holds the accounts' rows holds the requests.
+    // The lock on the accounts' rows holds the requests.
     await database.query("begin; select from billing.accounts where balance = 100000 for update");
     const answers = Promise.all(users.map((user) => user.call("POST /billing/withdraw-money?money=1")));
     await eventually("all requests wait for their rows", async () => {
@@ -263,7 +263,7 @@ describe("npm start", () => {
     expect([code, text]).toEqual([1, expect.stringMatching(/A file is in the place of a folder: \S+a-file/)]);
   });
 
-  it("says that no database answers, where it was told of one", async () => {
+  it("says that the database of --database does not answer", async () => {
     const { code, text } = await refused(
       "--port",
       "0",

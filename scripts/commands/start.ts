@@ -113,7 +113,7 @@ function printServed({ url, kafka, served }: Lotus, milliseconds: number): void 
 
 /**
  * Runs Lotus until a signal, the end of npm, or `lotus stop`.
- * @param extra what `lotus dev` adds
+ * @param extra the additions of `lotus dev`
  */
 export async function runLotus(values: StartValues, extra: Partial<LotusOptions>): Promise<void> {
   const options = readOptions(values);
@@ -148,7 +148,7 @@ export async function runLotus(values: StartValues, extra: Partial<LotusOptions>
         if (!values.quiet) print(values.json ? line : pretty(name, line));
       },
       onNews: (name, news) => print(pretty(name, news)),
-      // After a signal no further step begins; those that have begun are undone.
+      // After a signal no further step begins, and the finished steps are undone.
       step: async (what, work) => {
         if (stopping) throw new Refusal("Lotus was stopped.");
         return step(what, work);

@@ -25,7 +25,7 @@ export function clusterBudget(functions: number, pods: number, pool: number): Co
   return { functions, pods, pool, revisions: REVISIONS_MAX };
 }
 
-/** Reads a budget as `writeBudget` writes it. Undefined: the text is none. */
+/** Reads a budget as `writeBudget` writes it. Returns undefined when the text is not a budget. */
 export function readBudget(text: string): ConnectionBudget | undefined {
   const [, functions, pods, pool, revisions] = /^(\d+)x(\d+)x(\d+)x(\d+)$/.exec(text) ?? [];
   if (revisions === undefined) return undefined;

@@ -79,7 +79,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
       of: (kind: string) => told.filter((one) => one.kind === kind),
     };
   }
-  /** What the group has committed, summed over the partitions. */
+  /** The committed offsets of the group, summed over the partitions. */
   async function committed(topic: string): Promise<number> {
     const offsets = await asAdmin(kafka.bootstrap, (admin) => admin.fetchOffsets({ groupId: `group-${topic}` }));
     const partitions = offsets.find((one) => one.topic === topic)?.partitions ?? [];
@@ -186,7 +186,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     expect(sink.taken.filter(({ path }) => path === "/dead-letter")).toHaveLength(2);
   });
 
-  it("lets a slow record hold back nothing but its partition's offset", async () => {
+  it("lets a slow record hold back only the offset of its partition", async () => {
     const topic = await newTopic(1);
     const held: ServerResponse[] = [];
     const sink = await sinkThat(({ headers }, response) => {
@@ -196,7 +196,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     const source = read(topic, sink, { timeout: "PT20S" });
     await produce(kafka.bootstrap, topic, events(500));
     await eventually("the others are delivered", () => source.of("delivered").length === 499);
-    await eventually("what comes before it is committed", async () => (await committed(topic)) === 10);
+    await eventually("the records before it are committed", async () => (await committed(topic)) === 10);
     held[0]?.writeHead(204).end();
     await eventually("all is committed", async () => (await committed(topic)) === 500);
     expect(sink.inFlightMax).toBeLessThanOrEqual(50);
