@@ -142,6 +142,7 @@ export async function runLotus(values: StartValues, extra: Partial<LotusOptions>
     lotus = await startLotus({
       ...options,
       ...extra,
+      console: true,
       nodeOptionsOf: inspectOptions(values.inspect),
       onStopRequested: () => stop("lotus stop"),
       onLine: (name, line) => {

@@ -14,6 +14,7 @@ import {
 import { type Delivered, deliver, type KafkaSource, type Message, type Resolve } from "../sources/delivery.ts";
 import { forward, receive } from "./forward.ts";
 import type { FunctionProcess } from "./function-process.ts";
+import type { Observer } from "./observer.ts";
 
 /** Events in memory for one source. The bus refuses more with 503; they stay in the outbox. */
 const WAITING_EVENTS_MAX = 10_000;
@@ -112,6 +113,7 @@ export interface EventBus {
  * @param resolve gives the URL at which this very server reaches a function
  * @param secret the first part of every path that the bus accepts: the secret of the run
  * @param waitingMax events that wait for one source
+ * @param observer is notified of each event and of each attempt to deliver one
  */
 export function createEventBus(
   functions: ReadonlyMap<string, FunctionProcess>,
@@ -119,6 +121,7 @@ export function createEventBus(
   onDelivered: OnDelivered,
   secret: string,
   waitingMax = WAITING_EVENTS_MAX,
+  observer?: Observer,
 ): EventBus {
   const queues: SourceQueue[] = [];
   const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, RECORD_BYTES_MAX);
@@ -135,6 +138,7 @@ export function createEventBus(
           (entry[0].startsWith("ce-") || entry[0] === "content-type") && typeof entry[1] === "string",
       ),
     );
+    observer?.published(headers, body);
     for (const queue of takers) queue.add({ headers, body });
     return 202;
   };
@@ -146,7 +150,13 @@ export function createEventBus(
     const received = await receive(receiver, incoming, outgoing);
     if (received === undefined) return;
     const fn = functions.get(name ?? "");
-    if (fn !== undefined) return forward(fn, incoming, outgoing, "/", received.body);
+    if (fn !== undefined) {
+      const began = performance.now();
+      await forward(fn, incoming, outgoing, "/", received.body);
+      const status = outgoing.headersSent ? outgoing.statusCode : 0;
+      observer?.attempted(name ?? "", incoming.headers, received.body, status, performance.now() - began);
+      return;
+    }
     const status = take(incoming, received.body ?? Buffer.alloc(0));
     outgoing.writeHead(status, status === 503 ? { "retry-after": String(RETRY_AFTER_SECONDS) } : {}).end();
   });

@@ -42,8 +42,8 @@ export interface Running {
 
 /** The state of a function, as `lotus ps` shows it. */
 export interface FunctionStatus {
-  /** `outdated`: the process runs code from before an edit that does not compile. */
-  readonly state: "zero" | "starting" | "running" | "outdated";
+  /** `outdated`: the process runs code from before an edit that does not compile. `frozen`: SIGSTOP halts the process. */
+  readonly state: "zero" | "starting" | "running" | "outdated" | "frozen";
   readonly pid?: number;
   readonly port?: number;
   readonly inFlight: number;
@@ -70,6 +70,7 @@ export class FunctionProcess {
   #closed = false;
   #stale: (() => Promise<void>) | undefined;
   #outdated = false;
+  #frozen: Life | undefined;
   #starts = 0;
   #startMilliseconds: number | undefined;
   readonly #ending = new Set<Promise<void>>();
@@ -99,7 +100,8 @@ export class FunctionProcess {
     const state = this.#current === undefined ? "zero" : running === undefined ? "starting" : "running";
     const pid = this.#current?.child.pid;
     return {
-      state: this.#outdated ? "outdated" : state,
+      state:
+        this.#current !== undefined && this.#frozen === this.#current ? "frozen" : this.#outdated ? "outdated" : state,
       ...(pid !== undefined && { pid }),
       ...(running !== undefined && { port: running.port }),
       inFlight: this.#inFlight,
@@ -111,6 +113,19 @@ export class FunctionProcess {
   /** Sends SIGKILL to the process. False: there is none. */
   kill(): boolean {
     return this.#current?.child.kill("SIGKILL") ?? false;
+  }
+
+  /** Halts the process with SIGSTOP. False: there is none. */
+  freeze(): boolean {
+    this.#frozen = this.#current;
+    return this.#current?.child.kill("SIGSTOP") ?? false;
+  }
+
+  /** Continues a halted process. False: none is halted. */
+  thaw(): boolean {
+    const frozen = this.#frozen;
+    this.#frozen = undefined;
+    return frozen?.child.kill("SIGCONT") ?? false;
   }
 
   /**

@@ -8,6 +8,7 @@ import { Cron } from "croner";
 import { POOL_CONNECTIONS_MAX, settings } from "#kernel/settings";
 import { type Built, buildFunctions, endEsbuild, programOf } from "../build/bundles.ts";
 import { Refusal } from "../cli/errors.ts";
+import { type Console, createConsole } from "../console/server.ts";
 import type { ConnectionBudget } from "../database/connections.ts";
 import { readInstallation } from "../database/installation.ts";
 import { migrate } from "../database/migrate.ts";
@@ -61,6 +62,8 @@ export interface LotusOptions {
   nodeOptionsOf?(name: string): readonly string[];
   /** Stops the program that called startLotus, when `lotus stop` asks for it. */
   onStopRequested?(): void;
+  /** Serves the console at `/`. */
+  readonly console?: boolean;
   /** Do not build: dist/ is as it should be. */
   readonly built?: boolean;
   onLine?(functionName: string, line: string): void;
@@ -292,14 +295,31 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     let inside = "";
     const resolve = (name: string) => `${inside}/${name}`;
     // The bus listens first: the environment of every function contains its address.
+    const found = await findFunctions();
+    let console: Console | undefined;
+    const tick = async () => void (await Promise.all(manifests.pingSources.map(fire)));
+    if (options.console) {
+      console = createConsole({
+        control,
+        databaseUrl: database,
+        functions: found,
+        withKafka: kafka !== undefined,
+        ownPostgres: options.databaseUrl === undefined,
+        tick,
+      });
+    }
     const bus = createEventBus(
       functions,
       resolve,
       (source, message, how, reason) => {
         if (how !== "delivered")
+          console?.ended(message.headers["ce-id"], how === "lost" ? "lost" : "dead letter", reason);
+        if (how !== "delivered")
           onNews(source, `event ${message.headers["ce-id"]}: ${how === "lost" ? `lost. ${reason}` : "dead letter"}`);
       },
       secret,
+      undefined,
+      console?.observer,
     );
     const busListening = await listen(bus.server, 0, "127.0.0.1");
     inside = `http://127.0.0.1:${busListening.port}/${secret}`;
@@ -332,7 +352,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
             ),
         }),
       );
-    for (const fn of await findFunctions()) {
+    for (const fn of found) {
       const caller = fn.kind === "endpoint" && fn.description.caller === "user" ? "with a token" : "";
       if (manifests.functions.has(fn.name)) descriptions.set(fn.name, { call: callOf(fn), caller, file: fn.file });
     }
@@ -389,9 +409,11 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       endings.push(() => watching.stop());
     }
 
-    const gateway = createGateway(routes, functions, options.cors);
+    const gateway = createGateway(routes, functions, options.cors, console?.page, console?.observer);
     const listening = await listenAt(gateway, options);
     endings.push(() => listening.stop());
+    // Before the gateway: it waits for open answers, and the stream of the console is one.
+    endings.push(async () => console?.stop());
     const url = `http://localhost:${listening.port}`;
     publicUrl = url;
     const controlling = await listen(control.server, 0, "127.0.0.1");
@@ -410,7 +432,6 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       ping(source, resolve(source.spec.sink.ref.name)).catch((error: Error) =>
         onNews(source.metadata.name, `not fired: ${error.message}`),
       );
-    const tick = async () => void (await Promise.all(manifests.pingSources.map(fire)));
     const scheduled = options.scheduled === false ? [] : manifests.pingSources;
     const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
     endings.push(async () => crons.map((cron) => cron.stop()));
