@@ -1,4 +1,4 @@
-/** What the console reads from the database, as its owner. Every statement has a time limit, so that the console never holds a lock for long. */
+/** Reads the database for the console, as its owner. Every statement has a time limit, so that the console never holds a lock for long. */
 import { Pool } from "pg";
 import { tlsOptions } from "#kernel/database-url";
 import { addressOf } from "../database/client.ts";

@@ -99,7 +99,7 @@ export interface Topology {
   readonly others: readonly { readonly name: string; readonly call: string }[];
 }
 
-/** What changed since the message before. */
+/** The changes since the message before. */
 export interface Batch {
   readonly events?: readonly EventSummary[];
   readonly lines?: readonly LogLine[];

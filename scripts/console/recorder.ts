@@ -229,7 +229,7 @@ export class Recorder implements Observer, SpanSink {
     };
   }
 
-  /** Returns an event of a trace, the newest first; undefined when none is known. */
+  /** Returns an event of a trace, the newest first; undefined when the recorder knows no such event. */
   eventOfTrace(trace: string): string | undefined {
     return this.#byTrace.get(trace)?.at(-1);
   }

@@ -25,7 +25,7 @@ const API_PATH = `${CONSOLE_PATH}api/`;
 const TOKEN_HEADER = "lotus-console";
 const LOOPBACK = /^(?:127\.|::1$|::ffff:127\.)/;
 
-/** What the console shows and commands. */
+/** The run that the console shows and commands. */
 export interface ConsoleOptions {
   readonly control: Control;
   /** The owner's URL of the database. */

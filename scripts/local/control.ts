@@ -51,7 +51,7 @@ export interface OtherProcess {
   kill(): boolean;
 }
 
-/** What the control channel shows and commands. */
+/** The run that the control channel shows and commands. */
 export interface Controlled {
   readonly folder: string;
   readonly functions: ReadonlyMap<string, FunctionProcess>;
@@ -63,7 +63,7 @@ export interface Controlled {
   stop(): void;
 }
 
-/** What a caller can do to a process. Only functions can be stopped in order, frozen and thawed. */
+/** An action of a caller on a process. Only functions can be stopped in order, frozen and thawed. */
 export type ProcessAction = "kill" | "stop" | "freeze" | "thaw";
 
 /** The result of an action: `done`, an unknown name, or a process that is not in a state for this action. */

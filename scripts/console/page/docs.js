@@ -1,12 +1,13 @@
 /** Starts the API reference. */
 import "./docs.css";
+
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const chosen = localStorage.getItem("lotus-theme") ?? "auto";
 document.documentElement.classList.toggle("dark-mode", chosen === "dark" || (chosen === "auto" && dark.matches));
 SwaggerUIBundle({
-    url: "/openapi.json",
-    dom_id: "#docs",
-    validatorUrl: null,
-    deepLinking: false,
-    tryItOutEnabled: true,
+  url: "/openapi.json",
+  dom_id: "#docs",
+  validatorUrl: null,
+  deepLinking: false,
+  tryItOutEnabled: true,
 });

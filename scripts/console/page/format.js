@@ -1,56 +1,53 @@
 /** Text of times, durations, amounts and ids. */
 import { signal } from "@preact/signals";
+
 const UTC_KEY = "lotus-utc";
 const MINOR_UNITS = 100n;
 /** Whether times are shown in UTC. */
 export const utc = signal(localStorage.getItem(UTC_KEY) === "1");
 /** Changes between UTC and the local time. */
 export function toggleUtc() {
-    utc.value = !utc.value;
-    localStorage.setItem(UTC_KEY, utc.value ? "1" : "0");
+  utc.value = !utc.value;
+  localStorage.setItem(UTC_KEY, utc.value ? "1" : "0");
 }
 const parts = {
-    hour: "2-digit",
-    minute: "2-digit",
-    second: "2-digit",
-    fractionalSecondDigits: 3,
-    hourCycle: "h23",
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  fractionalSecondDigits: 3,
+  hourCycle: "h23",
 };
 // A formatter is costly to make and cheap to use.
 const localClock = new Intl.DateTimeFormat("en-GB", parts);
 const utcClock = new Intl.DateTimeFormat("en-GB", { ...parts, timeZone: "UTC" });
 /** Returns `14:03:22.118`. @param microseconds since 1970 */
 export function clock(microseconds) {
-    return (utc.value ? utcClock : localClock).format(microseconds / 1000);
+  return (utc.value ? utcClock : localClock).format(microseconds / 1000);
 }
 /** Returns a duration with its unit, such as `4.2 ms`. */
 export function duration(microseconds) {
-    const milliseconds = microseconds / 1000;
-    if (milliseconds < 0.05)
-        return "0 ms";
-    if (milliseconds < 100)
-        return `${milliseconds.toFixed(1)} ms`;
-    if (milliseconds < 1000)
-        return `${Math.round(milliseconds)} ms`;
-    const seconds = milliseconds / 1000;
-    if (seconds < 60)
-        return `${seconds.toFixed(1)} s`;
-    const minutes = Math.floor(seconds / 60);
-    return minutes < 60
-        ? `${minutes} min ${Math.round(seconds % 60)} s`
-        : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  const milliseconds = microseconds / 1000;
+  if (milliseconds < 0.05) return "0 ms";
+  if (milliseconds < 100) return `${milliseconds.toFixed(1)} ms`;
+  if (milliseconds < 1000) return `${Math.round(milliseconds)} ms`;
+  const seconds = milliseconds / 1000;
+  if (seconds < 60) return `${seconds.toFixed(1)} s`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes < 60
+    ? `${minutes} min ${Math.round(seconds % 60)} s`
+    : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 /** Returns how long ago a moment was. */
 export function age(microseconds, now = Date.now() * 1000) {
-    const seconds = Math.max(0, Math.round((now - microseconds) / 1000000));
-    return seconds < 60 ? `${seconds} s` : duration(seconds * 1000000);
+  const seconds = Math.max(0, Math.round((now - microseconds) / 1000000));
+  return seconds < 60 ? `${seconds} s` : duration(seconds * 1000000);
 }
 /** Returns minor units as an amount: 89050 -> 890.50 */
 export function money(minorUnits) {
-    const units = BigInt(minorUnits);
-    const absolute = units < 0n ? -units : units;
-    const text = `${(absolute / MINOR_UNITS).toLocaleString("en-GB").replaceAll(",", " ")}.${String(absolute % MINOR_UNITS).padStart(2, "0")}`;
-    return units < 0n ? `−${text}` : text;
+  const units = BigInt(minorUnits);
+  const absolute = units < 0n ? -units : units;
+  const text = `${(absolute / MINOR_UNITS).toLocaleString("en-GB").replaceAll(",", " ")}.${String(absolute % MINOR_UNITS).padStart(2, "0")}`;
+  return units < 0n ? `−${text}` : text;
 }
 /** Returns a whole number with thin groups: 1 204 */
 export const count = (value) => value.toLocaleString("en-GB").replaceAll(",", " ");
@@ -62,10 +59,9 @@ export const tail = (id) => id.slice(-8);
 export const bytes = (value) => (value < 1024 ? `${value} B` : `${Math.round(value / 1024)} KiB`);
 /** Returns JSON with line ends; text that is not JSON stays as it is. */
 export function pretty(text) {
-    try {
-        return JSON.stringify(JSON.parse(text), null, 2);
-    }
-    catch {
-        return text;
-    }
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text;
+  }
 }

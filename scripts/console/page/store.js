@@ -1,5 +1,6 @@
 /** The state of the page, filled by the stream. Signals update the parts that read them. */
 import { computed, signal } from "@preact/signals";
+
 const EVENTS_MAX = 10000;
 const LINES_MAX = 20000;
 const JOBS_MAX = 20;
@@ -25,144 +26,122 @@ export const lines = [];
 export const databaseFigures = computed(() => (typeof database.value === "string" ? undefined : database.value));
 /** Requests of the last ten seconds, divided by ten. */
 export const requestsPerSecond = computed(() => {
-    let sum = 0;
-    for (const { perSecond } of figures.value.values())
-        for (const count of perSecond.slice(-11, -1))
-            sum += count;
-    return sum / 10;
+  let sum = 0;
+  for (const { perSecond } of figures.value.values()) for (const count of perSecond.slice(-11, -1)) sum += count;
+  return sum / 10;
 });
 function parse(line) {
-    if (line.kind === "line" && line.text.startsWith("{")) {
-        try {
-            const fields = JSON.parse(line.text);
-            const { level, trace, message, method, path, status, milliseconds, reason } = fields;
-            const what = method === undefined ? String(message ?? "") : `${status} ${method} ${path}`;
-            const took = milliseconds === undefined ? "" : `  ${milliseconds} ms`;
-            const because = reason === undefined ? "" : `  ${reason}`;
-            return { ...line, level: String(level ?? "info"), trace: String(trace ?? ""), message: what + took + because };
-        }
-        catch {
-            // A line that only begins like JSON stays text.
-        }
+  if (line.kind === "line" && line.text.startsWith("{")) {
+    try {
+      const fields = JSON.parse(line.text);
+      const { level, trace, message, method, path, status, milliseconds, reason } = fields;
+      const what = method === undefined ? String(message ?? "") : `${status} ${method} ${path}`;
+      const took = milliseconds === undefined ? "" : `  ${milliseconds} ms`;
+      const because = reason === undefined ? "" : `  ${reason}`;
+      return { ...line, level: String(level ?? "info"), trace: String(trace ?? ""), message: what + took + because };
+    } catch {
+      // A line that only begins like JSON stays text.
     }
-    return { ...line, level: line.kind === "news" ? "news" : "text", trace: "", message: line.text };
+  }
+  return { ...line, level: line.kind === "news" ? "news" : "text", trace: "", message: line.text };
 }
 function addEvents(changed) {
-    for (const event of changed)
-        events.set(event.id, event);
-    for (const id of events.keys()) {
-        if (events.size <= EVENTS_MAX)
-            break;
-        events.delete(id);
-    }
-    eventsVersion.value++;
+  for (const event of changed) events.set(event.id, event);
+  for (const id of events.keys()) {
+    if (events.size <= EVENTS_MAX) break;
+    events.delete(id);
+  }
+  eventsVersion.value++;
 }
 function addLines(added) {
-    for (const line of added)
-        lines.push(parse(line));
-    if (lines.length > LINES_MAX)
-        lines.splice(0, lines.length - LINES_MAX);
-    linesVersion.value++;
+  for (const line of added) lines.push(parse(line));
+  if (lines.length > LINES_MAX) lines.splice(0, lines.length - LINES_MAX);
+  linesVersion.value++;
 }
 function apply(batch) {
-    if (batch.events) {
-        addEvents(batch.events);
-        touched.value = new Set(batch.events.flatMap(({ source, topic }) => [source, topic]));
-    }
-    if (batch.lines)
-        addLines(batch.lines);
-    if (batch.processes)
-        processes.value = batch.processes;
-    if (batch.figures)
-        figures.value = new Map(batch.figures.map((each) => [each.name, each]));
-    if (batch.database !== undefined)
-        database.value = batch.database;
-    if (batch.job) {
-        const { job } = batch;
-        jobs.value = [job, ...jobs.value.filter(({ id }) => id !== job.id)].slice(0, JOBS_MAX);
-    }
-    if (batch.dropped)
-        dropped.value += batch.dropped;
+  if (batch.events) {
+    addEvents(batch.events);
+    touched.value = new Set(batch.events.flatMap(({ source, topic }) => [source, topic]));
+  }
+  if (batch.lines) addLines(batch.lines);
+  if (batch.processes) processes.value = batch.processes;
+  if (batch.figures) figures.value = new Map(batch.figures.map((each) => [each.name, each]));
+  if (batch.database !== undefined) database.value = batch.database;
+  if (batch.job) {
+    const { job } = batch;
+    jobs.value = [job, ...jobs.value.filter(({ id }) => id !== job.id)].slice(0, JOBS_MAX);
+  }
+  if (batch.dropped) dropped.value += batch.dropped;
 }
 function reset(snapshot) {
-    const isOther = run.value !== snapshot.run;
-    run.value = snapshot.run;
-    topology.value = snapshot.topology;
-    withKafka.value = snapshot.withKafka;
-    ownPostgres.value = snapshot.ownPostgres;
-    if (isOther) {
-        events.clear();
-        lines.length = 0;
-        jobs.value = [];
-    }
-    const known = new Set(lines.map(({ id }) => id));
-    apply({
-        ...snapshot,
-        // The snapshot begins with the newest event, the store with the oldest.
-        events: [...(snapshot.events ?? [])].reverse(),
-        lines: (snapshot.lines ?? []).filter(({ id }) => !known.has(id)),
-    });
-    touched.value = new Set();
+  const isOther = run.value !== snapshot.run;
+  run.value = snapshot.run;
+  topology.value = snapshot.topology;
+  withKafka.value = snapshot.withKafka;
+  ownPostgres.value = snapshot.ownPostgres;
+  if (isOther) {
+    events.clear();
+    lines.length = 0;
+    jobs.value = [];
+  }
+  const known = new Set(lines.map(({ id }) => id));
+  apply({
+    ...snapshot,
+    // The snapshot begins with the newest event, the store with the oldest.
+    events: [...(snapshot.events ?? [])].reverse(),
+    lines: (snapshot.lines ?? []).filter(({ id }) => !known.has(id)),
+  });
+  touched.value = new Set();
 }
 function receive(kind, text) {
-    if (kind === "reset")
-        reset(JSON.parse(text));
-    else
-        apply(JSON.parse(text));
+  if (kind === "reset") reset(JSON.parse(text));
+  else apply(JSON.parse(text));
 }
 /** The policy of the page allows one script address to be made by the page: that of the worker. */
 function workerUrl() {
-    const url = "/console/worker.js";
-    const { trustedTypes } = globalThis;
-    if (trustedTypes === undefined)
-        return url;
-    const policy = trustedTypes.createPolicy("lotus", {
-        createScriptURL(text) {
-            if (text !== url)
-                throw new TypeError("The page loads no other script.");
-            return text;
-        },
-    });
-    return policy.createScriptURL(url);
+  const url = "/console/worker.js";
+  const { trustedTypes } = globalThis;
+  if (trustedTypes === undefined) return url;
+  const policy = trustedTypes.createPolicy("lotus", {
+    createScriptURL(text) {
+      if (text !== url) throw new TypeError("The page loads no other script.");
+      return text;
+    },
+  });
+  return policy.createScriptURL(url);
 }
 /** One stream for a tab that is visible, for browsers without SharedWorker. */
 function connectAlone() {
-    let source;
-    const open = () => {
-        source?.close();
-        if (document.hidden)
-            return;
-        const opened = new EventSource("/console/stream");
-        source = opened;
-        opened.onopen = () => {
-            connection.value = "live";
-        };
-        opened.onerror = () => {
-            connection.value = "reconnecting";
-            if (opened.readyState === EventSource.CLOSED)
-                setTimeout(() => source === opened && open(), AGAIN_MILLISECONDS);
-        };
-        for (const kind of ["reset", "batch"])
-            opened.addEventListener(kind, (event) => receive(kind, event.data));
+  let source;
+  const open = () => {
+    source?.close();
+    if (document.hidden) return;
+    const opened = new EventSource("/console/stream");
+    source = opened;
+    opened.onopen = () => {
+      connection.value = "live";
     };
-    document.addEventListener("visibilitychange", open);
-    open();
+    opened.onerror = () => {
+      connection.value = "reconnecting";
+      if (opened.readyState === EventSource.CLOSED) setTimeout(() => source === opened && open(), AGAIN_MILLISECONDS);
+    };
+    for (const kind of ["reset", "batch"]) opened.addEventListener(kind, (event) => receive(kind, event.data));
+  };
+  document.addEventListener("visibilitychange", open);
+  open();
 }
 /** Connects the store to the stream. */
 export function connect() {
-    if (!("SharedWorker" in globalThis)) {
-        connectAlone();
-        return;
-    }
-    const { port } = new SharedWorker(workerUrl(), { name: "lotus" });
-    port.onmessage = ({ data }) => {
-        if (data.state !== undefined)
-            connection.value = data.state;
-        else
-            receive(data.kind, data.text ?? "");
-    };
-    addEventListener("pagehide", (event) => {
-        if (!event.persisted)
-            port.postMessage("bye");
-    });
+  if (!("SharedWorker" in globalThis)) {
+    connectAlone();
+    return;
+  }
+  const { port } = new SharedWorker(workerUrl(), { name: "lotus" });
+  port.onmessage = ({ data }) => {
+    if (data.state !== undefined) connection.value = data.state;
+    else receive(data.kind, data.text ?? "");
+  };
+  addEventListener("pagehide", (event) => {
+    if (!event.persisted) port.postMessage("bye");
+  });
 }

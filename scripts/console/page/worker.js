@@ -1,4 +1,3 @@
-"use strict";
 /** A shared worker: one stream for all tabs. A browser allows six connections to a host, and one stream for each tab would use them up. */
 const CLOSED = 2;
 const AGAIN_MILLISECONDS = 1000;
@@ -6,39 +5,34 @@ const ports = new Set();
 let source;
 let state = "reconnecting";
 function tell(message) {
-    for (const port of ports)
-        port.postMessage(message);
+  for (const port of ports) port.postMessage(message);
 }
 function setState(next) {
-    state = next;
-    tell({ kind: "state", state });
+  state = next;
+  tell({ kind: "state", state });
 }
 /** EventSource gives up after an answer such as 503; it is created again then. Every new tab needs a snapshot. */
 function connect() {
-    source?.close();
-    const opened = new EventSource("/console/stream");
-    source = opened;
-    opened.onopen = () => setState("live");
-    opened.onerror = () => {
-        setState("reconnecting");
-        if (opened.readyState === CLOSED)
-            setTimeout(() => source === opened && connect(), AGAIN_MILLISECONDS);
-    };
-    for (const kind of ["reset", "batch"])
-        opened.addEventListener(kind, (event) => tell({ kind, text: event.data }));
+  source?.close();
+  const opened = new EventSource("/console/stream");
+  source = opened;
+  opened.onopen = () => setState("live");
+  opened.onerror = () => {
+    setState("reconnecting");
+    if (opened.readyState === CLOSED) setTimeout(() => source === opened && connect(), AGAIN_MILLISECONDS);
+  };
+  for (const kind of ["reset", "batch"]) opened.addEventListener(kind, (event) => tell({ kind, text: event.data }));
 }
 self.onconnect = ({ ports: [port] }) => {
-    if (port === undefined)
-        return;
-    ports.add(port);
-    port.postMessage({ kind: "state", state });
-    port.onmessage = ({ data }) => {
-        if (data === "bye")
-            ports.delete(port);
-        if (ports.size === 0) {
-            source?.close();
-            source = undefined;
-        }
-    };
-    connect();
+  if (port === undefined) return;
+  ports.add(port);
+  port.postMessage({ kind: "state", state });
+  port.onmessage = ({ data }) => {
+    if (data === "bye") ports.delete(port);
+    if (ports.size === 0) {
+      source?.close();
+      source = undefined;
+    }
+  };
+  connect();
 };
