@@ -8,6 +8,7 @@ import {
   BATCH_CALLS_MAX,
   BATCH_KEY_CALLS_MAX,
   BATCH_LANE_STATEMENTS_MAX,
+  BATCH_ROW_PAUSE_MILLISECONDS,
   BATCH_ROWS_MAX,
   BATCH_SLOW_MILLISECONDS,
   BATCH_STATEMENTS_MAX,
@@ -206,11 +207,13 @@ describe("calls in shared statements, with a fake database", () => {
     await answerAll();
     expect((await Promise.all(others)).map(({ value }) => value)).toEqual([3, 4, 5]);
     for (const statement of held) await statement.fail(new RowLocked());
+    await vi.advanceTimersByTimeAsync(BATCH_ROW_PAUSE_MILLISECONDS);
     // One statement of the lane is free for rows that are locked for a moment only.
     expect(sent.filter(({ kind }) => kind === "one")).toHaveLength(BATCH_LANE_STATEMENTS_MAX - 1);
     while (sent.length > 0) {
       await vi.advanceTimersByTimeAsync(1_000);
       await next().fail(new RowLocked());
+      await vi.advanceTimersByTimeAsync(BATCH_ROW_PAUSE_MILLISECONDS);
     }
     expect(await Promise.all(outcomes)).toEqual(["unavailable", "unavailable"]);
   });
@@ -315,14 +318,16 @@ describe("calls in shared statements, with a fake database", () => {
     });
   });
 
-  it("answers all calls of a batch with 503 when the database cannot be reached", async () => {
+  it("lets each call of a batch try alone when the database cannot work: one call may be the cause", async () => {
     const run = batched<Call, Row>(description);
     const [first] = await occupy(run);
     const outcomes = [1, 2].map((value) => codeOf(run(call(value))));
     await first?.answer();
     await next().fail(unavailable());
-    expect(await Promise.all(outcomes)).toEqual(["unavailable", "unavailable"]);
-    expect(sent).toEqual([]);
+    expect(sent.map(({ kind }) => kind)).toEqual(["one", "one"]);
+    await next().fail(unavailable());
+    await next().answer();
+    expect(await Promise.all(outcomes)).toEqual(["unavailable", "done"]);
   });
 });
 

@@ -7,6 +7,7 @@ import {
   BATCH_KEY_CALLS_MAX,
   BATCH_LANE_KEYS_MAX,
   BATCH_LANE_STATEMENTS_MAX,
+  BATCH_ROW_PAUSE_MILLISECONDS,
   BATCH_ROWS_MAX,
   BATCH_SLOW_MILLISECONDS,
   BATCH_STATEMENTS_MAX,
@@ -168,7 +169,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       if (lost && statement.repetitionOf(entry.call) !== "once") {
         entry.lost = true;
         alone.push(entry);
-      } else if (error instanceof Problem && !(error instanceof RowLocked)) {
+      } else if (lost || (entries.length === 1 && error instanceof Problem && !(error instanceof RowLocked))) {
         calls--;
         refuse(entry, error);
       } else alone.push(entry);
@@ -204,6 +205,8 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       entry.resolve(row);
     } catch (error) {
       if (error instanceof RowLocked && performance.now() < entry.until) {
+        // A server without the role's lock_timeout refuses at once: the pause bounds the attempts.
+        await new Promise((resolve) => setTimeout(resolve, BATCH_ROW_PAUSE_MILLISECONDS));
         entry.alone = true;
         line.waiting.unshift(entry);
         wait(line, entry);

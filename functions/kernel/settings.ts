@@ -51,6 +51,8 @@ export const BATCH_STATEMENTS_MAX = 2;
 export const BATCH_LANE_STATEMENTS_MAX = 2;
 /** A statement in flight for longer than this is slow: it may wait for a locked row. */
 export const BATCH_SLOW_MILLISECONDS = 50;
+/** Pause before a call is sent again whose row stayed locked. */
+export const BATCH_ROW_PAUSE_MILLISECONDS = 100;
 /** Calls of one process that wait or are in flight, and those of one key, so that one user cannot fill the queue. */
 export const BATCH_CALLS_MAX = 1_000;
 export const BATCH_KEY_CALLS_MAX = 100;
