@@ -14,8 +14,12 @@ export const REQUESTS_OF_USER_MAX = 100;
 export const REQUESTS_OF_ADDRESS_MAX = 500;
 /** From the first byte of a request to its answer; then 503 `outcome-unknown`. */
 export const REQUEST_MILLISECONDS_MAX = 20_000;
+/** What is left of it when a call stops waiting for its statement, so that the answer says that nothing was changed. */
+export const REQUEST_ANSWER_MILLISECONDS = 500;
 /** Requests of one process whose body is still arriving; one more closes the one that waits longest. */
 export const REQUESTS_INCOMPLETE_MAX = 1000;
+/** Open connections of one process, idle ones included: above REQUESTS_IN_FLIGHT_MAX and REQUESTS_INCOMPLETE_MAX together. */
+export const CONNECTIONS_MAX = 4_000;
 /** A request line and its headers, as a client may send them: Node's default. */
 export const REQUEST_HEADER_BYTES_MAX = 16 * 1024;
 /** The same as a function accepts it: a proxy adds headers, and writes a space after each colon. */

@@ -3,8 +3,10 @@
  * address and its secret. The commands ps, logs, kill and stop use it. The console of the gateway calls it in the same process.
  */
 import { randomBytes, timingSafeEqual } from "node:crypto";
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { createHttpServer } from "#kernel/listener";
+import { REQUEST_HEADER_BYTES_MAX } from "#kernel/settings";
 import type { FunctionProcess } from "./function-process.ts";
 
 /** Lines that a new listener of the event stream can ask for. */
@@ -157,7 +159,7 @@ export function createControl(controlled: Controlled): Control {
     else problem(response, 404, result, `No process is called ${name}.`);
   };
 
-  const server = createServer((request, response) => {
+  const server = createHttpServer(REQUEST_HEADER_BYTES_MAX, (request, response) => {
     if (!isAllowed(request))
       return problem(response, 401, "unauthorized", "The secret of the run is missing or wrong.");
     const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");

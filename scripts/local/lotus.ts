@@ -1,11 +1,12 @@
 /** Runs Lotus on one machine: database, gateway, event bus and functions. `npm start` and the tests use it. */
 import { randomBytes, randomUUID } from "node:crypto";
 import { mkdir, writeFile } from "node:fs/promises";
-import { createServer, type Server } from "node:http";
+import type { Server } from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Cron } from "croner";
-import { POOL_CONNECTIONS_MAX, settings } from "#kernel/settings";
+import { createHttpServer } from "#kernel/listener";
+import { POOL_CONNECTIONS_MAX, REQUEST_HEADER_BYTES_MAX, readSettings } from "#kernel/settings";
 import { type Built, buildFunctions, endEsbuild, programOf } from "../build/bundles.ts";
 import { Refusal } from "../cli/errors.ts";
 import { type Console, createConsole } from "../console/server.ts";
@@ -234,7 +235,12 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const runFile = await takeFolder(folder);
     endings.push(() => runFile.remove());
     // A busy port is reported before the database starts and the build runs.
-    await (await listenAt(createServer(), options)).stop();
+    await (
+      await listenAt(
+        createHttpServer(REQUEST_HEADER_BYTES_MAX, () => undefined),
+        options,
+      )
+    ).stop();
     const postgresFolder = join(folder, "postgres");
     const secrets = join(folder, "secrets");
     if (options.fresh) await step("Forgetting the old data", () => erasePostgres(postgresFolder));
@@ -288,7 +294,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const secret = randomBytes(24).toString("base64url");
     await mkdir(join(secrets, "run"), { recursive: true, mode: 0o700 });
     await writeFile(join(secrets, "run", "secret"), secret, { mode: 0o600 });
-    const kafkaPrefix = options.kafkaPrefix ?? settings().KAFKA_PREFIX;
+    // Not `settings()`: a test gives its own process the settings of a function afterwards.
+    const kafkaPrefix = options.kafkaPrefix ?? readSettings(process.env).KAFKA_PREFIX;
     const topics =
       kafka && (await createTopicsWhenPossible(kafka.bootstrap, kafkaPrefix, (news) => onNews("kafka", news)));
     if (topics !== undefined) endings.push(() => topics.stop());
