@@ -13,6 +13,7 @@ import {
   BATCH_SLOW_MILLISECONDS,
   BATCH_STATEMENTS_MAX,
   BATCH_WAIT_MILLISECONDS_MAX,
+  REQUEST_ANSWER_MILLISECONDS,
 } from "./settings.ts";
 
 vi.mock("./database.ts", async (original) => {
@@ -225,6 +226,26 @@ describe("calls in shared statements, with a fake database", () => {
     await vi.advanceTimersByTimeAsync(BATCH_WAIT_MILLISECONDS_MAX);
     expect(await late).toMatchObject({ code: "unavailable", headers: { "retry-after": "1" } });
     await first?.answer();
+    expect(sent).toEqual([]);
+  });
+
+  it("refuses a call before the deadline of its request, and says that nothing was changed", async () => {
+    const run = batched<Call, Row>({
+      ...description,
+      deadlineOf: ({ key, value }) => (key === "a" ? value : Number.POSITIVE_INFINITY),
+    });
+    const flying = await occupy(run);
+    const deadline = performance.now() + 2_000;
+    const code = codeOf(run({ key: "a", value: deadline }));
+    let answered = false;
+    void code.then(() => {
+      answered = true;
+    });
+    await vi.advanceTimersByTimeAsync(2_000 - REQUEST_ANSWER_MILLISECONDS - 1);
+    expect(answered).toBe(false);
+    await vi.advanceTimersByTimeAsync(1);
+    expect(await code).toBe("unavailable");
+    for (const statement of flying) await statement.answer();
     expect(sent).toEqual([]);
   });
 

@@ -54,7 +54,7 @@ export function present(row: OrderRow): v.InferInput<typeof Order> {
   };
 }
 
-type Request = Pick<EndpointRequest, "user" | "idempotency" | "source" | "traceparent" | "publish">;
+type Request = Pick<EndpointRequest, "user" | "idempotency" | "deadline" | "source" | "traceparent" | "publish">;
 type Call = Omit<Request, "publish">;
 
 interface Answered {
@@ -90,6 +90,7 @@ function orderStatement<Of extends Call>(name: string, values: (calls: readonly 
     valuesOfOne: (call) => [...columns([call]), ...values([call])],
     keyOf: ({ user }) => user.id,
     repetitionOf: ({ idempotency }) => idempotency.repetition,
+    deadlineOf: ({ deadline }) => deadline,
   });
 }
 
