@@ -90,7 +90,7 @@ describe("npm start", () => {
       expect((await call(second, "GET /billing/balance", { token: user.token })).body).toEqual({ balance: 42 });
       second.child.kill("SIGKILL");
       await second.ended;
-      // Postgres still runs this time. The next start stops it and continues with the same data.
+      await eventually("Postgres and the functions have ended", async () => (await processesWith(folder)).length === 0);
       const third = await start();
       expect((await call(third, "GET /billing/balance", { token: user.token })).body).toEqual({ balance: 42 });
       third.child.kill("SIGINT");
@@ -114,6 +114,34 @@ describe("npm start", () => {
     expect([await ended, text]).toEqual([0, expect.stringContaining("Lotus has stopped")]);
     expect(await processesWith(folder)).toEqual([]);
     expect(await readdir(folder)).not.toContain("run.json");
+  });
+
+  it("is listed, killed, followed and stopped by the commands", async () => {
+    const lotus = await start("--quiet");
+    const command = (...words: string[]) =>
+      run(process.execPath, [PROGRAM, ...words, "--folder", folder], { cwd: ROOT }).catch(
+        (error: { code: number; stdout: string; stderr: string }) => error,
+      );
+    await call(lotus, "GET /order/subscriptions");
+    const listed = JSON.parse((await command("ps", "--json")).stdout) as {
+      name: string;
+      state: string;
+      starts: number;
+    }[];
+    expect(listed.find(({ name }) => name === "order-subscriptions")).toMatchObject({ state: "running", starts: 1 });
+    expect(listed.find(({ name }) => name === "order-pay")).toMatchObject({ state: "zero", starts: 0 });
+    expect((await command("kill", "order-subscriptions")).stdout).toBe("order-subscriptions was killed.\n");
+    expect((await call(lotus, "GET /order/subscriptions")).status).toBe(200);
+    expect((await command("kill", "order-pay")).stderr).toBe("order-pay has no process now.\n");
+    expect((await command("kill", "nothing")).stderr).toBe("No process is called nothing.\n");
+    const logs = spawn(process.execPath, [PROGRAM, "logs", "order-subscriptions", "--folder", folder], { cwd: ROOT });
+    children.push(logs);
+    let text = "";
+    logs.stdout.on("data", (chunk: Buffer) => (text += chunk));
+    await eventually("the log shows the request", () => /200 GET \/order\/subscriptions/.test(text));
+    expect((await command("stop")).stdout).toBe("Lotus has stopped.\n");
+    expect(await lotus.ended).toBe(0);
+    expect((await command("ps")).stderr).toMatch(/^No Lotus runs in \S+\. Start it with npm start/);
   });
 
   it.runIf(process.platform === "linux")("stops when the reader of its output is gone", async () => {
