@@ -197,7 +197,7 @@ async function writeFunction(
 }
 
 /** Returns the errors of a failed build with code frames. */
-export async function describeFailure(error: unknown): Promise<string> {
+async function describeFailure(error: unknown): Promise<string> {
   const { errors, message } = error as BuildFailure;
   if (errors === undefined) return message;
   const frames = await formatMessages(errors, { kind: "error", color: process.stdout.isTTY === true });

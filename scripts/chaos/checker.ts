@@ -6,7 +6,7 @@ import type { Client } from "pg";
 import type { Entry } from "./history.ts";
 
 /** After a fault has ended Lotus may answer 5xx for this long: connections and processes come back. */
-export const RECOVERY_MILLISECONDS_MAX = 10_000;
+const RECOVERY_MILLISECONDS_MAX = 10_000;
 
 /** One promise that did not hold. */
 export interface Violation {
@@ -79,7 +79,7 @@ const REFUSED: Readonly<Record<string, string>> = {
 const euros = (cents: number) => String(cents / 100);
 
 /** Pairs each `invoke` with the outcome of the same process. A call without an outcome is unknown. */
-export function operationsOf(history: readonly Entry[]): Operation[] {
+function operationsOf(history: readonly Entry[]): Operation[] {
   const open = new Map<number, Entry>();
   const operations: Operation[] = [];
   const close = (invoke: Entry, type: Operation["type"], result: Entry["value"], ended: number) =>

@@ -5,9 +5,9 @@ import type { Entry, History } from "./history.ts";
 import type { Random } from "./random.ts";
 
 /** A client waits this long for one answer. */
-export const ANSWER_MILLISECONDS_MAX = 15_000;
+const ANSWER_MILLISECONDS_MAX = 15_000;
 /** A client repeats a keyed call for this long. Afterwards its outcome counts as unknown. */
-export const REPEAT_MILLISECONDS_MAX = 60_000;
+const REPEAT_MILLISECONDS_MAX = 60_000;
 const PAUSE_MILLISECONDS_MIN = 50;
 const PAUSE_MILLISECONDS_MAX = 1_000;
 const PAUSE_BETWEEN_OPERATIONS_MILLISECONDS_MAX = 20;

@@ -18,7 +18,7 @@ import { type Injection, quantile, type Report, type Sample } from "./report.ts"
 const WARM_UP_MILLISECONDS = 4_000;
 const PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX = 1_500;
 /** The outbox must be empty this long after the last fault. */
-export const SETTLE_MILLISECONDS_MAX = 60_000;
+const SETTLE_MILLISECONDS_MAX = 60_000;
 const TICK_MILLISECONDS = 2_000;
 const SAMPLE_MILLISECONDS = 1_000;
 

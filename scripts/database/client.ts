@@ -10,7 +10,7 @@ export function addressOf(url: string): DatabaseAddress {
 }
 
 /** Makes a client that is not connected yet. */
-export function clientOf(url: string): Client {
+function clientOf(url: string): Client {
   const address = addressOf(url);
   const { host, port, user, password, database } = address;
   return new Client({

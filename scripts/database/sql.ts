@@ -103,7 +103,7 @@ export function splitStatements(text: string): Statement[] {
 }
 
 /** A statement of a file that the database refused. */
-export class SqlFileError extends Error {
+class SqlFileError extends Error {
   /** The SQLSTATE. */
   readonly code: string | undefined;
 

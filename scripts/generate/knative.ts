@@ -3,7 +3,7 @@ import { usesOf } from "#kernel/server";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
 import type { LotusFunction } from "../project/functions.ts";
 
-export const NAMESPACE = "lotus";
+const NAMESPACE = "lotus";
 export const HOST = "arch.homework";
 /** Every route leads to Kourier's own entrance for calls inside the cluster; only the host differs (decision 0011). */
 const GATEWAY = "kn-local-gateway";
