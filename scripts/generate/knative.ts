@@ -181,7 +181,7 @@ export function routes(functions: readonly LotusFunction[]): object[] {
     splits: [{ serviceName: GATEWAY, serviceNamespace: NAMESPACE, servicePort: 80, percent: 100 }],
   });
   const paths = endpoints.map(({ path, name }) => route(path, name));
-  // Only so that Kourier's readiness probe finds something: queue-proxy answers it, and wakes nobody.
+  // Only so that Kourier's readiness probe finds something: queue-proxy answers it without a start of the function.
   const probed = endpoints.find(({ name }) => name === "order-subscriptions") ?? endpoints[0];
   if (probed !== undefined) paths.push(route("/healthz", probed.name));
   paths.sort((a, b) => b.path.length - a.path.length || a.path.localeCompare(b.path));

@@ -79,7 +79,7 @@ export class FunctionProcess {
     this.#options = options;
   }
 
-  /** The listening process; undefined when there is none. */
+  /** The listening process; undefined at zero. */
   get running(): Running | undefined {
     return this.#current?.running;
   }
@@ -110,7 +110,7 @@ export class FunctionProcess {
     };
   }
 
-  /** Sends SIGKILL to the process. False: there is none. */
+  /** Sends SIGKILL to the process. False: the function is at zero. */
   kill(): boolean {
     return this.#current?.child.kill("SIGKILL") ?? false;
   }
@@ -129,7 +129,7 @@ export class FunctionProcess {
   }
 
   /**
-   * Marks a request as begun and returns the process to send it to, started when there is none. Call `release` when it is over.
+   * Counts a request as begun and returns the process that receives it. A function at zero starts. Call `release` when it is over.
    * @throws {Refusal} when the process does not listen; the request is over then
    */
   async acquire(): Promise<Running> {
@@ -213,7 +213,7 @@ export class FunctionProcess {
       env: { ...environment, HOST: "127.0.0.1", PORT: "0" },
       execArgv: [...nodeOptions],
       stdio: ["ignore", "pipe", "pipe", "ipc"],
-      // A process group of its own: Ctrl-C reaches the gateway only, which lets the functions finish.
+      // Another process group: Ctrl-C reaches the gateway only, which lets the functions finish.
       detached: true,
     });
     guardChild(child);

@@ -45,7 +45,7 @@ export interface LotusOptions {
   readonly fresh?: boolean;
   /** Build again whatever changes. */
   readonly watch?: boolean;
-  /** An existing Postgres, as its owner, instead of one of our own. */
+  /** An existing Postgres, as its owner, instead of the one that Lotus starts. */
   readonly databaseUrl?: string;
   /** The URL of a pooler between the functions and that Postgres, as roleUrl reads it. Migrations do not use it. */
   readonly pooler?: string;
@@ -104,7 +104,7 @@ const POSTGRES_STARTS_MAX = 10;
 const POSTGRES_STARTS_WINDOW_MILLISECONDS = 60_000;
 const POSTGRES_START_AGAIN_MILLISECONDS = 500;
 
-/** A Postgres of our own, which is started again where it was when it ends by itself. */
+/** Starts Postgres in a folder, and starts it again at the same port when it ends by itself. */
 async function runPostgres(
   folder: string,
   onNews: (who: string, news: string) => void,
@@ -195,7 +195,7 @@ async function ping(source: Manifests["pingSources"][number], url: string): Prom
 
 /**
  * Starts everything. Functions start at their first request.
- * @throws {Error} a sentence that says what is in the way; whatever had been started is stopped again
+ * @throws {Error} a sentence that says what is in the way; Lotus stops the parts that it has started
  */
 export async function startLotus(options: LotusOptions): Promise<Lotus> {
   const { folder } = options;
@@ -276,7 +276,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
             const started = await startKafka({
               brokers: 1,
               folder: join(folder, "kafka"),
-              // What waits there is about users that are no more.
+              // Events in Kafka are about users of the erased database.
               fresh: options.fresh ?? false,
               onProgress: (line) => onNews("kafka", line),
             });
