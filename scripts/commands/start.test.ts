@@ -218,9 +218,13 @@ describe("npm start", () => {
     // The lock on the accounts' rows holds the requests.
     await database.query("begin; select from billing.accounts where balance = 100000 for update");
     const answers = Promise.all(users.map((user) => user.call("POST /billing/withdraw-money?money=1")));
-    await eventually("all requests wait for their rows", async () => {
+    // Not the number of waiting sessions: one statement carries the calls of many users.
+    await eventually("all requests are in the function, and the first one waits for its row", async () => {
+      const { stdout } = await run(process.execPath, [PROGRAM, "ps", "--json", "--folder", folder], { cwd: ROOT });
+      const processes = JSON.parse(stdout) as { name: string; inFlight?: number }[];
+      const withdraw = processes.find(({ name }) => name === "billing-withdraw-money");
       const { rows } = await database.query("select from pg_locks where not granted");
-      return rows.length === users.length;
+      return withdraw?.inFlight === users.length && rows.length > 0;
     });
     lotus.child.kill("SIGTERM");
     await eventually("no more connections are taken", () =>
