@@ -17,7 +17,7 @@ const DURATIONS_PER_FUNCTION_MAX = 5_000;
 const START_BEFORE_MICROSECONDS_MAX = 50_000;
 
 /** The moment, in microseconds since 1970. */
-export const nowMicroseconds = (): number => Math.round((performance.timeOrigin + performance.now()) * 1000);
+const nowMicroseconds = (): number => Math.round((performance.timeOrigin + performance.now()) * 1000);
 
 interface EventRecord {
   readonly id: string;
@@ -64,7 +64,7 @@ const traceOf = (traceparent: string | undefined) => traceparent?.split("-")[1] 
 const topicOf = (type: string) => /^lotus\.(.+)\.v\d+$/.exec(type)?.[1] ?? type;
 
 /** Returns the microseconds of a time in RFC 3339, with its digits below a millisecond. */
-export function microsecondsOf(time: string): number {
+function microsecondsOf(time: string): number {
   const milliseconds = Date.parse(time);
   if (Number.isNaN(milliseconds)) return nowMicroseconds();
   const digits = /\.(\d+)/.exec(time)?.[1]?.padEnd(6, "0").slice(3, 6) ?? "0";
