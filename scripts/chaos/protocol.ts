@@ -4,16 +4,16 @@
  */
 
 /** Two events of one topic, and two consumers that each event waits for. */
-const EVENTS = [0, 1] as const;
-const CONSUMERS = [0, 1] as const;
+export const EVENTS = [0, 1] as const;
+export const CONSUMERS = [0, 1] as const;
 /** Faults in one trace. Three suffice for a crash, a lost record and a duplicate in one trace. */
-const FAULTS_MAX = 3;
+export const FAULTS_MAX = 3;
 /** Copies of one record that wait for one consumer. */
-const COPIES_MAX = 2;
+export const COPIES_MAX = 2;
 /** Publications of one event before the relay moves it to the dead letters. More than the faults of a trace, as in the relay. */
-const ATTEMPTS_MAX = 4;
+export const ATTEMPTS_MAX = 4;
 /** The event and the consumer that refuses its data until a developer corrects the consumer. */
-const POISON = { event: 1, consumer: 1 } as const;
+export const POISON = { event: 1, consumer: 1 } as const;
 
 /** A fault of the code or of the SQL. The exploration finds a counterexample for each. */
 export type Sabotage =

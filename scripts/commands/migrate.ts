@@ -16,11 +16,7 @@ export default command({
   options: {
     database,
     folder,
-    secrets: {
-      type: "string",
-      value: "FOLDER",
-      about: "the folder with the roles' passwords (default: that of the run)",
-    },
+    secrets: { type: "string", value: "FOLDER", about: "the roles' passwords (default: of the run's folder)" },
     pooler: {
       type: "string",
       value: "URL",

@@ -61,11 +61,13 @@ export interface StartValues {
   readonly quiet: boolean;
 }
 
-/** The last lines of the start: where a person goes from here. */
-const NEXT = (url: string) => `
-  The page:      ${url}
-  The scenario:  npm run scenario, in a second terminal
-  The docs:      ${url}/docs
+const EXAMPLES = (url: string) => `
+  Try, in a second terminal:
+    npm run scenario
+    npx lotus ps
+    curl ${url}/order/subscriptions
+    curl -X POST ${url}/profile/register -H 'content-type: application/json' \\
+         -d '{"email":"ada@example.com","password":"correct horse"}'
 `;
 
 function inspectOptions(wanted: string | undefined): NonNullable<LotusOptions["nodeOptionsOf"]> {
@@ -102,15 +104,16 @@ function readOptions(
 }
 
 function printServed({ url, kafka, served }: Lotus, milliseconds: number): void {
-  print(`\nLotus is at ${url} (${(milliseconds / 1000).toFixed(1)} s). Ctrl-C stops it.\n`);
+  print(`\nLotus is at ${url} (${(milliseconds / 1000).toFixed(1)} s).\n`);
   if (kafka !== undefined) print(`  Kafka is at ${kafka.bootstrap.join(",")}.\n`);
   print(table([["call", "", "file"], ...[...served.values()].map(({ call, caller, file }) => [call, caller, file])]));
-  print(NEXT(url));
+  print(EXAMPLES(url));
+  print("  Ctrl-C stops it.\n");
 }
 
 /**
  * Runs Lotus until a signal, the end of npm, or `lotus stop`.
- * @param extra the additions of `lotus dev`
+ * @param extra what `lotus dev` adds
  */
 export async function runLotus(values: StartValues, extra: Partial<LotusOptions>): Promise<void> {
   const options = readOptions(values);
@@ -139,14 +142,13 @@ export async function runLotus(values: StartValues, extra: Partial<LotusOptions>
     lotus = await startLotus({
       ...options,
       ...extra,
-      console: true,
       nodeOptionsOf: inspectOptions(values.inspect),
       onStopRequested: () => stop("lotus stop"),
       onLine: (name, line) => {
         if (!values.quiet) print(values.json ? line : pretty(name, line));
       },
       onNews: (name, news) => print(pretty(name, news)),
-      // After a signal no further step begins, and the finished steps are undone.
+      // After a signal no further step begins; those that have begun are undone.
       step: async (what, work) => {
         if (stopping) throw new Refusal("Lotus was stopped.");
         return step(what, work);

@@ -77,11 +77,7 @@ describe("all of it", () => {
   });
 
   it("names only what the configuration holds", () => {
-    const { data } = configuration({
-      database: { kind: "cluster" },
-      kafka: { kind: "cluster", brokers: 1 },
-      cors: "https://shop.example",
-    });
+    const { data } = configuration({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } });
     for (const { document } of withPods) {
       for (const { name, key } of below(document, "configMapKeyRef")) {
         expect(name).toBe("lotus");

@@ -42,8 +42,8 @@ export interface Running {
 
 /** The state of a function, as `lotus ps` shows it. */
 export interface FunctionStatus {
-  /** `outdated`: the process runs code from before an edit that does not compile. `frozen`: SIGSTOP halts the process. */
-  readonly state: "zero" | "starting" | "running" | "outdated" | "frozen";
+  /** `outdated`: the process runs code from before an edit that does not compile. */
+  readonly state: "zero" | "starting" | "running" | "outdated";
   readonly pid?: number;
   readonly port?: number;
   readonly inFlight: number;
@@ -70,7 +70,6 @@ export class FunctionProcess {
   #closed = false;
   #stale: (() => Promise<void>) | undefined;
   #outdated = false;
-  #frozen: Life | undefined;
   #starts = 0;
   #startMilliseconds: number | undefined;
   readonly #ending = new Set<Promise<void>>();
@@ -79,7 +78,7 @@ export class FunctionProcess {
     this.#options = options;
   }
 
-  /** The listening process; undefined at zero. */
+  /** The listening process; undefined when there is none. */
   get running(): Running | undefined {
     return this.#current?.running;
   }
@@ -100,8 +99,7 @@ export class FunctionProcess {
     const state = this.#current === undefined ? "zero" : running === undefined ? "starting" : "running";
     const pid = this.#current?.child.pid;
     return {
-      state:
-        this.#current !== undefined && this.#frozen === this.#current ? "frozen" : this.#outdated ? "outdated" : state,
+      state: this.#outdated ? "outdated" : state,
       ...(pid !== undefined && { pid }),
       ...(running !== undefined && { port: running.port }),
       inFlight: this.#inFlight,
@@ -110,26 +108,13 @@ export class FunctionProcess {
     };
   }
 
-  /** Sends SIGKILL to the process. False: the function is at zero. */
+  /** Sends SIGKILL to the process. False: there is none. */
   kill(): boolean {
     return this.#current?.child.kill("SIGKILL") ?? false;
   }
 
-  /** Halts the process with SIGSTOP. False: there is none. */
-  freeze(): boolean {
-    this.#frozen = this.#current;
-    return this.#current?.child.kill("SIGSTOP") ?? false;
-  }
-
-  /** Continues a halted process. False: none is halted. */
-  thaw(): boolean {
-    const frozen = this.#frozen;
-    this.#frozen = undefined;
-    return frozen?.child.kill("SIGCONT") ?? false;
-  }
-
   /**
-   * Counts a request as begun and returns the process that receives it. A function at zero starts. Call `release` when it is over.
+   * Marks a request as begun and returns the process to send it to, started when there is none. Call `release` when it is over.
    * @throws {Refusal} when the process does not listen; the request is over then
    */
   async acquire(): Promise<Running> {
@@ -213,7 +198,7 @@ export class FunctionProcess {
       env: { ...environment, HOST: "127.0.0.1", PORT: "0" },
       execArgv: [...nodeOptions],
       stdio: ["ignore", "pipe", "pipe", "ipc"],
-      // Another process group: Ctrl-C reaches the gateway only, which lets the functions finish.
+      // A process group of its own: Ctrl-C reaches the gateway only, which lets the functions finish.
       detached: true,
     });
     guardChild(child);
