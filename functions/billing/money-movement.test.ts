@@ -47,7 +47,7 @@ describe("an account", () => {
     ]);
   });
 
-  it("gives no more than it holds: nothing is taken, and the user is told", async () => {
+  it("refuses to give more than it contains, changes nothing and notifies the user", async () => {
     const ada = await newUser(lotus, "890.05");
     const refused = await withdraw("890.06", ada);
     expect(refused.headers.get("content-type")).toBe("application/problem+json");
@@ -137,7 +137,7 @@ describe("an amount", () => {
     return "must be an amount above 0 and at most 1000000000, with at most two decimals, such as 10 or 10.50";
   }
 
-  it.each(["add-money", "withdraw-money"])("that is none is refused by %s, and changes nothing", async (name) => {
+  it.each(["add-money", "withdraw-money"])("that is invalid is refused by %s, and changes nothing", async (name) => {
     await add("100");
     const before = await balance();
     for (const search of bad) {

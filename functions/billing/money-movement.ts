@@ -18,6 +18,8 @@ export interface MoneyCall {
   /** The normal form of the email of a transfer's recipient. */
   readonly recipient?: string;
   readonly idempotency: Idempotency;
+  /** When the request must be answered, on the clock of `performance.now()`. */
+  readonly deadline: number;
   readonly source: string;
   readonly traceparent: string;
 }
@@ -52,6 +54,7 @@ export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: 
     valuesOfOne: (call) => values([call]),
     keyOf: ({ user }) => user.id,
     repetitionOf: ({ idempotency }) => idempotency.repetition,
+    deadlineOf: ({ deadline }) => deadline,
   });
 }
 

@@ -2,16 +2,18 @@ import { Client } from "pg";
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 import { batched } from "./batch.ts";
-import { closeDatabase, outcomeUnknown, query, type Repetition, RowLocked, unavailable } from "./database.ts";
+import { outcomeUnknown, query, type Repetition, RowLocked, unavailable } from "./database.ts";
 import type { Problem } from "./problem.ts";
 import {
   BATCH_CALLS_MAX,
   BATCH_KEY_CALLS_MAX,
   BATCH_LANE_STATEMENTS_MAX,
+  BATCH_ROW_PAUSE_MILLISECONDS,
   BATCH_ROWS_MAX,
   BATCH_SLOW_MILLISECONDS,
   BATCH_STATEMENTS_MAX,
   BATCH_WAIT_MILLISECONDS_MAX,
+  REQUEST_ANSWER_MILLISECONDS,
 } from "./settings.ts";
 
 vi.mock("./database.ts", async (original) => {
@@ -206,11 +208,13 @@ describe("calls in shared statements, with a fake database", () => {
     await answerAll();
     expect((await Promise.all(others)).map(({ value }) => value)).toEqual([3, 4, 5]);
     for (const statement of held) await statement.fail(new RowLocked());
+    await vi.advanceTimersByTimeAsync(BATCH_ROW_PAUSE_MILLISECONDS);
     // One statement of the lane is free for rows that are locked for a moment only.
     expect(sent.filter(({ kind }) => kind === "one")).toHaveLength(BATCH_LANE_STATEMENTS_MAX - 1);
     while (sent.length > 0) {
       await vi.advanceTimersByTimeAsync(1_000);
       await next().fail(new RowLocked());
+      await vi.advanceTimersByTimeAsync(BATCH_ROW_PAUSE_MILLISECONDS);
     }
     expect(await Promise.all(outcomes)).toEqual(["unavailable", "unavailable"]);
   });
@@ -222,6 +226,26 @@ describe("calls in shared statements, with a fake database", () => {
     await vi.advanceTimersByTimeAsync(BATCH_WAIT_MILLISECONDS_MAX);
     expect(await late).toMatchObject({ code: "unavailable", headers: { "retry-after": "1" } });
     await first?.answer();
+    expect(sent).toEqual([]);
+  });
+
+  it("refuses a call before the deadline of its request, and says that nothing was changed", async () => {
+    const run = batched<Call, Row>({
+      ...description,
+      deadlineOf: ({ key, value }) => (key === "a" ? value : Number.POSITIVE_INFINITY),
+    });
+    const flying = await occupy(run);
+    const deadline = performance.now() + 2_000;
+    const code = codeOf(run({ key: "a", value: deadline }));
+    let answered = false;
+    void code.then(() => {
+      answered = true;
+    });
+    await vi.advanceTimersByTimeAsync(2_000 - REQUEST_ANSWER_MILLISECONDS - 1);
+    expect(answered).toBe(false);
+    await vi.advanceTimersByTimeAsync(1);
+    expect(await code).toBe("unavailable");
+    for (const statement of flying) await statement.answer();
     expect(sent).toEqual([]);
   });
 
@@ -315,24 +339,25 @@ describe("calls in shared statements, with a fake database", () => {
     });
   });
 
-  it("answers all calls of a batch with 503 when the database cannot be reached", async () => {
+  it("lets each call of a batch try alone when the database cannot work: one call may be the cause", async () => {
     const run = batched<Call, Row>(description);
     const [first] = await occupy(run);
     const outcomes = [1, 2].map((value) => codeOf(run(call(value))));
     await first?.answer();
     await next().fail(unavailable());
-    expect(await Promise.all(outcomes)).toEqual(["unavailable", "unavailable"]);
-    expect(sent).toEqual([]);
+    expect(sent.map(({ kind }) => kind)).toEqual(["one", "one"]);
+    await next().fail(unavailable());
+    await next().answer();
+    expect(await Promise.all(outcomes)).toEqual(["unavailable", "done"]);
   });
 });
 
 describe("calls in shared statements, with the database", () => {
   let lotus: TestLotus;
   let run: (call: Call) => Promise<{ readonly total: string }>;
+  let closeDatabase: () => Promise<void>;
 
   beforeAll(async () => {
-    const { query: realQuery } = await vi.importActual<typeof import("./database.ts")>("./database.ts");
-    vi.mocked(query).mockImplementation(realQuery);
     lotus = await startTestLotus();
     await lotus.database.query(`
       create schema test;
@@ -359,7 +384,12 @@ describe("calls in shared statements, with the database", () => {
       grant usage on schema test to public;
       grant execute on all functions in schema test to public`);
     Object.assign(process.env, lotus.manifests.functions.get("order-pay"));
-    run = batched({
+    // Fresh modules read the settings again: this process has read them before it knew the database.
+    vi.resetModules();
+    vi.doUnmock("./database.ts");
+    const { batched: freshlyBatched } = await import("./batch.ts");
+    ({ closeDatabase } = await import("./database.ts"));
+    run = freshlyBatched({
       ...description,
       name: "test.add",
       many: 'select "position", total from test.add_many($1)',

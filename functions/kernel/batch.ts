@@ -7,10 +7,12 @@ import {
   BATCH_KEY_CALLS_MAX,
   BATCH_LANE_KEYS_MAX,
   BATCH_LANE_STATEMENTS_MAX,
+  BATCH_ROW_PAUSE_MILLISECONDS,
   BATCH_ROWS_MAX,
   BATCH_SLOW_MILLISECONDS,
   BATCH_STATEMENTS_MAX,
   BATCH_WAIT_MILLISECONDS_MAX,
+  REQUEST_ANSWER_MILLISECONDS,
 } from "./settings.ts";
 
 /** Describes how many calls of one kind run in one statement. */
@@ -29,6 +31,8 @@ export interface BatchStatement<Call> {
   keyOf(call: Call): string;
   /** Returns how a lost connection is answered for this call. */
   repetitionOf(call: Call): Repetition;
+  /** Returns when the request of a call must be answered, on the clock of `performance.now()`. The call stops waiting before. */
+  deadlineOf?(call: Call): number;
 }
 
 /** A row of `many`: `position` is the 0-based index of the call that it answers. */
@@ -168,7 +172,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       if (lost && statement.repetitionOf(entry.call) !== "once") {
         entry.lost = true;
         alone.push(entry);
-      } else if (error instanceof Problem && !(error instanceof RowLocked)) {
+      } else if (lost || (entries.length === 1 && error instanceof Problem && !(error instanceof RowLocked))) {
         calls--;
         refuse(entry, error);
       } else alone.push(entry);
@@ -204,6 +208,8 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       entry.resolve(row);
     } catch (error) {
       if (error instanceof RowLocked && performance.now() < entry.until) {
+        // A server without the role's lock_timeout refuses at once: the pause bounds the attempts.
+        await new Promise((resolve) => setTimeout(resolve, BATCH_ROW_PAUSE_MILLISECONDS));
         entry.alone = true;
         line.waiting.unshift(entry);
         wait(line, entry);
@@ -300,7 +306,10 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       if (calls >= BATCH_CALLS_MAX) return reject(busy(`${BATCH_CALLS_MAX} calls wait for the database already.`));
       if (known !== undefined && known.waiting.length >= BATCH_KEY_CALLS_MAX)
         return reject(busy(`${BATCH_KEY_CALLS_MAX} requests of yours wait already.`));
-      const until = performance.now() + BATCH_WAIT_MILLISECONDS_MAX;
+      const until = Math.min(
+        performance.now() + BATCH_WAIT_MILLISECONDS_MAX,
+        (statement.deadlineOf?.(call) ?? Number.POSITIVE_INFINITY) - REQUEST_ANSWER_MILLISECONDS,
+      );
       const entry: Entry<Call, Row> = { call, resolve, reject, until, timer: undefined, alone: false, lost: false };
       const line = known ?? { key, waiting: [], stuck: false };
       line.waiting.push(entry);

@@ -15,7 +15,6 @@ import {
   DATABASE_RETRY_PAUSE_MILLISECONDS_MIN,
   POOL_IDLE_MILLISECONDS_MAX,
   POOL_WAIT_MILLISECONDS_MAX,
-  ROW_STATEMENTS_MAX,
   readSettingFile,
   required,
   STATEMENT_MILLISECONDS_MAX,
@@ -353,50 +352,6 @@ export async function query<Row>(
       if (performance.now() + pause >= giveUpAt) throw giveUp();
       await delay(pause);
     }
-  }
-}
-
-interface Turn {
-  underWay: number;
-  readonly waiting: Set<() => void>;
-}
-const turns = new Map<string, Turn>();
-
-/** Resolves when it is this one's turn. @throws {Problem} `unavailable`, when that takes too long */
-function itsTurn({ waiting }: Turn): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const begin = () => {
-      clearTimeout(late);
-      resolve();
-    };
-    const late = setTimeout(() => {
-      waiting.delete(begin);
-      reject(unavailable());
-    }, POOL_WAIT_MILLISECONDS_MAX);
-    waiting.add(begin);
-  });
-}
-
-/**
- * Does work that locks the same row as other work of this key: a bounded number of it at a time, in the order of arrival. The rest
- * would wait for the row in the database, each holding a connection that somebody else could use.
- * @throws {Problem} `unavailable` when its turn does not come in time; nothing was changed then
- */
-export async function inTurn<T>(key: string, work: () => Promise<T>): Promise<T> {
-  const turn = turns.get(key) ?? { underWay: 0, waiting: new Set() };
-  turns.set(key, turn);
-  if (turn.underWay < ROW_STATEMENTS_MAX) turn.underWay++;
-  else await itsTurn(turn);
-  try {
-    return await work();
-  } finally {
-    const [next] = turn.waiting;
-    if (next === undefined) turn.underWay--;
-    else {
-      turn.waiting.delete(next);
-      next();
-    }
-    if (turn.underWay === 0) turns.delete(key);
   }
 }
 

@@ -61,6 +61,8 @@ export interface EndpointRequest<
   readonly idempotency: I extends true ? Idempotency : undefined;
   /** The client's address, by which limits count: see `addressOf`. */
   readonly address: string;
+  /** When the request must be answered, on the clock of `performance.now()`. */
+  readonly deadline: number;
   /** The function's name, and its place in the trace: what an event records of its origin. */
   readonly source: string;
   readonly traceparent: string;
@@ -211,6 +213,7 @@ async function answer(
     page: description.page && readPage(description.page, path, given),
     idempotency: description.idempotent ? readIdempotency(request, source, [query, body]) : undefined,
     address: addressOf(request),
+    deadline: admission.arrivedAt + REQUEST_MILLISECONDS_MAX,
     source,
     traceparent: traceparent(trace),
     publish: (envelopes) => outcome.emitted.push(...envelopes),

@@ -11,6 +11,7 @@ import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { encodeProblem, invalid, Problem, type ProblemCode, writeProblem } from "./problem.ts";
 import {
+  CONNECTIONS_MAX,
   KEEP_ALIVE_MILLISECONDS,
   REQUEST_RECEIVE_CHECK_MILLISECONDS,
   REQUEST_RECEIVE_MILLISECONDS_MAX,
@@ -19,8 +20,13 @@ import {
 /**
  * Creates a server that is not listening yet.
  * @param headerBytesMax the request line and all headers, in bytes; a longer request is answered 431
+ * @param connectionsMax open connections; Node closes one more at once
  */
-export function createHttpServer(headerBytesMax: number, listener: RequestListener): Server {
+export function createHttpServer(
+  headerBytesMax: number,
+  listener: RequestListener,
+  connectionsMax = CONNECTIONS_MAX,
+): Server {
   const server = createServer(
     {
       maxHeaderSize: headerBytesMax,
@@ -44,6 +50,13 @@ export function createHttpServer(headerBytesMax: number, listener: RequestListen
   server.timeout = 0;
   server.prependListener("request", (request: IncomingMessage) => lastRequests.set(request.socket, request));
   server.on("clientError", refuseBroken);
+  server.maxConnections = connectionsMax;
+  let connections = 0;
+  server.on("connection", (socket) => {
+    socket.once("close", () => connections--);
+    // Idle connections give way, so that they cannot keep others out for KEEP_ALIVE_MILLISECONDS.
+    if (++connections >= connectionsMax) server.closeIdleConnections();
+  });
   return server;
 }
 

@@ -14,8 +14,12 @@ export const REQUESTS_OF_USER_MAX = 100;
 export const REQUESTS_OF_ADDRESS_MAX = 500;
 /** From the first byte of a request to its answer; then 503 `outcome-unknown`. */
 export const REQUEST_MILLISECONDS_MAX = 20_000;
+/** What is left of it when a call stops waiting for its statement, so that the answer says that nothing was changed. */
+export const REQUEST_ANSWER_MILLISECONDS = 500;
 /** Requests of one process whose body is still arriving; one more closes the one that waits longest. */
 export const REQUESTS_INCOMPLETE_MAX = 1000;
+/** Open connections of one process, idle ones included: above REQUESTS_IN_FLIGHT_MAX and REQUESTS_INCOMPLETE_MAX together. */
+export const CONNECTIONS_MAX = 4_000;
 /** A request line and its headers, as a client may send them: Node's default. */
 export const REQUEST_HEADER_BYTES_MAX = 16 * 1024;
 /** The same as a function accepts it: a proxy adds headers, and writes a space after each colon. */
@@ -51,6 +55,8 @@ export const BATCH_STATEMENTS_MAX = 2;
 export const BATCH_LANE_STATEMENTS_MAX = 2;
 /** A statement in flight for longer than this is slow: it may wait for a locked row. */
 export const BATCH_SLOW_MILLISECONDS = 50;
+/** Pause before a call is sent again whose row stayed locked. */
+export const BATCH_ROW_PAUSE_MILLISECONDS = 100;
 /** Calls of one process that wait or are in flight, and those of one key, so that one user cannot fill the queue. */
 export const BATCH_CALLS_MAX = 1_000;
 export const BATCH_KEY_CALLS_MAX = 100;
@@ -77,8 +83,6 @@ export const SCRAM_ITERATIONS_MAX = 1_000_000;
 /** How long a trigger waits for a database that is away before it fails: below the 30 s that its source waits for an answer. */
 export const DATABASE_AWAY_MILLISECONDS_MAX = 20_000;
 export const DATABASE_AWAY_STEP_MILLISECONDS = 1_000;
-/** Statements of one process that want the same row at a time: one works, one is there already when it has committed. */
-export const ROW_STATEMENTS_MAX = 2;
 
 /** Events that wait in memory to be published. What does not fit stays in the outbox for the relay. */
 export const PUBLISH_QUEUE_EVENTS_MAX = 1_000;

@@ -200,7 +200,9 @@ describe("an event of another producer", () => {
   it.each([
     ["日本", "中国"],
     ["%41", "A"],
-  ])("with the id %s is not taken for one with the id %s, and each is stored once", async (one, other) => {
+    [" 7", "7"],
+    ["7\t ", "7"],
+  ])("with the id %j is not taken for one with the id %j, and each is stored once", async (one, other) => {
     const messages = [one, other].map((id) => `${id} ${randomUUID()}`);
     const requests = [one, other].map((id, index) => {
       const record: KafkaRecord = {

@@ -83,17 +83,17 @@ async function ownInstallation(): Promise<string> {
 
 /**
  * Returns the identity of an event. Only an id of this installation's outbox is its own key, so a foreign event can never settle
- * an outbox row. Every other event is identified by source and id (CloudEvents 1.0 §3.1); a hash has UUID version 8.
+ * an outbox row. Every other event is identified by source, id (CloudEvents 1.0 §3.1) and data: HTTP removes spaces around an id,
+ * and KafkaSource replaces characters outside Latin-1, so that different ids look equal. A duplicate is better than a lost event.
  */
 function keyOf(attributes: Record<string, string>, body: Buffer | undefined, own: string): string {
   const { id, source, type, time, knativekafkapartition: partition, knativekafkaoffset: offset } = attributes;
   if (id !== undefined && v.UUID_REGEX.test(id) && installationOf(source) === own) return id.toLowerCase();
   const isEvent = id !== undefined && source !== undefined;
-  const parts: unknown[] = isEvent ? [source, id] : [attributes, body?.toString("base64")];
+  const parts: unknown[] = isEvent ? [source, id, hashOf(body ?? "")] : [attributes, body?.toString("base64")];
   // KafkaSource invents the id of a plain record from its offset, which begins again with a new topic.
   if (type === "dev.knative.kafka.event") parts.push(time);
-  // KafkaSource replaces characters outside Latin-1 by `?`: different ids may look equal. A duplicate is better than a lost event.
-  if (offset !== undefined && `${id}${source}`.includes("?")) parts.push(partition, offset, hashOf(body ?? ""));
+  if (offset !== undefined && `${id}${source}`.includes("?")) parts.push(partition, offset);
   const hash = hashOf(JSON.stringify(parts));
   return `${hash.slice(0, 8)}-${hash.slice(8, 12)}-8${hash.slice(13, 16)}-8${hash.slice(17, 20)}-${hash.slice(20, 32)}`;
 }

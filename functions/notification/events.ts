@@ -27,7 +27,7 @@ export const NotificationRequested = v.variant("kind", [
   v.object({ ...to, ...money, kind: v.literal("transfer-sent"), to: Email }),
   v.object({ ...to, ...money, kind: v.literal("transfer-refused"), to: Email }),
   v.object({ ...to, ...money, kind: v.literal("transfer-received"), from: Email }),
-  /** A message in the words of whoever sends it. */
+  /** A message whose text the producer wrote. */
   v.object({
     ...to,
     kind: v.literal("message"),

@@ -63,7 +63,7 @@ describe("GET /notification", () => {
     ]);
   });
 
-  it("shows what nobody has published, however much it is, and settles it", async () => {
+  it("shows unpublished notifications, however many, and settles them", async () => {
     const user = await newUser(lotus);
     const messages = Array.from({ length: 250 }, (_, n) => `number ${n}`);
     await recordUnpublished(
@@ -104,7 +104,7 @@ describe("GET /notification", () => {
 });
 
 describe("a foreign producer's message", () => {
-  it("is shown as it is, or buried at once when it cannot be kept", async () => {
+  it("is shown unchanged, or moves to the dead letters when it cannot be stored", async () => {
     const user = await newUser(lotus);
     const fact = { userId: user.id, recipient: user.email, kind: "message" };
     expect((await deliver({ ...fact, message: "\u{1f44b} to <you>\n" })).status).toBe(204);

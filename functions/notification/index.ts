@@ -1,4 +1,4 @@
-/** GET /notification. What the caller was told, newest first, page by page; what is still on its way is stored first. */
+/** GET /notification. Lists the caller's notifications, newest first. It stores the caller's unsettled notifications before. */
 import * as v from "valibot";
 import { query } from "#kernel/database";
 import { endpoint } from "#kernel/endpoint";
@@ -23,7 +23,7 @@ const SELECT = `select
     order by t.created_at desc, id desc limit $3) n), '[]') as page,
   events.unsettled($1, 'notification-requested', 'notification-store', $4) as unsettled`;
 
-/** Of the caller's unsettled events those that ask for a notification of theirs; what else there is, the trigger judges. */
+/** Returns the caller's unsettled events that request a notification for the caller. The trigger judges all others. */
 function requestedOf(unsettled: readonly Envelope[], userId: string): Requested[] {
   return unsettled.flatMap(({ event }) => {
     const data = v.safeParse(NotificationRequested, event.data);
@@ -68,7 +68,7 @@ export default endpoint({
       // On the first page all that was on its way is known now; another one has to be looked up again.
       const known = page.after === undefined && unsettled.length < UNSETTLED_EVENTS_MAX;
       if (!known) continue;
-      // Of an event that was replayed the notification may be there already.
+      // A replayed event may have its notification already.
       const shown = new Set(rows.map(({ id }) => id));
       const added = stored.filter(({ id }) => !shown.has(id));
       return answer([...rows, ...added].sort(newestFirst).slice(0, page.limit + 1));

@@ -1,4 +1,4 @@
-/** What a notification is, and how one is stored: once, however often its event is delivered. */
+/** A notification, and the statement that stores it once, however often its event is delivered. */
 import * as v from "valibot";
 import { batched } from "#kernel/batch";
 import { query } from "#kernel/database";

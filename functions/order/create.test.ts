@@ -69,7 +69,7 @@ describe("POST /order/create", () => {
     );
   });
 
-  it("refuses a price that is none, names it, and records nothing", async () => {
+  it("refuses an invalid price, names the field, and records nothing", async () => {
     const user = await newUser(lotus, 100);
     const prices = [
       ...["0", "-1", "-0", "0.001", "1.001", "1e1", "1E+1", "10.0e0", "1000000000.01", `1${"0".repeat(40)}`],

@@ -1,4 +1,4 @@
-/** What an order is, and how one is placed or refunded: one statement for many calls, one transaction. */
+/** An order, and the statements that place and refund it: one statement for many calls, one transaction. */
 import * as v from "valibot";
 import { batched } from "#kernel/batch";
 import type { EndpointRequest } from "#kernel/endpoint";
@@ -54,7 +54,7 @@ export function present(row: OrderRow): v.InferInput<typeof Order> {
   };
 }
 
-type Request = Pick<EndpointRequest, "user" | "idempotency" | "source" | "traceparent" | "publish">;
+type Request = Pick<EndpointRequest, "user" | "idempotency" | "deadline" | "source" | "traceparent" | "publish">;
 type Call = Omit<Request, "publish">;
 
 interface Answered {
@@ -90,6 +90,7 @@ function orderStatement<Of extends Call>(name: string, values: (calls: readonly 
     valuesOfOne: (call) => [...columns([call]), ...values([call])],
     keyOf: ({ user }) => user.id,
     repetitionOf: ({ idempotency }) => idempotency.repetition,
+    deadlineOf: ({ deadline }) => deadline,
   });
 }
 

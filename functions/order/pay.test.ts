@@ -79,7 +79,7 @@ describe("POST /order/pay", () => {
     expect(rows).toEqual([{ charges: 50, notifications: 200 }]);
   });
 
-  it("makes nobody wait for somebody else's account", async () => {
+  it("waits for no other user's account", async () => {
     const [busy, other] = [await newUser(lotus, 1000), await newUser(lotus, 10)];
     const held = await holdAccount(lotus, busy);
     const waiting = Array.from({ length: 50 }, () => busy.call("POST /order/pay?idSubscription=1"));

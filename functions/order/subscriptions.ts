@@ -1,4 +1,4 @@
-/** GET /order/subscriptions. What can be paid for, and what it costs. */
+/** GET /order/subscriptions. Lists the subscriptions with their prices. */
 import * as v from "valibot";
 import { query } from "#kernel/database";
 import { endpoint, ok } from "#kernel/endpoint";

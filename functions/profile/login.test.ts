@@ -72,7 +72,7 @@ describe("POST /profile/login", () => {
     expect((await login({ ...right(), password: user.password.toUpperCase() })).status).toBe(401);
   });
 
-  it("answers the same for a wrong password and for an email that nobody has", async () => {
+  it("answers the same for a wrong password and for an unknown email", async () => {
     const [known, unknown] = [await login(wrong()), await login(wrong(nobody()))];
     expect([known.status, known.body.code]).toEqual([401, "invalid-credentials"]);
     expect([unknown.status, unknown.body]).toEqual([known.status, known.body]);
@@ -91,7 +91,7 @@ describe("POST /profile/login", () => {
     }
     const median = (values: number[]) => values.sort((one, other) => one - other)[3] ?? 0;
     const ratio = median(times.unknown) / median(times.known);
-    // Without the work for nobody it is below a fifth.
+    // Without the same work for an unknown email the ratio is below a fifth.
     expect(ratio).toBeGreaterThan(1 / 2.5);
     expect(ratio).toBeLessThan(2.5);
   });

@@ -10,7 +10,7 @@ vi.mock("node:crypto", async (original) => {
   return { ...crypto, scrypt };
 });
 
-it("passwords are hashed up to a limit at a time; what is more is refused at once, until there is room again", async () => {
+it("passwords are hashed up to a limit at a time; more are refused at once until one ends", async () => {
   const { hashPassword, PASSWORDS_IN_PROGRESS_MAX } = await import("./password.ts");
   const under = Array.from({ length: PASSWORDS_IN_PROGRESS_MAX }, () => hashPassword("correct horse"));
   await expect(hashPassword("correct horse")).rejects.toMatchObject({

@@ -10,7 +10,7 @@ export const PASSWORDS_IN_PROGRESS_MAX = 200;
 
 let inProgress = 0;
 
-/** @throws {Problem} `unavailable`, when so many wait already that nobody would still listen to the answer */
+/** @throws {Problem} `unavailable`, when so many passwords wait that clients would give up before the answer */
 function derive(password: string, salt: Buffer, { N, r, p } = COST): Promise<Buffer> {
   // NFKC: the same password typed on another keyboard or system is the same password (RFC 8265 §4.2).
   const text = password.normalize("NFKC");
@@ -28,19 +28,19 @@ function derive(password: string, salt: Buffer, { N, r, p } = COST): Promise<Buf
   });
 }
 
-/** Hashes a password with a salt of its own. The result names its parameters, so that they may grow. */
+/** Hashes a password with a new salt. The result names its parameters, so that they may grow. */
 export async function hashPassword(password: string): Promise<string> {
   const salt = randomBytes(SALT_BYTES);
   const hash = await derive(password, salt);
   return ["scrypt", COST.N, COST.r, COST.p, salt.toString("base64url"), hash.toString("base64url")].join("$");
 }
 
-/** Nobody's password: comparing with it takes as long as comparing with somebody's. */
+/** The hash for an unknown email: a comparison with it takes as long as any other. */
 const NOBODY = ["scrypt", COST.N, COST.r, COST.p, "AAAAAAAAAAAAAAAAAAAAAA", "A".repeat(43)].join("$");
 
 /**
- * Whether a password is the one that was hashed. Without a hash, as for an email that nobody has registered, the answer is
- * false after the same work.
+ * Returns whether a password is the one that was hashed. Without a hash, as for an unknown email, the answer is false after
+ * the same work.
  */
 export async function passwordMatches(password: string, hashed: string | null): Promise<boolean> {
   const [, N, r, p, salt = "", hash = ""] = (hashed ?? NOBODY).split("$");

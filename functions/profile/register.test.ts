@@ -18,7 +18,7 @@ const login = async (email: string, password = PASSWORD) => {
 };
 
 describe("POST /profile/register", () => {
-  it("makes a user, and answers with nothing that is secret", async () => {
+  it("creates a user, and answers without secrets", async () => {
     const email = newEmail();
     const { status, body } = await register({ email, password: PASSWORD, username: "Ada" });
     expect(status).toBe(201);
@@ -113,7 +113,7 @@ describe("POST /profile/register", () => {
     expect(JSON.stringify(body)).not.toContain(PASSWORD);
   });
 
-  it("keeps every other text as it is, whatever it would mean elsewhere", async () => {
+  it("keeps every other text unchanged, whatever it would mean elsewhere", async () => {
     const username = `'); drop table profile.users; -- $1 \${x} <b>&amp;</b> \\u0000 𝒜da 👩‍🚀 "`;
     const email = `${"o'brien+$1--{x}|`~=?^!#%*/&".padEnd(242, "a")}@example.com`;
     const password = "\u0000 ".repeat(64);

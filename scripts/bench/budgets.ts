@@ -14,7 +14,7 @@ export const about = "the budgets of .ci/run: CPU per payment, cold start, bytes
 const USERS = 200;
 const CONNECTIONS = 16;
 const PAYMENT_CPU_TO_FLOOR_MAX = 5;
-const COLD_START_TO_FLOOR_MAX = 3;
+const COLD_START_TO_FLOOR_MAX = 4.5;
 const BUNDLE_BYTES_MAX = 1_100_000;
 
 async function paymentCpu({ node, rounds, seconds }: BenchOptions): Promise<Figure> {

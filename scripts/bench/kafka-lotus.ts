@@ -13,7 +13,7 @@ export interface BenchLotus extends Lotus {
   readonly database: Client;
 }
 
-/** Starts one in a folder of its own, does the work, and leaves nothing behind. */
+/** Starts a Lotus with Kafka in a new folder, does the work, and removes both. */
 export async function withKafkaLotus<T>(work: (lotus: BenchLotus) => Promise<T>): Promise<T> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-bench-"));
   const lotus = await startLotus({ port: 0, folder, kafka: true });

@@ -43,7 +43,7 @@ const CALLS: readonly Call[] = [
     async requestsOf(users, { admin }) {
       for (const { id, email } of users)
         await admin.query(
-          "insert into profile.users (id, email, password_hash) values ($1, $2, '') on conflict do nothing",
+          "insert into profile.users (id, email, normal_email, password_hash) values ($1, $2, $2, '') on conflict do nothing",
           [id, email],
         );
       return users.map(({ token }, n) => {

@@ -3,7 +3,7 @@ import { median, ratios, spread } from "./statistics.ts";
 
 /** A figure of Lotus beside the figures of the other sides. Measurements with the same index were made one after the other. */
 export interface Figure {
-  /** What is measured, with its unit. */
+  /** The name of the figure, with its unit. */
   readonly what: string;
   readonly lotus: readonly number[];
   readonly floor?: readonly number[];
@@ -20,7 +20,7 @@ export interface Target {
   readonly max?: number;
 }
 
-/** Returns the median that a target limits: of the ratios, taken pair by pair, or of the figure itself. */
+/** Returns the median that a target limits: the median of the ratios, pair by pair, or of the figure itself. */
 export function measured(figure: Figure, { of }: Target): number {
   return median(of === "lotus" ? figure.lotus : ratios(figure.lotus, figure[of] ?? []));
 }

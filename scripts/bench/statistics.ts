@@ -1,4 +1,4 @@
-/** What a series of measurements says: quantiles, and a ratio taken pair by pair, which holds while the machine's speed drifts. */
+/** Statistics of a series: quantiles, and a ratio pair by pair, which holds while the machine's speed drifts. */
 
 /** The value below which a share `q` (0 to 1) of the values lies, by linear interpolation between neighbours. */
 export function quantile(values: readonly number[], q: number): number {

@@ -34,7 +34,7 @@ export interface User {
   readonly token: string;
 }
 
-/** A migrated database of its own. */
+/** A new migrated database. */
 export interface Database {
   /** Connected as the owner. */
   readonly admin: Client;
@@ -55,7 +55,7 @@ export interface Sample extends LoadResult {
 
 export interface World {
   database(): Promise<Database>;
-  /** Starts `floor.ts` or `conventional.ts` with accounts for these users, in a database of its own. */
+  /** Starts `floor.ts` or `conventional.ts` with accounts for these users, in a new database. */
   program(file: "floor.ts" | "conventional.ts", users: readonly User[], node: string): Promise<Listening>;
   /** Starts a broker, once, and returns its address. Undefined: this machine has neither docker nor Java with Maven. */
   brokers(): Promise<string | undefined>;
@@ -114,7 +114,7 @@ export async function start(
   };
 }
 
-/** Starts the processes in a folder of their own, does the work, and stops them. */
+/** Starts the processes in a new folder, does the work, and stops them. */
 export async function withWorld<T>(work: (world: World) => Promise<T>): Promise<T> {
   const world = await startWorld();
   return ending(world.stop, () => work(world));

@@ -38,7 +38,7 @@ const COMMON_INPUTS = [
 /** The state of an input file: the time of its last change in milliseconds, and its size in bytes. */
 type Stamp = readonly [milliseconds: number, bytes: number];
 
-/** What was built from which files. */
+/** The bundles of the last build, with the files that they were built from. */
 interface State {
   readonly version: string;
   readonly common: Readonly<Record<string, Stamp>>;
@@ -197,7 +197,7 @@ async function writeFunction(
 }
 
 /** Returns the errors of a failed build with code frames. */
-export async function describeFailure(error: unknown): Promise<string> {
+async function describeFailure(error: unknown): Promise<string> {
   const { errors, message } = error as BuildFailure;
   if (errors === undefined) return message;
   const frames = await formatMessages(errors, { kind: "error", color: process.stdout.isTTY === true });
@@ -249,7 +249,7 @@ async function removeOld(state: State): Promise<void> {
 let last: Promise<unknown> = Promise.resolve();
 
 /**
- * Builds every function, or those named. A function whose inputs did not change stays as it is, with its compiled code.
+ * Builds every function, or those named. A function whose inputs did not change keeps its bundle and its compiled code.
  * @throws {Refusal} when a name is unknown
  */
 export function buildFunctions(only?: readonly string[]): Promise<Built> {

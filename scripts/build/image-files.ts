@@ -1,4 +1,4 @@
-/** What goes into the images: a folder each below .lotus/images, with the Dockerfile beside them. */
+/** The contents of the images: one folder each below .lotus/images, with the Dockerfile beside them. */
 import { createHash } from "node:crypto";
 import { cp, mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { basename, join, relative } from "node:path";
@@ -104,7 +104,7 @@ async function filesBelow(folder: string): Promise<string[]> {
     .sort();
 }
 
-/** What an image holds, as 16 hexadecimal digits: its files, the Dockerfile, and what it stands on. */
+/** Returns the hash of an image's content as 16 hexadecimal digits: its files, the Dockerfile, and the base image. */
 async function contentHash(name: string, base: string): Promise<string> {
   const hash = createHash("sha256")
     .update(base)

@@ -47,7 +47,7 @@ describe("the file that starts a function", () => {
     const [file = "", ...others] = await kept();
     expect(others).toEqual([]);
     expect(file).toMatch(new RegExp(`^${NAME}\\.[0-9a-f]{16}\\.${process.version}-${process.arch}\\.cache$`));
-    // Whoever begins with it has nothing to keep: the file is not written again.
+    // A process that starts with the cache does not write the file again.
     const { mtimeMs, ino } = await stat(join(folder, file));
     expect(await run()).toEqual([200, 0]);
     expect(await stat(join(folder, file))).toMatchObject({ mtimeMs, ino });

@@ -55,7 +55,7 @@ if (script.cachedDataRejected !== false && require.main === module) {
   // V8 forgets what it has not run for a while, such as all of the start: just what the next start wants.
   setFlagsFromString("--no-flush-bytecode");
   process.once("exit", (code) => {
-    // V8 takes nothing that was made under other flags.
+    // V8 refuses code that was compiled under other flags.
     setFlagsFromString("--flush-bytecode");
     if (code === 0) keepCompiled(script);
   });

@@ -1,10 +1,10 @@
 /**
- * What the functions framework brings into a bundle and this house's listener never lets it use. It costs time: at each start,
- * and at each request.
+ * Replaces parts of the functions framework that the listener of Lotus never uses. They would cost time at each start and
+ * at each request.
  */
 import type { Plugin } from "esbuild";
 
-/** What stands in the bundle instead, by the name that is imported. */
+/** The replacement in the bundle, by the name of the import. */
 const INSTEAD: Readonly<Record<string, string>> = {
   // Deprecated, and two thirds of the framework's time for a request on Node 20. The endpoint catches what it would.
   domain: `

@@ -4,16 +4,16 @@
  */
 
 /** Two events of one topic, and two consumers that each event waits for. */
-export const EVENTS = [0, 1] as const;
-export const CONSUMERS = [0, 1] as const;
+const EVENTS = [0, 1] as const;
+const CONSUMERS = [0, 1] as const;
 /** Faults in one trace. Three suffice for a crash, a lost record and a duplicate in one trace. */
-export const FAULTS_MAX = 3;
+const FAULTS_MAX = 3;
 /** Copies of one record that wait for one consumer. */
-export const COPIES_MAX = 2;
+const COPIES_MAX = 2;
 /** Publications of one event before the relay moves it to the dead letters. More than the faults of a trace, as in the relay. */
-export const ATTEMPTS_MAX = 4;
+const ATTEMPTS_MAX = 4;
 /** The event and the consumer that refuses its data until a developer corrects the consumer. */
-export const POISON = { event: 1, consumer: 1 } as const;
+const POISON = { event: 1, consumer: 1 } as const;
 
 /** A fault of the code or of the SQL. The exploration finds a counterexample for each. */
 export type Sabotage =

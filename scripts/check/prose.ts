@@ -43,7 +43,7 @@ const RULES: readonly Rule[] = [
   {
     name: "a riddle: name the thing",
     pattern:
-      /\b(?:(?:is|are|was|were) told|is none|one's own|of its own|of ours|of their own|whoever|what is not|what are not|what has no|what they say|what it says|as it is)\b/i,
+      /\b(?:(?:is|are|was|were) told|is none|one's own|(?:of its own|of their own)(?=[.,;:)]|$)|of ours|whoever|what is not|what are not|what has no|what they say|what it says|as it is)\b/i,
   },
   { name: "reference text has no we", pattern: /\b(?:[Ww]e|[Oo]urs?|[Uu]s)\b(?!-)/ },
   { name: "a private word: bury → move to the dead letters", pattern: /\bbur(?:y|ied|ies|ying)\b/i },

@@ -27,7 +27,7 @@ type Values<O extends Options> = {
 
 /** A command as the program runs it. */
 export interface Command {
-  /** One sentence: what the command does. */
+  /** One sentence that describes the command. */
   readonly about: string;
   /** Positional arguments in the help, such as `[FUNCTION…]`. Absent: the command accepts none. */
   readonly usage?: string;

@@ -19,7 +19,7 @@ export function messageOf(error: unknown): string {
 }
 
 /** Whether an error is a mistake in the program. A failed `fetch` is a TypeError whose cause has a system error code. */
-export function isProgrammingError(error: unknown): boolean {
+function isProgrammingError(error: unknown): boolean {
   if (!(error instanceof Error)) return true;
   if (error instanceof Refusal || "code" in error) return false;
   if (error.cause !== undefined && (error.cause as { code?: unknown }).code !== undefined) return false;

@@ -16,7 +16,7 @@ function distance(from: string, to: string): number {
   return row[to.length] ?? 0;
 }
 
-/** Returns the candidate nearest to a word; undefined when none is similar. */
+/** Returns the candidate nearest to a word; undefined when no candidate is similar. */
 export function nearest(word: string, candidates: readonly string[]): string | undefined {
   const started = candidates.filter((candidate) => word.length > 2 && candidate.startsWith(word));
   if (started[0] !== undefined) return started[0];

@@ -101,7 +101,7 @@ describe("a command", () => {
 });
 
 describe("an error", () => {
-  it("of the user is a sentence, of the program a stack", () => {
+  it("shows a sentence for a fault of the user, and a stack for a fault of the program", () => {
     expect(describeError(new Refusal("The port is busy."))).toBe("The port is busy.");
     expect(describeError(Object.assign(new Error("no"), { code: "EACCES", path: "/x" }))).toMatch(
       /^Permission denied: \/x/,

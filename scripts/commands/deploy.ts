@@ -44,7 +44,7 @@ async function previousDeployment(): Promise<Previous> {
   };
 }
 
-/** The images that must be built or loaded: not those that every node has, or that a registry was given before. */
+/** Returns the images to build or load, without the images that every node or the registry has. */
 async function missingImages(images: readonly Image[], { present, loading }: Environment): Promise<Image[]> {
   const known = new Set(present);
   if (loading.kind === "registry") {
@@ -77,7 +77,7 @@ async function applyPlatform(
   await step("Topics", async (report) => report(await runJob(plan.topics)));
 }
 
-/** Subscribers first: nobody may send what nobody understands yet. */
+/** Applies subscribers first: an endpoint may publish an event only when its subscriber understands it. */
 async function applyAllFunctions({ functions }: ClusterPlan): Promise<void> {
   const triggers = functions.filter(({ source, name }) => source !== undefined || name === "events-dead-letter");
   const endpoints = functions.filter((entry) => !triggers.includes(entry));
@@ -128,7 +128,7 @@ async function switchMetrics(plan: ClusterPlan, on: boolean): Promise<void> {
   });
 }
 
-/** Functions on the cluster that the checkout does not have any more. Whether anybody still calls them, we cannot know. */
+/** Returns the functions on the cluster that the checkout no longer has. A client may still call them. */
 async function leftovers(): Promise<string[]> {
   const known = (await findFunctions()).map(({ name }) => name);
   const services = await list("services.serving.knative.dev");
@@ -188,7 +188,7 @@ async function deploy(options: DeployOptions): Promise<void> {
   print(await summary(plan, loading.kind === "minikube" ? profile : undefined, await leftovers()));
 }
 
-/** --dry-run: what would be applied, as YAML. Secrets are made in the cluster only. */
+/** Prints the YAML of a deployment, for --dry-run. Secrets exist in the cluster only. */
 function printPlan(plan: ClusterPlan, options: DeployOptions): void {
   const functions = plan.functions.flatMap(({ service, source }) =>
     source === undefined ? [service] : [service, source],

@@ -1,4 +1,4 @@
-/** lotus images: writes the contents of the images, for a builder of one's own. */
+/** lotus images: writes the contents of the images, for another image builder. */
 import { relative } from "node:path";
 import { CONTEXT, PROGRAM_NAMES, prepareImages } from "../build/image-files.ts";
 import { command } from "../cli/command.ts";

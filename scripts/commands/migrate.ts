@@ -16,7 +16,11 @@ export default command({
   options: {
     database,
     folder,
-    secrets: { type: "string", value: "FOLDER", about: "the roles' passwords (default: of the run's folder)" },
+    secrets: {
+      type: "string",
+      value: "FOLDER",
+      about: "the folder with the roles' passwords (default: that of the run)",
+    },
     pooler: {
       type: "string",
       value: "URL",

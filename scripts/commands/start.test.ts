@@ -31,7 +31,7 @@ afterAll(() => rm(folder, { recursive: true, force: true }));
 interface Started {
   readonly child: ChildProcess;
   readonly url: string;
-  /** What it has printed so far. */
+  /** The output so far. */
   output(): string;
   ended: Promise<number | null>;
 }
@@ -90,7 +90,7 @@ describe("npm start", () => {
       expect((await call(second, "GET /billing/balance", { token: user.token })).body).toEqual({ balance: 42 });
       second.child.kill("SIGKILL");
       await second.ended;
-      // Nobody stopped Postgres this time: the next start does, and goes on with the same data.
+      await eventually("Postgres and the functions have ended", async () => (await processesWith(folder)).length === 0);
       const third = await start();
       expect((await call(third, "GET /billing/balance", { token: user.token })).body).toEqual({ balance: 42 });
       third.child.kill("SIGINT");
@@ -116,7 +116,35 @@ describe("npm start", () => {
     expect(await readdir(folder)).not.toContain("run.json");
   });
 
-  it.runIf(process.platform === "linux")("stops when nobody reads what it says any more", async () => {
+  it("is listed, killed, followed and stopped by the commands", async () => {
+    const lotus = await start("--quiet");
+    const command = (...words: string[]) =>
+      run(process.execPath, [PROGRAM, ...words, "--folder", folder], { cwd: ROOT }).catch(
+        (error: { code: number; stdout: string; stderr: string }) => error,
+      );
+    await call(lotus, "GET /order/subscriptions");
+    const listed = JSON.parse((await command("ps", "--json")).stdout) as {
+      name: string;
+      state: string;
+      starts: number;
+    }[];
+    expect(listed.find(({ name }) => name === "order-subscriptions")).toMatchObject({ state: "running", starts: 1 });
+    expect(listed.find(({ name }) => name === "order-pay")).toMatchObject({ state: "zero", starts: 0 });
+    expect((await command("kill", "order-subscriptions")).stdout).toBe("order-subscriptions was killed.\n");
+    expect((await call(lotus, "GET /order/subscriptions")).status).toBe(200);
+    expect((await command("kill", "order-pay")).stderr).toBe("order-pay has no process now.\n");
+    expect((await command("kill", "nothing")).stderr).toBe("No process is called nothing.\n");
+    const logs = spawn(process.execPath, [PROGRAM, "logs", "order-subscriptions", "--folder", folder], { cwd: ROOT });
+    children.push(logs);
+    let text = "";
+    logs.stdout.on("data", (chunk: Buffer) => (text += chunk));
+    await eventually("the log shows the request", () => /200 GET \/order\/subscriptions/.test(text));
+    expect((await command("stop")).stdout).toBe("Lotus has stopped.\n");
+    expect(await lotus.ended).toBe(0);
+    expect((await command("ps")).stderr).toMatch(/^No Lotus runs in \S+\. Start it with npm start/);
+  });
+
+  it.runIf(process.platform === "linux")("stops when the reader of its output is gone", async () => {
     const lotus = await start();
     lotus.child.stdout?.destroy();
     lotus.child.stderr?.destroy();
@@ -180,19 +208,23 @@ describe("npm start", () => {
     expect(await processesWith(gone)).toEqual([]);
   });
 
-  it("finishes requests that are in progress when it is told to stop", async () => {
+  it("finishes requests in progress when it receives SIGTERM", async () => {
     const lotus = await start("--quiet");
     const users = await Promise.all(Array.from({ length: POOL_CONNECTIONS_MAX }, () => newUser(lotus, 1000)));
     const database = new Client({
       connectionString: await readFile(join(folder, "secrets/database-admin/url"), "utf8"),
     });
     await database.connect();
-    // Whoever holds the accounts' rows holds the requests.
+    // The lock on the accounts' rows holds the requests.
     await database.query("begin; select from billing.accounts where balance = 100000 for update");
     const answers = Promise.all(users.map((user) => user.call("POST /billing/withdraw-money?money=1")));
-    await eventually("all requests wait for their rows", async () => {
+    // Not the number of waiting sessions: one statement carries the calls of many users.
+    await eventually("all requests are in the function, and the first one waits for its row", async () => {
+      const { stdout } = await run(process.execPath, [PROGRAM, "ps", "--json", "--folder", folder], { cwd: ROOT });
+      const processes = JSON.parse(stdout) as { name: string; inFlight?: number }[];
+      const withdraw = processes.find(({ name }) => name === "billing-withdraw-money");
       const { rows } = await database.query("select from pg_locks where not granted");
-      return rows.length === users.length;
+      return withdraw?.inFlight === users.length && rows.length > 0;
     });
     lotus.child.kill("SIGTERM");
     await eventually("no more connections are taken", () =>
@@ -263,7 +295,7 @@ describe("npm start", () => {
     expect([code, text]).toEqual([1, expect.stringMatching(/A file is in the place of a folder: \S+a-file/)]);
   });
 
-  it("says that no database answers, where it was told of one", async () => {
+  it("says that the database of --database does not answer", async () => {
     const { code, text } = await refused(
       "--port",
       "0",

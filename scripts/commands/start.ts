@@ -61,13 +61,11 @@ export interface StartValues {
   readonly quiet: boolean;
 }
 
-const EXAMPLES = (url: string) => `
-  Try, in a second terminal:
-    npm run scenario
-    npx lotus ps
-    curl ${url}/order/subscriptions
-    curl -X POST ${url}/profile/register -H 'content-type: application/json' \\
-         -d '{"email":"ada@example.com","password":"correct horse"}'
+/** The last lines of the start: where a person goes from here. */
+const NEXT = (url: string) => `
+  The page:      ${url}
+  The scenario:  npm run scenario, in a second terminal
+  The docs:      ${url}/docs
 `;
 
 function inspectOptions(wanted: string | undefined): NonNullable<LotusOptions["nodeOptionsOf"]> {
@@ -104,16 +102,15 @@ function readOptions(
 }
 
 function printServed({ url, kafka, served }: Lotus, milliseconds: number): void {
-  print(`\nLotus is at ${url} (${(milliseconds / 1000).toFixed(1)} s).\n`);
+  print(`\nLotus is at ${url} (${(milliseconds / 1000).toFixed(1)} s). Ctrl-C stops it.\n`);
   if (kafka !== undefined) print(`  Kafka is at ${kafka.bootstrap.join(",")}.\n`);
   print(table([["call", "", "file"], ...[...served.values()].map(({ call, caller, file }) => [call, caller, file])]));
-  print(EXAMPLES(url));
-  print("  Ctrl-C stops it.\n");
+  print(NEXT(url));
 }
 
 /**
  * Runs Lotus until a signal, the end of npm, or `lotus stop`.
- * @param extra what `lotus dev` adds
+ * @param extra the additions of `lotus dev`
  */
 export async function runLotus(values: StartValues, extra: Partial<LotusOptions>): Promise<void> {
   const options = readOptions(values);
@@ -142,13 +139,14 @@ export async function runLotus(values: StartValues, extra: Partial<LotusOptions>
     lotus = await startLotus({
       ...options,
       ...extra,
+      console: true,
       nodeOptionsOf: inspectOptions(values.inspect),
       onStopRequested: () => stop("lotus stop"),
       onLine: (name, line) => {
         if (!values.quiet) print(values.json ? line : pretty(name, line));
       },
       onNews: (name, news) => print(pretty(name, news)),
-      // After a signal no further step begins; those that have begun are undone.
+      // After a signal no further step begins, and the finished steps are undone.
       step: async (what, work) => {
         if (stopping) throw new Refusal("Lotus was stopped.");
         return step(what, work);

@@ -10,7 +10,7 @@ export function addressOf(url: string): DatabaseAddress {
 }
 
 /** Makes a client that is not connected yet. */
-export function clientOf(url: string): Client {
+function clientOf(url: string): Client {
   const address = addressOf(url);
   const { host, port, user, password, database } = address;
   return new Client({
@@ -33,7 +33,7 @@ interface ConnectionError {
 }
 
 /**
- * Makes a sentence of an error that a connection attempt ended with: what failed, and what to do.
+ * Makes a sentence of the error of a connection attempt: the failure and the remedy.
  * The original error is its `cause`.
  */
 export function explainConnection(error: unknown, address: DatabaseAddress): Error {

@@ -1,4 +1,4 @@
-/** The connection budget: what all functions may open together, against what the server allows. */
+/** The connection budget: the connections of all functions together, against the limit of the server. */
 import type { Client } from "pg";
 
 /** Pods of one function at most, when an environment says nothing else. */
@@ -8,7 +8,7 @@ const REVISIONS_MAX = 2;
 /** The migration's own connections, one login for each role, and commands of people. */
 const JOB_CONNECTIONS = 12;
 
-/** What opens connections at the same time. */
+/** The pods and pools that open connections at the same time. */
 export interface ConnectionBudget {
   /** Functions that use the database. */
   readonly functions: number;
@@ -25,7 +25,7 @@ export function clusterBudget(functions: number, pods: number, pool: number): Co
   return { functions, pods, pool, revisions: REVISIONS_MAX };
 }
 
-/** Reads a budget as `writeBudget` writes it. Undefined: the text is none. */
+/** Reads a budget as `writeBudget` writes it. Returns undefined when the text is not a budget. */
 export function readBudget(text: string): ConnectionBudget | undefined {
   const [, functions, pods, pool, revisions] = /^(\d+)x(\d+)x(\d+)x(\d+)$/.exec(text) ?? [];
   if (revisions === undefined) return undefined;

@@ -105,7 +105,7 @@ describe("dead-letters", () => {
     expect(err.trimEnd().split("\n")).toHaveLength(1);
   });
 
-  it("keeps one that nobody could ever read, and says so", async () => {
+  it("keeps a dead letter without readable data, and says so", async () => {
     const { code, out, err } = await command("replay", letters.get("broken") ?? "");
     expect(code).toBe(1);
     expect(err).toMatch(/^Dead letter \d+ stays: its data is not JSON in UTF-8 \(.+\)\.\n$/);
@@ -114,7 +114,7 @@ describe("dead-letters", () => {
   });
 
   it("shows what others have written, and does not let the terminal obey it; replays it whatever its time and type were", async () => {
-    const message = `of nobody's type ${Date.now()}`;
+    const message = `of an unknown type ${Date.now()}`;
     const { rows } = await lotus.database.query(
       `insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
        values (gen_random_uuid(), 'notification-store', E'\u001b[2J', $1, $2) returning id`,
@@ -199,8 +199,8 @@ describe("dead-letters", () => {
     expect((await command("drop", rows[0].id)).code).toBe(1);
   });
 
-  it("replays one: what is still wrong with it comes back, and what is right by now has its effect", async () => {
-    // Somebody has taught the subscriber the new version: here, by making the event one of the old.
+  it("replays one: an event that is still wrong comes back, and a corrected one has its effect", async () => {
+    // The subscriber knows the new version now. Here the test gives the event the old version instead.
     await lotus.database.query(
       `update events.dead_letters set attributes = attributes || '{"type": "lotus.notification-requested.v1"}' where id = $1`,
       [letters.get("early")],

@@ -1,5 +1,5 @@
 /** Reads, replays and deletes dead letters: events that no subscriber could handle, with the reason. */
-import type { Client } from "pg";
+import type { ClientBase } from "pg";
 import { messageOf, Refusal } from "../cli/errors.ts";
 
 const LISTED_MAX = 1000;
@@ -28,7 +28,7 @@ const LIST = `select id, moved_at, subscriber, coalesce(left(attributes ->> 'typ
   from events.dead_letters order by id desc limit $1`;
 
 /** Returns the newest dead letters, at most 1000, and how many older ones exist. */
-export async function listDeadLetters(client: Client): Promise<{ letters: ListedDeadLetter[]; more: number }> {
+export async function listDeadLetters(client: ClientBase): Promise<{ letters: ListedDeadLetter[]; more: number }> {
   const letters = (await client.query<ListedDeadLetter>(LIST, [LISTED_MAX, LISTED_LENGTH_MAX])).rows;
   if (letters.length < LISTED_MAX) return { letters, more: 0 };
   const text = "select count(*)::int as count from events.dead_letters";
@@ -37,13 +37,13 @@ export async function listDeadLetters(client: Client): Promise<{ letters: Listed
 }
 
 /** Deletes one dead letter. @throws {Refusal} when its id is unknown */
-export async function dropDeadLetter(client: Client, id: string): Promise<void> {
+export async function dropDeadLetter(client: ClientBase, id: string): Promise<void> {
   const { rowCount } = await client.query("delete from events.dead_letters where id::text = $1", [id]);
   if (rowCount === 0) throw new Refusal(`No dead letter has the id ${id}. List them: npm run dead-letters`);
 }
 
 /** Returns one dead letter. @throws {Refusal} when its id is unknown */
-export async function getDeadLetter(client: Client, id: string): Promise<DeadLetter> {
+export async function getDeadLetter(client: ClientBase, id: string): Promise<DeadLetter> {
   const text = "select * from events.dead_letters where id::text = $1";
   const [letter] = (await client.query<DeadLetter>(text, [id])).rows;
   if (letter === undefined) throw new Refusal(`No dead letter has the id ${id}. List them: npm run dead-letters`);
@@ -59,7 +59,7 @@ export interface Replayed {
 }
 
 /** Puts one dead letter, or `all`, back into the outbox. @throws {Refusal} when the id is unknown */
-export async function replay(client: Client, which: string): Promise<Replayed> {
+export async function replay(client: ClientBase, which: string): Promise<Replayed> {
   const text = "select id from events.dead_letters where $1 = 'all' or id::text = $1 order by id";
   const { rows } = await client.query<{ id: string }>(text, [which]);
   if (rows.length === 0 && which !== "all")

@@ -23,7 +23,7 @@ afterAll(async () => {
   await server.end();
 });
 
-/** What every role sees and may do: tables, functions, subscriptions, applied migrations. */
+/** The tables, functions, subscriptions and applied migrations, with the privileges of every role. */
 async function shape(): Promise<unknown[]> {
   const client = new Client({ connectionString: url });
   await client.connect();
@@ -119,7 +119,7 @@ describe("migrate", () => {
     );
   });
 
-  it("gives each database an id of its own, also a copy, and the copy's outbox its own source", async () => {
+  it("gives each database a new id, a copy included, and changes the source of the copy's outbox", async () => {
     const read = async (at: string) => {
       const client = new Client({ connectionString: at });
       await client.connect();
@@ -260,7 +260,7 @@ describe("the role", () => {
     for (const role of SERVICES) expect(await as(role, check)).toBe("allowed");
   });
 
-  it("of another may not: each is refused what is not its own", async () => {
+  it("may not use objects of another service", async () => {
     const outcomes = [];
     for (const [role, statement] of forbidden) outcomes.push([role, statement, await as(role, statement)]);
     expect(outcomes).toEqual(forbidden.map(([role, statement]) => [role, statement, "42501"]));

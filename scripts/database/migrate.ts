@@ -11,7 +11,7 @@ export type Step = (typeof STEPS)[number];
 export interface MigrateOptions {
   /** The default is both. Without `roles` the roles must exist. */
   readonly steps?: readonly Step[];
-  /** The services whose existing role gets the password of `passwords`; a new role always gets it. The default is none. */
+  /** The services whose existing role gets the password of `passwords`. A new role always gets it. By default no existing role does. */
   readonly changePasswords?: readonly string[];
   /** The URL of the pooler that functions use, as roleUrl reads it. Its logins are checked. */
   readonly pooler?: string | undefined;
@@ -48,7 +48,7 @@ async function refusePooler(client: Client, url: string): Promise<void> {
 /**
  * Migrates a database. Safe to repeat, and to run twice at the same time.
  * @param url connects as the owner of the database, who may create roles unless the roles exist
- * @param passwords of the roles, by service
+ * @param passwords the passwords of the roles, by service
  * @returns the names of the SQL files that were applied
  * @throws {Error} a sentence: a migration was edited, a statement failed, a role is missing or foreign, the URL is pooled
  */

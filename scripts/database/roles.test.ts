@@ -161,7 +161,7 @@ describe("an owner who may not create roles", () => {
     expect(missing).toContain(rolesSql(databaseOf(url)));
     await server.query(rolesSql(databaseOf(url)).replaceAll("'…'", "'password'"));
     expect(await migrate(url, passwordsOf("password"), { steps: ["schema"] })).toContain("order/001-orders");
-    // Both steps as well: the roles have the mark and the settings, so that nothing is altered.
+    // Both steps succeed as well: the roles have the mark and the settings, so no role is altered.
     expect(await migrate(url, passwordsOf("password"))).toEqual([]);
   });
 });
@@ -200,7 +200,7 @@ describe("a password", () => {
     expect(await login(url, "order", "password")).toBe("connected");
   });
 
-  it("of an unknown service is missing: nothing is made", async () => {
+  it("is missing for an unknown service, and no role is created", async () => {
     await expect(ensureRoles(server, "nowhere", {}, { changePasswords: [], tell: () => undefined })).rejects.toThrow(
       "The role lotus_nowhere_events of the service events has no password.",
     );

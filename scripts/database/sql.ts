@@ -82,7 +82,7 @@ interface Statement {
   readonly line: number;
 }
 
-/** What may contain a semicolon that ends no statement: comments, strings, quoted names, and dollar-quoted bodies. */
+/** Comments, strings, quoted names and dollar-quoted bodies may contain a semicolon that ends no statement. */
 const QUOTED =
   /--[^\n]*|\/\*[\s\S]*?\*\/|\b[eE]'(?:[^'\\]|\\[\s\S]|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$([A-Za-z_][\w]*)?\$[\s\S]*?\$\1\$|;/g;
 
@@ -103,7 +103,7 @@ export function splitStatements(text: string): Statement[] {
 }
 
 /** A statement of a file that the database refused. */
-export class SqlFileError extends Error {
+class SqlFileError extends Error {
   /** The SQLSTATE. */
   readonly code: string | undefined;
 
@@ -116,7 +116,7 @@ export class SqlFileError extends Error {
   }
 }
 
-/** Of a changed result, parameter name or default. The hint names the function in SQL, whatever the server's language is. */
+/** SQLSTATE of a changed result, parameter name or default. The hint names the function in SQL, whatever the server's language is. */
 const INVALID_FUNCTION_DEFINITION = "42P13";
 const DROP_HINT = /DROP (?:FUNCTION|PROCEDURE|ROUTINE) (.+\))/;
 

@@ -2,7 +2,7 @@
 import type { Client } from "pg";
 
 interface Check {
-  /** What must hold, as the report names it. */
+  /** The name of the check in the report. */
   readonly name: string;
   /** Gives one row, `difference`, for what does not hold; none when all is well. */
   readonly sql: string;
@@ -136,7 +136,7 @@ async function compareWithSeal(client: Client, { moment, hash }: Seal): Promise<
   return rows[0] && `The ledger does not match the seal of ${moment}: ${rows[0].difference}.`;
 }
 
-/** What to verify. */
+/** Selects the checks. */
 export interface VerifyOptions {
   /** Compares the sum of all balances only. */
   readonly quick?: boolean;

@@ -14,7 +14,7 @@ const yaml = (documents: readonly object[], header = HEADER) =>
 const json = (document: object) => `${JSON.stringify(document, null, 2)}\n`;
 
 /** Returns every generated file: its path in the checkout and its text. */
-export async function generatedFiles(): Promise<Map<string, string>> {
+async function generatedFiles(): Promise<Map<string, string>> {
   const functions = await findFunctions();
   const sink = functions.find(({ description }) => "deadLetters" in description);
   if (sink === undefined)

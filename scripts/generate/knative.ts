@@ -3,7 +3,7 @@ import { usesOf } from "#kernel/server";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
 import type { LotusFunction } from "../project/functions.ts";
 
-export const NAMESPACE = "lotus";
+const NAMESPACE = "lotus";
 export const HOST = "arch.homework";
 /** Every route leads to Kourier's own entrance for calls inside the cluster; only the host differs (decision 0011). */
 const GATEWAY = "kn-local-gateway";
@@ -181,7 +181,7 @@ export function routes(functions: readonly LotusFunction[]): object[] {
     splits: [{ serviceName: GATEWAY, serviceNamespace: NAMESPACE, servicePort: 80, percent: 100 }],
   });
   const paths = endpoints.map(({ path, name }) => route(path, name));
-  // Only so that Kourier's readiness probe finds something: queue-proxy answers it, and wakes nobody.
+  // Only so that Kourier's readiness probe finds something: queue-proxy answers it without a start of the function.
   const probed = endpoints.find(({ name }) => name === "order-subscriptions") ?? endpoints[0];
   if (probed !== undefined) paths.push(route("/healthz", probed.name));
   paths.sort((a, b) => b.path.length - a.path.length || a.path.localeCompare(b.path));

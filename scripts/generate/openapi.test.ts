@@ -45,7 +45,7 @@ const endpoints = (await findFunctions()).flatMap((fn) => (fn.kind === "endpoint
 const document = JSON.parse(await readFile(join(ROOT, "docs/openapi.json"), "utf8")) as Document & object;
 const ajv = addFormats.default(new Ajv2020({ strict: false, allErrors: true }));
 ajv.addSchema(document, "open");
-// Of a success, without room for anything that is not documented.
+// The schemas of successes refuse undocumented fields.
 ajv.addSchema(
   JSON.parse(JSON.stringify(document).replaceAll('"type":"object"', '"type":"object","additionalProperties":false')),
   "closed",
@@ -57,7 +57,7 @@ beforeAll(async () => {
 });
 afterAll(() => lotus.stop());
 
-/** What only these say: a fault of ours, and what the tests of faults bring about. */
+/** Statuses of faults. The tests of faults cause them. */
 const NOT_HERE = ["500", "503"];
 
 /** Fails unless this is an answer that the document has for the operation. */

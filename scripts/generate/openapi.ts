@@ -217,7 +217,7 @@ const PROBLEM: object = {
 /** Descriptions of services; a service without one gets a plain sentence. */
 const TAGS: Readonly<Record<string, string>> = {
   billing: "The ledger: balances, deposits, withdrawals and transfers.",
-  notification: "What Lotus has reported to a user.",
+  notification: "Notifications of a user.",
   order: "Subscriptions and orders.",
   profile: "Users, logins and the keys that verify tokens.",
 };

@@ -17,7 +17,7 @@ const POLL_MILLISECONDS = 20;
 
 const READY = "Kafka Server started";
 
-/** A process's command line, empty when there is none to be seen: process numbers are used again. */
+/** Returns the command line of a process, or an empty text. Process numbers are used again, so the text identifies it. */
 async function commandLineOf(pid: number): Promise<string> {
   try {
     return readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ");
@@ -72,7 +72,7 @@ export class BrokerProcess {
   constructor(command: readonly string[], logFile: string, pidFile: string, onEnd: (lastLine: string) => void) {
     this.#pidFile = pidFile;
     const [program = "", ...rest] = command;
-    // A session of its own: Ctrl-C in the terminal reaches Lotus only, which decides how to stop the broker.
+    // A separate session: Ctrl-C in the terminal reaches only Lotus, which stops the broker.
     const child = spawn(program, rest, {
       stdio: ["ignore", "pipe", "pipe"],
       detached: process.platform !== "win32",

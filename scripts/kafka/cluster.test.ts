@@ -56,7 +56,7 @@ describe("where Kafka comes from", () => {
     await kafka.stop();
   });
 
-  it("is a sentence with the three ways where there is none of them", async () => {
+  it("is a sentence with the three ways when all of them are missing", async () => {
     vi.stubEnv("KAFKA_BROKERS", "");
     for (const name of ["docker", "java", "mvn"]) await program(name, "exit 1");
     vi.stubEnv("JAVA_HOME", undefined);
@@ -140,7 +140,7 @@ describe.skipIf(process.platform === "win32")("a broker that an earlier run left
   });
 });
 
-describe.skipIf(!canStartKafka)("brokers of our own", () => {
+describe.skipIf(!canStartKafka)("started brokers", () => {
   it("keep their data when they are stopped, killed and started again, and lose it when they are erased", async () => {
     const first = await startKafka({ brokers: 1, folder });
     endings.push(() => first.stop());

@@ -24,7 +24,7 @@ export interface KafkaOptions {
   readonly onProgress?: (line: string) => void;
 }
 
-/** Brokers that serve. Those given by KAFKA_BROKERS are not ours: only `stop` works on them, and does nothing. */
+/** Running brokers. On brokers that KAFKA_BROKERS names, only `stop` works, and has no effect. */
 export interface Kafka {
   /** host:port of each broker. */
   readonly bootstrap: readonly string[];
@@ -43,7 +43,7 @@ export interface Kafka {
 /** How Kafka can be had here. */
 export type Source = "given" | "docker" | "java";
 
-/** What to tell people where Kafka cannot be had. */
+/** The message for a machine without Kafka. */
 export const NO_KAFKA =
   "Kafka needs one of three things: KAFKA_BROKERS set to a Kafka that runs (host:port), or a docker that runs, or Java 17 (or newer) and Maven.";
 
@@ -164,8 +164,8 @@ class Cluster implements Kafka {
 }
 
 /**
- * Gets Kafka: KAFKA_BROKERS as it is, else docker, else Java and Maven. Brokers that are begun here listen on 127.0.0.1 only
- * and end with this process, however it ends.
+ * Starts Kafka: uses KAFKA_BROKERS, else docker, else Java and Maven. Started brokers listen on 127.0.0.1 only and end with
+ * this process.
  * @throws {Error} with a sentence that says what to do
  */
 export async function startKafka(options: KafkaOptions): Promise<Kafka> {

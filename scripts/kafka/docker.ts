@@ -10,7 +10,7 @@ const DATA = "/var/lib/kafka/data";
 const DOCKER_ANSWERS_MILLISECONDS_MAX = 3_000;
 const PULL_MILLISECONDS_MAX = 600_000;
 const STOP_SECONDS_MAX = 10;
-/** Inside the cluster's own network nobody else has these. */
+/** Ports in the cluster's network, which no other program uses. */
 const INTERNAL_PORT = 19092;
 const CONTROLLER_PORT = 19093;
 
@@ -60,7 +60,7 @@ export class DockerRuntime implements Runtime {
     }
     if (!(await ask(["docker", "network", "inspect", runtime.#name])).ok)
       await docker("network", "create", runtime.#name);
-    // What an earlier run left behind: its ports are not ours.
+    // Containers of an earlier run have other ports.
     await Promise.all(runtime.nodes.map((_, index) => runtime.erase(index)));
     return runtime;
   }

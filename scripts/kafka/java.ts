@@ -62,7 +62,7 @@ logger.server.level = INFO
 
 const java = process.env.JAVA_HOME === undefined ? "java" : join(process.env.JAVA_HOME, "bin", "java");
 
-/** The version of the Java that would be used, such as "17.0.15"; undefined when there is none, or it is too old. */
+/** Returns the version of Java, such as "17.0.15". Undefined: Java is missing or too old. */
 async function javaVersion(): Promise<string | undefined> {
   const { ok, text } = await ask([java, "-version"]);
   const version = /version "([^"]+)"/.exec(text)?.[1];

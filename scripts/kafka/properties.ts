@@ -1,7 +1,7 @@
-/** What a broker of ours is told: server.properties, the same for a Java process and for a container. */
+/** The configuration of a started broker: server.properties, the same for a Java process and for a container. */
 import { createHash } from "node:crypto";
 
-/** Where one broker listens. The ports for other brokers and for the controllers are nobody else's business. */
+/** The addresses of one broker. Clients do not use the ports for other brokers and for controllers. */
 export interface Node {
   /** The host that other brokers reach it by. */
   readonly host: string;
@@ -16,13 +16,13 @@ export interface Node {
 /** A second listener beside the plain one, for clients that must prove who they are. */
 export interface SecuredListener {
   readonly protocol: "SASL_PLAINTEXT" | "SASL_SSL" | "SSL";
-  /** What the listener needs besides, such as `sasl.enabled.mechanisms`. */
+  /** Further properties of the listener, such as `sasl.enabled.mechanisms`. */
   readonly properties: Readonly<Record<string, string>>;
   /** For the storage tool, such as `--add-scram`. */
   readonly formatArguments?: readonly string[];
 }
 
-/** The broker's number in its cluster, from 1: Kafka keeps 0 for nobody in particular, and people count from 1. */
+/** Returns the broker's number in its cluster, from 1, as people count. */
 export const nodeId = (index: number) => index + 1;
 
 /** All brokers of a cluster must be formatted with one id; its folder gives it. Kafka's tools take a leading "-" for a flag. */

@@ -13,9 +13,9 @@ export interface KafkaPlan {
 /** One cluster, and what differs between the ways to run it. */
 export interface Runtime {
   readonly nodes: readonly Node[];
-  /** Ends what an earlier run left behind, makes the storage where there is none. Resolves to the command to run. */
+  /** Ends brokers of an earlier run and creates missing storage. Resolves to the command to run. */
   prepare(index: number): Promise<string[]>;
-  /** For a broker that is not the process we began: sends it the signal. */
+  /** Sends the signal to a broker that is not the started process, such as a container. */
   signal?(index: number, signal: "SIGTERM" | "SIGKILL"): Promise<void>;
   /** Removes the data of a broker that is down. */
   erase(index: number): Promise<void>;

@@ -77,7 +77,11 @@ describe("all of it", () => {
   });
 
   it("names only what the configuration holds", () => {
-    const { data } = configuration({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } });
+    const { data } = configuration({
+      database: { kind: "cluster" },
+      kafka: { kind: "cluster", brokers: 1 },
+      cors: "https://shop.example",
+    });
     for (const { document } of withPods) {
       for (const { name, key } of below(document, "configMapKeyRef")) {
         expect(name).toBe("lotus");

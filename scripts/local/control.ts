@@ -1,10 +1,12 @@
 /**
  * The control channel of a running Lotus: an HTTP server on loopback with JSON endpoints and server-sent events. `run.json` has its
- * address and its secret. The commands ps, logs, kill and stop use it.
+ * address and its secret. The commands ps, logs, kill and stop use it. The console of the gateway calls it in the same process.
  */
 import { randomBytes, timingSafeEqual } from "node:crypto";
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { createHttpServer } from "#kernel/listener";
+import { REQUEST_HEADER_BYTES_MAX } from "#kernel/settings";
 import type { FunctionProcess } from "./function-process.ts";
 
 /** Lines that a new listener of the event stream can ask for. */
@@ -29,8 +31,8 @@ export interface LogEvent {
 export interface ProcessStatus {
   readonly name: string;
   readonly kind: "function" | "postgres" | "kafka";
-  /** `zero` has no process. `outdated` runs code from before an edit that does not compile. */
-  readonly state: "zero" | "starting" | "running" | "outdated";
+  /** `zero` has no process. `outdated` runs code from before an edit that does not compile. `frozen` is halted by SIGSTOP. */
+  readonly state: "zero" | "starting" | "running" | "outdated" | "frozen";
   readonly pid?: number;
   readonly port?: number;
   /** Requests in progress. */
@@ -51,7 +53,7 @@ export interface OtherProcess {
   kill(): boolean;
 }
 
-/** What the control channel shows and commands. */
+/** The run that the control channel shows and commands. */
 export interface Controlled {
   readonly folder: string;
   readonly functions: ReadonlyMap<string, FunctionProcess>;
@@ -63,12 +65,26 @@ export interface Controlled {
   stop(): void;
 }
 
+/** An action of a caller on a process. Only functions can be stopped in order, frozen and thawed. */
+export type ProcessAction = "kill" | "stop" | "freeze" | "thaw";
+
+/** The result of an action: `done`, an unknown name, or a process that is not in a state for this action. */
+export type ActionResult = "done" | "unknown-process" | "not-running";
+
 export interface Control {
   readonly server: Server;
   /** Callers send it as `authorization: Bearer SECRET`. */
   readonly secret: string;
   /** Records an event and sends it to the listeners. */
   record(kind: LogEvent["kind"], name: string, text: string): void;
+  /** Returns the processes of this run. */
+  processes(): ProcessStatus[];
+  /** Returns the last events, at most 2000. */
+  history(): readonly LogEvent[];
+  /** Calls `listener` with each event from now on. Returns the function that ends it. */
+  listen(listener: (event: LogEvent) => void): () => void;
+  /** Acts on a process. */
+  act(name: string, action: ProcessAction): ActionResult;
 }
 
 function problem(response: ServerResponse, status: number, code: string, detail: string): void {
@@ -123,16 +139,27 @@ export function createControl(controlled: Controlled): Control {
     response.once("close", () => listeners.delete(send));
   };
 
-  const kill = (response: ServerResponse, name: string): void => {
+  const act = (name: string, action: ProcessAction): ActionResult => {
     const other = controlled.others.find((candidate) => candidate.status().name === name);
     const fn = controlled.functions.get(name);
-    if (other === undefined && fn === undefined)
-      problem(response, 404, "unknown-process", `No process is called ${name}.`);
-    else if (other?.kill() ?? fn?.kill()) json(response, 200, { killed: name });
-    else problem(response, 409, "not-running", `${name} has no process now.`);
+    if (other === undefined && fn === undefined) return "unknown-process";
+    if (other !== undefined) return action === "kill" && other.kill() ? "done" : "not-running";
+    if (action === "stop") {
+      if (fn?.status().pid === undefined) return "not-running";
+      void fn.stop();
+      return "done";
+    }
+    return fn?.[action]() ? "done" : "not-running";
   };
 
-  const server = createServer((request, response) => {
+  const kill = (response: ServerResponse, name: string): void => {
+    const result = act(name, "kill");
+    if (result === "done") json(response, 200, { killed: name });
+    else if (result === "not-running") problem(response, 409, result, `${name} has no process now.`);
+    else problem(response, 404, result, `No process is called ${name}.`);
+  };
+
+  const server = createHttpServer(REQUEST_HEADER_BYTES_MAX, (request, response) => {
     if (!isAllowed(request))
       return problem(response, 401, "unauthorized", "The secret of the run is missing or wrong.");
     const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");
@@ -158,5 +185,12 @@ export function createControl(controlled: Controlled): Control {
       if (history.push(event) > HISTORY_LINES_MAX) history.shift();
       for (const send of listeners) send(event);
     },
+    processes: statuses,
+    history: () => history,
+    listen(listener) {
+      listeners.add(listener);
+      return () => void listeners.delete(listener);
+    },
+    act,
   };
 }

@@ -14,6 +14,7 @@ import {
 import { type Delivered, deliver, type KafkaSource, type Message, type Resolve } from "../sources/delivery.ts";
 import { forward, receive } from "./forward.ts";
 import type { FunctionProcess } from "./function-process.ts";
+import type { Observer } from "./observer.ts";
 
 /** Events in memory for one source. The bus refuses more with 503; they stay in the outbox. */
 const WAITING_EVENTS_MAX = 10_000;
@@ -96,16 +97,11 @@ function topicOf({ "lotus-topic": topic, "ce-type": type }: IncomingMessage["hea
   return typeof topic === "string" ? topic : /^lotus\.(.+)\.v\d+$/.exec(String(type))?.[1];
 }
 
-/** How the bus treats published events: `lose` accepts and forgets them, as a topic that is deleted; `refuse` answers 503. */
-export type BusState = "deliver" | "lose" | "refuse";
-
 export interface EventBus {
   /** POST /<secret> accepts an event; a request to /<secret>/<function> goes to that function. For 127.0.0.1 only. */
   readonly server: Server;
   /** Adds sources, which receive the events that are published from now on. */
   add(sources: readonly KafkaSource[]): void;
-  /** Changes how the bus treats published events, for fault injection. */
-  become(state: BusState): void;
   /** Removes the source of a function. Its waiting events stay in the outbox. */
   remove(name: string): void;
   /** Stops delivering. Deliveries in flight finish. */
@@ -117,6 +113,7 @@ export interface EventBus {
  * @param resolve gives the URL at which this very server reaches a function
  * @param secret the first part of every path that the bus accepts: the secret of the run
  * @param waitingMax events that wait for one source
+ * @param observer is notified of each event and of each attempt to deliver one
  */
 export function createEventBus(
   functions: ReadonlyMap<string, FunctionProcess>,
@@ -124,12 +121,11 @@ export function createEventBus(
   onDelivered: OnDelivered,
   secret: string,
   waitingMax = WAITING_EVENTS_MAX,
+  observer?: Observer,
 ): EventBus {
   const queues: SourceQueue[] = [];
-  let state: BusState = "deliver";
   const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, RECORD_BYTES_MAX);
   const take = ({ headers: given }: IncomingMessage, body: Buffer): number => {
-    if (state !== "deliver") return state === "lose" ? 202 : 503;
     const topic = topicOf(given);
     if (body.length > EVENT_BODY_BYTES_MAX) return 413;
     if (topic === undefined) return 400;
@@ -142,6 +138,7 @@ export function createEventBus(
           (entry[0].startsWith("ce-") || entry[0] === "content-type") && typeof entry[1] === "string",
       ),
     );
+    observer?.published(headers, body);
     for (const queue of takers) queue.add({ headers, body });
     return 202;
   };
@@ -153,11 +150,15 @@ export function createEventBus(
     const received = await receive(receiver, incoming, outgoing);
     if (received === undefined) return;
     const fn = functions.get(name ?? "");
-    if (fn !== undefined) return forward(fn, incoming, outgoing, "/", received.body);
+    if (fn !== undefined) {
+      const began = performance.now();
+      await forward(fn, incoming, outgoing, "/", received.body);
+      const status = outgoing.headersSent ? outgoing.statusCode : 0;
+      observer?.attempted(name ?? "", incoming.headers, received.body, status, performance.now() - began);
+      return;
+    }
     const status = take(incoming, received.body ?? Buffer.alloc(0));
-    outgoing
-      .writeHead(status, status === 503 && state === "deliver" ? { "retry-after": String(RETRY_AFTER_SECONDS) } : {})
-      .end();
+    outgoing.writeHead(status, status === 503 ? { "retry-after": String(RETRY_AFTER_SECONDS) } : {}).end();
   });
   return {
     server,
@@ -167,9 +168,6 @@ export function createEventBus(
     remove(name) {
       const index = queues.findIndex((queue) => queue.name === name);
       if (index !== -1) void queues.splice(index, 1)[0]?.stop();
-    },
-    become(next) {
-      state = next;
     },
     async stop() {
       await Promise.all(queues.map((queue) => queue.stop()));

@@ -42,8 +42,8 @@ export interface Running {
 
 /** The state of a function, as `lotus ps` shows it. */
 export interface FunctionStatus {
-  /** `outdated`: the process runs code from before an edit that does not compile. */
-  readonly state: "zero" | "starting" | "running" | "outdated";
+  /** `outdated`: the process runs code from before an edit that does not compile. `frozen`: SIGSTOP halts the process. */
+  readonly state: "zero" | "starting" | "running" | "outdated" | "frozen";
   readonly pid?: number;
   readonly port?: number;
   readonly inFlight: number;
@@ -70,6 +70,7 @@ export class FunctionProcess {
   #closed = false;
   #stale: (() => Promise<void>) | undefined;
   #outdated = false;
+  #frozen: Life | undefined;
   #starts = 0;
   #startMilliseconds: number | undefined;
   readonly #ending = new Set<Promise<void>>();
@@ -78,7 +79,7 @@ export class FunctionProcess {
     this.#options = options;
   }
 
-  /** The listening process; undefined when there is none. */
+  /** The listening process; undefined at zero. */
   get running(): Running | undefined {
     return this.#current?.running;
   }
@@ -99,7 +100,8 @@ export class FunctionProcess {
     const state = this.#current === undefined ? "zero" : running === undefined ? "starting" : "running";
     const pid = this.#current?.child.pid;
     return {
-      state: this.#outdated ? "outdated" : state,
+      state:
+        this.#current !== undefined && this.#frozen === this.#current ? "frozen" : this.#outdated ? "outdated" : state,
       ...(pid !== undefined && { pid }),
       ...(running !== undefined && { port: running.port }),
       inFlight: this.#inFlight,
@@ -108,13 +110,26 @@ export class FunctionProcess {
     };
   }
 
-  /** Sends SIGKILL to the process. False: there is none. */
+  /** Sends SIGKILL to the process. False: the function is at zero. */
   kill(): boolean {
     return this.#current?.child.kill("SIGKILL") ?? false;
   }
 
+  /** Halts the process with SIGSTOP. False: there is none. */
+  freeze(): boolean {
+    this.#frozen = this.#current;
+    return this.#current?.child.kill("SIGSTOP") ?? false;
+  }
+
+  /** Continues a halted process. False: none is halted. */
+  thaw(): boolean {
+    const frozen = this.#frozen;
+    this.#frozen = undefined;
+    return frozen?.child.kill("SIGCONT") ?? false;
+  }
+
   /**
-   * Marks a request as begun and returns the process to send it to, started when there is none. Call `release` when it is over.
+   * Counts a request as begun and returns the process that receives it. A function at zero starts. Call `release` when it is over.
    * @throws {Refusal} when the process does not listen; the request is over then
    */
   async acquire(): Promise<Running> {
@@ -198,7 +213,7 @@ export class FunctionProcess {
       env: { ...environment, HOST: "127.0.0.1", PORT: "0" },
       execArgv: [...nodeOptions],
       stdio: ["ignore", "pipe", "pipe", "ipc"],
-      // A process group of its own: Ctrl-C reaches the gateway only, which lets the functions finish.
+      // Another process group: Ctrl-C reaches the gateway only, which lets the functions finish.
       detached: true,
     });
     guardChild(child);

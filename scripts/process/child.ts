@@ -14,7 +14,7 @@ export function hasEnded({ exitCode, signalCode, pid }: ChildProcess): boolean {
 }
 
 /** Resolves when a child has ended; at once when it has. */
-export function untilEnded(child: ChildProcess): Promise<void> {
+function untilEnded(child: ChildProcess): Promise<void> {
   if (hasEnded(child)) return Promise.resolve();
   return new Promise((resolve) => {
     child.once("exit", () => resolve());

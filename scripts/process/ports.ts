@@ -25,13 +25,13 @@ export async function isFree(port: number): Promise<boolean> {
   }
 }
 
-/** Returns a free port. @throws {Refusal} when none is free */
+/** Returns a free port. @throws {Refusal} when every port is taken */
 export async function freePort(): Promise<number> {
   const [port = 0] = await freePorts(1);
   return port;
 }
 
-/** Returns different free ports, none of them in `except`. @throws {Refusal} when too few are free */
+/** Returns different free ports that are not in `except`. @throws {Refusal} when too few are free */
 export async function freePorts(count: number, except: readonly number[] = []): Promise<number[]> {
   const found = new Set<number>();
   for (let tries = 0; found.size < count; tries++) {

@@ -74,7 +74,7 @@ export async function runJson<T>(command: string, args: readonly string[]): Prom
   return JSON.parse(await run(command, args)) as T;
 }
 
-/** What a program printed within a limit of time, and whether it succeeded. */
+/** The output of a program within a limit of time, and whether the program succeeded. */
 export interface Answer {
   readonly ok: boolean;
   /** Standard output, then standard error. */
@@ -88,7 +88,7 @@ export async function ask(command: readonly string[], millisecondsMax = ANSWER_M
   return { ok: code === 0, text: `${stdout}${stderr}` };
 }
 
-/** What a program printed; undefined when it is missing, failed or took too long. */
+/** Returns the output of a program; undefined when it is missing, failed or took too long. */
 export async function runText(command: readonly string[], millisecondsMax?: number): Promise<string | undefined> {
   const { ok, text } = await ask(command, millisecondsMax);
   return ok ? text : undefined;

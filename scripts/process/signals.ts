@@ -1,4 +1,4 @@
-/** What ends a program that runs until it is stopped: Ctrl-C, SIGTERM, the end of its terminal, the end of npm. */
+/** The signals that end a program: Ctrl-C, SIGTERM, the end of its terminal, the end of npm. */
 import { readFileSync } from "node:fs";
 import { isAlive } from "./child.ts";
 import { runText } from "./run.ts";

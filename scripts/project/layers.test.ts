@@ -47,7 +47,7 @@ describe("the project", () => {
     expect(await importers("@neondatabase/serverless")).toEqual(["functions/kernel/database.ts"]);
   });
 
-  it("has functions and triggers, each under a name of its own", () => {
+  it("has functions and triggers with different names", () => {
     expect(new Set(functions.map(({ kind }) => kind))).toEqual(new Set(["endpoint", "subscriber"]));
     expect(new Set(functions.map(({ name }) => name)).size).toBe(functions.length);
   });

@@ -1,4 +1,4 @@
-/** The layers of scripts/: what each part may do and import. */
+/** The layers of scripts/: the permitted actions and imports of each part. */
 import { readdir, readFile } from "node:fs/promises";
 import { dirname, join, normalize, relative } from "node:path";
 import { describe, expect, it } from "vitest";
@@ -14,7 +14,7 @@ const partOf = (file: string) => file.split("/")[1] ?? "";
 
 /** Parts that talk to a person: they print, read arguments and end the process. */
 const TALKING = ["commands", "cli"];
-/** Programs of their own, which other processes start. */
+/** Separate programs, which other processes start. */
 const PROGRAMS = ["bench", "testing", "check"];
 
 /** Reading arguments, printing and exiting. */

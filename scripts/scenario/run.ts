@@ -36,7 +36,7 @@ export interface ScenarioSummary {
   readonly perRequest: readonly AnswerTimes[];
 }
 
-/** What happened in one run. */
+/** The result of one run. */
 interface Run {
   requests: number;
   assertions: number;
@@ -44,7 +44,7 @@ interface Run {
   readonly answers: { readonly name: string; readonly milliseconds: number }[];
 }
 
-/** What newman tells with its events, which its types leave open. */
+/** The data of newman's events, which its types leave open. */
 interface Told {
   readonly item: { readonly name: string };
   readonly response?: { readonly responseTime: number };
@@ -65,7 +65,7 @@ async function play(baseUrl: string, times: number, reporters: string[], over: (
   const settings = {
     collection: COLLECTION,
     envVar: [{ key: "baseUrl", value: baseUrl }],
-    // Not one newman run a scenario: newman keeps the 5 MB of each for as long as the process lives.
+    // One newman run for all iterations: newman keeps 5 MB of each run as long as the process lives.
     iterationCount: times,
     timeoutRequest: REQUEST_TIMEOUT_MILLISECONDS,
     reporters,

@@ -67,7 +67,7 @@ export async function changePublicKeys(change: (keys: Keys) => Promise<Keys> | K
   }
 }
 
-/** What belongs to a database beside its URL. */
+/** Facts about a database beside its URL. */
 export interface DatabaseExtras {
   /** The URL of the pooler that functions use, as roleUrl reads it. */
   readonly pooler?: string | undefined;

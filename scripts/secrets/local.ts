@@ -1,4 +1,4 @@
-/** What a cluster keeps in Secrets, in a folder of this machine: a folder a secret, a file a key. */
+/** The local form of a cluster's Secrets: one folder for each secret, one file for each key. */
 import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";

@@ -40,7 +40,7 @@ describe("a lock", () => {
     expect(await withLock(file(), async () => 1)).toBe(1);
   });
 
-  it("of a process that has ended is taken over, by one caller at a time", async () => {
+  it("is taken over when its process has ended, by one caller at a time", async () => {
     for (let round = 0; round < 10; round++) {
       await writeFile(file(), JSON.stringify({ host: hostname(), pid: ended() }));
       let working = 0;

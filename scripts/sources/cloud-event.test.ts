@@ -50,7 +50,7 @@ describe("a binary CloudEvent", () => {
     expect(toMessage(record({ headers }), reader).headers["ce-type"]).toBe("new");
   });
 
-  it("sends Latin-1 as it is, and a question mark for what does not fit into a header", () => {
+  it("sends Latin-1 unchanged, and a question mark for each character that no header can contain", () => {
     const headers = { ...binary, ce_subject: "Zoë €😀\r\nx" };
     expect(toMessage(record({ headers }), reader).headers["ce-subject"]).toBe("Zoë ????x");
   });
@@ -132,7 +132,7 @@ describe("a record that is no CloudEvent", () => {
 
   it.each([
     ["a required attribute is missing", { ...binary, ce_type: undefined }],
-    ["the time is none", { ...binary, ce_time: "yesterday" }],
+    ["the time is not a time", { ...binary, ce_time: "yesterday" }],
     ["the source is no URI", { ...binary, ce_source: "a b" }],
     ["an attribute's name is not allowed", { ...binary, ce_trace_id: "1" }],
     ["the version is unknown", { ...binary, ce_specversion: "9" }],

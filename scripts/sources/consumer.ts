@@ -13,6 +13,7 @@ import {
   type Resolve,
 } from "./delivery.ts";
 import { Progress, Slots } from "./offsets.ts";
+import { readPastUndecodable, undecodableReason } from "./undecodable.ts";
 
 /** The real data plane polls as many records at once. A function serves at most this many requests of one source at a time. */
 const RECORDS_IN_FLIGHT_MAX = 50;
@@ -162,6 +163,7 @@ export class KafkaConsumer implements RunningSource {
     const { consumerGroup: groupId, topics } = this.#source.spec;
     // The error that ends a consumer is reported; kafkajs recovers from what it logs besides.
     const kafka = await kafkaClient(this.#brokers, () => undefined);
+    await readPastUndecodable();
     const consumer = kafka.consumer({
       groupId,
       sessionTimeout: SESSION_MILLISECONDS,
@@ -180,7 +182,7 @@ export class KafkaConsumer implements RunningSource {
       joined = true;
       const partitions = this.#keep(payload.memberAssignment);
       clearTimeout(this.#recovery);
-      // A record that kafkajs cannot decode ends the consumer after each join.
+      // Something may end the consumer after each join.
       if (this.#trouble === undefined) this.#recover(partitions);
       else this.#recovery = setTimeout(() => this.#recover(partitions), RECOVERED_MILLISECONDS).unref();
       this.#hasJoined();
@@ -269,13 +271,18 @@ export class KafkaConsumer implements RunningSource {
 
   #deliver(record: KafkaRecord, name: string, namespace: string): Promise<Delivered> {
     const { spec } = this.#source;
+    const refuse = (why: string) => {
+      const reason = `the record cannot become an event: ${why}`;
+      const bare = bareMessage(record, name, namespace);
+      return deliverUnreadable(bare, reason, spec, this.#resolve, this.#stop.signal);
+    };
+    const undecodable = undecodableReason(record.headers);
+    if (undecodable !== undefined) return refuse(undecodable);
     let message: Message;
     try {
       message = toMessage(record, { name, namespace });
     } catch (error) {
-      const reason = `the record cannot become an event: ${(error as Error).message}`;
-      const bare = bareMessage(record, name, namespace);
-      return deliverUnreadable(bare, reason, spec, this.#resolve, this.#stop.signal);
+      return refuse((error as Error).message);
     }
     return deliver(message, spec, this.#resolve, this.#stop.signal);
   }

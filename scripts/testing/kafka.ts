@@ -13,12 +13,12 @@ import { makeOverdue } from "./lotus.ts";
 /** How Kafka can be had here. Undefined: tests that need it are skipped, and the run says why. */
 export const kafkaSource = await findKafka();
 if (kafkaSource === undefined) console.warn(`Skipped: tests against a real Kafka. ${NO_KAFKA}`);
-/** Whether brokers can be killed and erased: those of KAFKA_BROKERS are somebody's. */
+/** Whether the test may kill and erase brokers. The brokers of KAFKA_BROKERS belong to somebody else. */
 export const canStartKafka = kafkaSource === "docker" || kafkaSource === "java";
 if (kafkaSource === "given")
   console.warn("Skipped: tests that kill brokers, because KAFKA_BROKERS names one of yours.");
 
-/** Starts Kafka in a folder of its own. `stop` also removes its data. */
+/** Starts Kafka in a new folder. `stop` also removes its data. */
 export async function startTestKafka(options: Partial<KafkaOptions> = {}): Promise<Kafka> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-kafka-"));
   const kafka = await startKafka({ brokers: 1, folder, ...options });

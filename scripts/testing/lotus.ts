@@ -20,7 +20,7 @@ export interface TestLotus extends Lotus {
   readonly database: Client;
   /** Every line that a function has written, by function. */
   readonly lines: ReadonlyMap<string, string[]>;
-  /** What startLotus reported: starts, crashes, dead letters. */
+  /** The reports of startLotus: starts, crashes, dead letters. */
   readonly news: string[];
 }
 
@@ -65,7 +65,7 @@ export async function startTestLotus(options: Partial<LotusOptions> = {}): Promi
       await network.stop();
       await database.end();
       // The sessions of functions that were killed end by themselves; the owner may not end those of other roles.
-      await eventually("nobody is connected any more", async () => {
+      await eventually("all connections are closed", async () => {
         const { rowCount } = await server.query("select from pg_stat_activity where datname = $1", [name]);
         return rowCount === 0;
       });
@@ -162,7 +162,7 @@ export async function eventually<T>(
   }
 }
 
-/** Resolves when the outbox holds nothing that waits to be settled. */
+/** Resolves when the outbox is empty. */
 export async function settled(
   lotus: Pick<TestLotus, "database">,
   millisecondsMax = EVENTUALLY_MILLISECONDS_MAX,
@@ -209,7 +209,7 @@ export async function makeOverdue(database: Client): Promise<void> {
   );
 }
 
-/** What the relay would do once everything in the outbox is overdue. */
+/** Makes every outbox row overdue and runs the relay. */
 export async function relayNow(lotus: Pick<TestLotus, "database" | "tick">): Promise<void> {
   await makeOverdue(lotus.database);
   await lotus.tick();
@@ -223,7 +223,7 @@ export async function untilAnswered(user: TestUser, request: string, key: string
   });
 }
 
-/** Holds the account of a user: whoever wants to move its money waits. Resolves to what lets it go. */
+/** Locks the account of a user, so that movements of its money wait. Resolves to the function that releases the lock. */
 export async function holdAccount(
   lotus: TestLotus,
   user: TestUser,
@@ -234,7 +234,7 @@ export async function holdAccount(
   await holder.query("select from billing.accounts where id = $1 for update", [user.id]);
   return {
     async waiting() {
-      // Not pg_stat_activity: that hides from the owner what other roles wait for.
+      // pg_stat_activity hides the waits of other roles from the owner; pg_locks does not.
       const { rows } = await lotus.database.query("select distinct pid from pg_locks where not granted");
       return rows.length;
     },

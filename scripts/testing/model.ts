@@ -1,4 +1,4 @@
-/** What one user's Lotus must look like from outside: a few lines that know nothing of databases, events or processes. */
+/** The expected view of one user from outside. The model contains no database, no events and no processes. */
 import { message } from "../../functions/notification/message.ts";
 
 /** In cents. The last one is not for sale. */

@@ -29,7 +29,7 @@ export interface TestPostgres {
   readonly superuser: Client;
   /**
    * Creates a database with an owner of the same name.
-   * @param options of the owner, such as "createrole"
+   * @param options the options of the owner, such as "createrole"
    * @returns the owner's URL at 127.0.0.1, without parameters
    */
   createDatabase(name: string, options?: string, password?: string): Promise<string>;
@@ -38,7 +38,7 @@ export interface TestPostgres {
   stop(): Promise<void>;
 }
 
-/** Starts one with TLS in a folder of its own. */
+/** Starts a server with TLS in a new folder. */
 export async function startTestPostgres(): Promise<TestPostgres> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-postgres-"));
   await chmod(folder, 0o711);

@@ -11,7 +11,7 @@ import { ensureSecrets } from "../secrets/local.ts";
 
 declare module "vitest" {
   interface ProvidedContext {
-    /** The server, as the owner of a migrated database that nobody is connected to. */
+    /** The server, as the owner of a migrated database without other connections. */
     templateUrl: string;
     /** The roles' passwords and the token keys, which all databases of the server share. */
     secrets: string;

@@ -23,7 +23,7 @@ interface Line {
   readonly reason?: string;
 }
 
-/** What the relay has written to its log. */
+/** The log lines of the relay. */
 function said(lotus: TestLotus, message: string): Line[] {
   const lines = (lotus.lines.get("events-relay") ?? []).map((line) => JSON.parse(line) as Line);
   return lines.filter((line) => line.message === message);
@@ -267,7 +267,7 @@ describe("the relay", () => {
     await lotus.database.query("delete from events.dead_letters");
   });
 
-  it("forgets what it has published and none of our triggers waits for", async () => {
+  it("deletes published events that have no subscriber", async () => {
     await emitUnheard(lotus, 3);
     await lotus.tick();
     expect(await outbox(lotus)).toEqual({ waiting: 0, attempts: 0 });

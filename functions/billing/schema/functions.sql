@@ -205,7 +205,7 @@ begin
       outcomes[i] := coalesce(refusals[i], 'account-not-open');
       continue;
     end if;
-    -- The calls of one user keep their order: those after a skipped call are skipped too.
+    -- The calls of one user keep their order: a skipped call skips the later calls of the same user.
     continue when account_skipped[own];
     amount := moved_amounts[i];
     balances[i] := account_balances[own];

@@ -1,4 +1,4 @@
-// The least that a process which answers HTTP can be: what a function's start is measured against.
+// The smallest process that answers HTTP. The bench measures the start of a function against it.
 const server = require("node:http").createServer((_, response) => {
   response.writeHead(200, { "content-type": "application/json", "content-length": 2 }).end("{}");
 });

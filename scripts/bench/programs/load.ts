@@ -1,6 +1,6 @@
 /**
- * The load generator, a process of its own: kept-alive connections, each with one request at a time. It uses plain sockets,
- * because on a machine of two cores the generator must cost less than what it measures.
+ * The load generator: a separate process with kept-alive connections, each with one request at a time. It uses plain sockets,
+ * because on a machine of two cores the generator must cost less than the server that it measures.
  */
 import { connect } from "node:net";
 import { quantile } from "../statistics.ts";

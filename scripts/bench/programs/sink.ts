@@ -1,4 +1,4 @@
-/** Takes every event that is published to it, and keeps none. Run as a process of its own, by ../world.ts. */
+/** Accepts every published event and stores none. ../world.ts runs it as a separate process. */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 

@@ -53,7 +53,7 @@ function startKafkaFor(host: string, folder: string): Promise<Kafka> {
     onProgress: (line) => console.log(line),
     secured: {
       protocol: "SASL_PLAINTEXT",
-      // What stands here replaces what is there for one machine.
+      // These properties replace those for one machine.
       properties: {
         listeners: `${listeners("0.0.0.0")},CONTROLLER://127.0.0.1:${controller}`,
         "advertised.listeners": listeners(host),
@@ -70,7 +70,7 @@ async function kafkaAnswers(broker: string): Promise<void> {
   await admin.disconnect();
 }
 
-/** What a KafkaSource's data plane does, by knative/sources/, posting to the functions' addresses inside the cluster. */
+/** Stands in for KafkaSource's data plane: reads knative/sources/ and posts to the functions' addresses inside the cluster. */
 export function startKafkaSource(broker: string): ChildProcess {
   const sinks = "http://{name}.lotus.svc.cluster.local";
   const args = [PROGRAM, "kafka-source", "--brokers", broker, "--sink-template", sinks];

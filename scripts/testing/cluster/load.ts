@@ -1,4 +1,4 @@
-/** Users who pay without pause, each payment with a key of its own, and repeat it until it is answered. */
+/** Users who pay without pause. Each payment has a new key, and is repeated until it is answered. */
 import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
@@ -8,7 +8,7 @@ import { HOST } from "../../kubernetes/kubectl.ts";
 export const BASE_URL = `http://${HOST}`;
 const DEPOSIT = 1_000_000;
 const SETTLE_SECONDS_MAX = 90;
-/** Of a new user: the welcome, and the deposit. */
+/** The notifications of a new user: the welcome, and the deposit. */
 const NOTIFICATIONS_BEFORE = 2;
 
 interface Payer {
@@ -21,10 +21,10 @@ interface Payer {
 export interface LoadResult {
   /** Payments that were answered 200. */
   readonly payments: number;
-  /** Requests that were not: what came instead, and how often. */
+  /** Requests without the expected answer: the other answer, and its number. */
   readonly failures: ReadonlyMap<string, number>;
   readonly slowestMilliseconds: number;
-  /** What does not hold, now that everything has settled; undefined when all is right. */
+  /** The first violated invariant after everything has settled; undefined when all hold. */
   readonly difference: string | undefined;
 }
 
@@ -49,7 +49,7 @@ async function newPayer(): Promise<Payer> {
   return { id, token, payments: 0, paid: 0 };
 }
 
-/** What a payment is: subscription 1 costs 10; an order of a price of one's own costs 1 here. */
+/** The two payments: subscription 1 costs 10, and an order with a free price costs 1 here. */
 const REQUESTS = {
   "order-pay": { path: "/order/pay?idSubscription=1", body: undefined, price: 10 },
   "order-create": { path: "/order/create", body: { price: 1 }, price: 1 },

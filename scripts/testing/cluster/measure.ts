@@ -1,6 +1,6 @@
 /**
  * Figures of a deployment: each function's image, its start from zero beside a bare Node Service, the memory of its pod.
- *   node --import ./scripts/typescript.mjs scripts/testing/cluster/measure.ts --rounds 10 --base IMAGE       on a cluster where nobody else calls Lotus
+ *   node --import ./scripts/typescript.mjs scripts/testing/cluster/measure.ts --rounds 10 --base IMAGE       on a cluster without other callers of Lotus
  */
 import { randomUUID } from "node:crypto";
 import { mkdir, writeFile } from "node:fs/promises";
@@ -127,7 +127,7 @@ async function memoryOf(name: string): Promise<number | undefined> {
   return undefined;
 }
 
-/** In an order that is another each time: what a function leaves to do, its successor shares the machine with. */
+/** Returns a new order each time: work that a function leaves behind slows the next one down. */
 function shuffled<T>(items: readonly T[]): T[] {
   return items
     .map((item) => ({ item, place: Math.random() }))

@@ -1,7 +1,7 @@
 /**
- * Before the cluster's tests: is there a cluster, may it be used, and is Lotus on it? Told by the environment:
+ * Prepares the cluster's tests: finds the cluster and deploys Lotus. Variables of the environment:
  *   CLUSTER_TEST=yes     kubectl's cluster may be used: Lotus is deployed there, its pods are deleted
- *   CLUSTER_DEPLOY=…     what npx lotus deploy is told besides, such as --base IMAGE --load-command 'CMD {image}'
+ *   CLUSTER_DEPLOY=…     further options of npx lotus deploy, such as --base IMAGE --load-command 'CMD {image}'
  *   CLUSTER_HOST=…       Postgres and Kafka run beside the cluster, on this machine; pods know it by this address
  *   DATABASE_ADMIN_URL=… without CLUSTER_HOST: the database, as this machine reaches it, for what is looked up in it
  */
@@ -14,7 +14,7 @@ import { attempt } from "../../process/run.ts";
 import { ROOT } from "../../project/paths.ts";
 import { type ExternalBackends, startExternalBackends, startKafkaSource } from "./external-backends.ts";
 
-/** What the tests are given. `skipped`: why they cannot run here. */
+/** The context of the tests. `skipped` is the reason why they cannot run here. */
 export type ClusterContext =
   | { readonly skipped: string }
   | { readonly skipped: undefined; readonly databaseUrl: string; readonly deployArguments: string };
@@ -25,7 +25,7 @@ declare module "vitest" {
   }
 }
 
-/** Runs npx lotus deploy with arguments that a shell reads, and shows what it says. */
+/** Runs npx lotus deploy with arguments that a shell reads, and shows its output. */
 export async function deploy(shellArguments: string): Promise<string> {
   const child = spawn(`node scripts/lotus.mjs deploy ${shellArguments}`, {
     cwd: ROOT,

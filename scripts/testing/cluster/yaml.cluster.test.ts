@@ -11,7 +11,7 @@ describe.skipIf(inject("cluster").skipped !== undefined)("a real API server", ()
   let knowsPodMonitors = false;
   beforeAll(async () => {
     knowsPodMonitors = (await get("crd", "podmonitors.monitoring.coreos.com", "")) !== undefined;
-    if (!knowsPodMonitors) console.log(`Not asked about ${METRICS}: the Prometheus operator is not in this cluster.`);
+    if (!knowsPodMonitors) console.log(`This cluster has no Prometheus operator, so ${METRICS} was not checked.`);
   });
 
   it.each(files)("takes %s as it is", async (file) => {
@@ -22,7 +22,7 @@ describe.skipIf(inject("cluster").skipped !== undefined)("a real API server", ()
     );
     const options = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
     const { stdout, stderr } = await attempt("kubectl", options, { input: toYaml(asked) });
-    // What pod security forbids and what is deprecated is only warned of.
+    // Kubernetes only warns of deprecated fields and of violations of pod security.
     expect(stderr).toBe("");
     expect(stdout).toMatch(/\(server dry run\)/);
   });

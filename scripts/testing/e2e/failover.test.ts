@@ -1,4 +1,4 @@
-/** What a running Lotus answers while its Postgres fails, on a server of its own. */
+/** The answers of a running Lotus while its Postgres fails, on a separate server. */
 import { randomUUID } from "node:crypto";
 import { chmod, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

@@ -29,14 +29,14 @@ afterAll(() => lotus.stop());
 /** Where the event bus takes events, and each function can be called by its name. */
 const inside = () => ({ url: lotus.manifests.functions.get("order-pay")?.K_SINK ?? "" });
 
-/** Settles what faults have delayed, as the relay does within a minute, and expects that nothing is lost or doubled. */
+/** Publishes delayed events, as the relay does within a minute, and expects no loss and no duplicate. */
 async function recovered(deadLetters = 0): Promise<void> {
   await relayNow(lotus);
   await expectInvariants(lotus, deadLetters);
 }
 
 describe("a function that is killed", () => {
-  it("again and again while the scenario is played, is missed by nobody", async () => {
+  it("again and again while the scenario is played, fails no assertion", async () => {
     let kills = 0;
     const summary = await meanwhile(
       100,
@@ -151,7 +151,7 @@ describe("a database connection that is cut", () => {
     expect(counts.charge).toBe(50);
     expect(counts.withdrawal ?? 0).toBeGreaterThanOrEqual(done);
     expect(counts.withdrawal ?? 0).toBeLessThanOrEqual(done + unknown);
-    // What was cut off again and again waits up to six seconds for its next delivery.
+    // A delivery that was cut off several times waits up to six seconds for the next attempt.
   }, 60_000);
 });
 
@@ -286,7 +286,7 @@ describe("a trigger that fails", () => {
     ]);
   });
 
-  it("because of the event, buries it with its reason, and goes on with the others", async () => {
+  it("because of the event, moves it to the dead letters with its reason, and continues with the others", async () => {
     const user = await newUser(lotus);
     const fact = { userId: user.id, recipient: user.email, kind: "deposit-done", amount: "1", balance: "1" };
     const tell = (id: string, body: unknown, type = "lotus.notification-requested.v1") =>

@@ -19,9 +19,9 @@ const PAYMENTS_THAT_FILL = 7_000;
 const PAYMENTS_OF_OUTAGE = 14_000;
 /** From the one to the other. */
 const MEMORY_GROWTH_MEBIBYTES_MAX = 20;
-/** What a pod may have: see knative/functions/. */
+/** The memory limit of a pod: see knative/functions/. */
 const MEMORY_MEBIBYTES_MAX = 192;
-/** What waits after an outage takes its time on a busy machine. */
+/** Waiting events take their time after an outage on a busy machine. */
 const SETTLED_MILLISECONDS_MAX = 120_000;
 const FAULT_MILLISECONDS_MAX = 300_000;
 
@@ -71,7 +71,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
   let lotus: TestLotus;
   let source: ChildProcess | undefined;
 
-  /** The stand-in for KafkaSource as a program of its own, which can be killed. */
+  /** The stand-in for KafkaSource as a separate process, which the test can kill. */
   function startSource(): ChildProcess {
     const flags = ["--brokers", kafka.bootstrap.join(","), "--sink-template", `${lotus.insideUrl}/{name}`];
     return spawn(process.execPath, [PROGRAM, "kafka-source", ...flags], { stdio: "ignore" });
@@ -113,7 +113,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
       const full = await memoryOf("order-pay");
       await pay(user, PAYMENTS_OF_OUTAGE - PAYMENTS_THAT_FILL);
       const peak = await memoryOf("order-pay");
-      // Killed between commit and publish: what its memory held is only in the outbox now.
+      // Killed between commit and publication: the events of its memory are only in the outbox now.
       childOf("order-pay")?.kill("SIGKILL");
       await eventually("it is gone", () => childOf("order-pay") === undefined);
       await Promise.all([kafka.restart(0), pay(user, 40)]);

@@ -88,7 +88,7 @@ class ModelUser {
     this.model = new ModelAccount(recipient.email);
   }
 
-  /** Sends a request until it is answered. What moves money has a key, so that it may be repeated. */
+  /** Sends a request until it is answered. A request that moves money has a key, so that it may be repeated. */
   async #send(request: string, key?: string, body?: object): Promise<Answer> {
     return eventually(`${request} is answered`, async () => {
       const headers = key === undefined ? {} : { "idempotency-key": key };
@@ -108,7 +108,7 @@ class ModelUser {
         return answer;
       }),
     );
-    // Of requests at the same time nobody knows which came first; but as many are paid as the model says.
+    // The order of simultaneous requests is unknown. The number of paid requests is that of the model.
     const order = ({ status, body }: Answer) => status * 1e9 - body.balance;
     answers.sort((one, other) => order(one) - order(other));
     expect(answers).toMatchObject(expected);

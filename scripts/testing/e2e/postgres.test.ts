@@ -96,7 +96,7 @@ describe("Lotus on Postgres", () => {
     await expectScenario(await start(await postgres.createDatabase("my shop", "createrole", "p@/#%:?& w")));
   });
 
-  it("that has two databases of Lotus: neither can enter the other", async () => {
+  it("that has two databases of Lotus: no role of one can enter the other", async () => {
     const folders = [await newFolder(), await newFolder()] as const;
     const urls = [await postgres.createDatabase("production"), await postgres.createDatabase("staging")] as const;
     const production = await start(urls[0], { folder: folders[0] });
@@ -116,7 +116,7 @@ describe("Lotus on Postgres", () => {
 
 describe.skipIf(process.env.PGBOUNCER === "skip")("Lotus behind PgBouncer in transaction mode", () => {
   it.each([
-    ["prepares no statements when it is told so", "false"],
+    ["prepares no statements when DATABASE_PREPARE is false", "false"],
     ["notices a pooler that does not keep prepared statements", "true"],
   ])("%s", async (_, prepare) => {
     const database = `pooled_${prepare}`;

@@ -10,9 +10,11 @@ import { ROOT } from "../../project/paths.ts";
 const run = promisify(execFile);
 let copy: string;
 let readme: string;
+let contributing: string;
 
 beforeAll(async () => {
   readme = await readFile(join(ROOT, "README.md"), "utf8");
+  contributing = await readFile(join(ROOT, "CONTRIBUTING.md"), "utf8");
   copy = await mkdtemp(join(tmpdir(), "lotus-readme-"));
   for (const part of [
     "functions",
@@ -30,17 +32,17 @@ beforeAll(async () => {
 });
 afterAll(() => rm(copy, { recursive: true, force: true }));
 
-describe("the README", () => {
-  it("shows an endpoint that works when it is pasted", async () => {
-    const file = /Put this into `([^`]+)`/.exec(readme)?.[1] ?? "";
-    const code = /```ts\n([\s\S]+?)```/.exec(readme)?.[1] ?? "";
-    const expected = /`curl localhost:8080(\S+)` answers\s+`([^`]+)`/.exec(readme);
+describe("the documents", () => {
+  it("show an endpoint that works when it is pasted", async () => {
+    const file = /Put this into `([^`]+)`/.exec(contributing)?.[1] ?? "";
+    const code = /```ts\n([\s\S]+?)```/.exec(contributing)?.[1] ?? "";
+    const expected = /`curl localhost:8080(\S+)` answers\s+`([^`]+)`/.exec(contributing);
     await writeFile(join(copy, file), code);
     await run("npx", ["tsc", "-p", ".", "--noEmit"], { cwd: copy });
     await run("npx", ["biome", "check", "--vcs-enabled=false", file], { cwd: copy });
     await run(process.execPath, ["scripts/lotus.mjs", "generate"], { cwd: copy });
     await cp(inject("secrets"), join(copy, ".lotus/secrets"), { recursive: true });
-    // In a process of its own: this one has the functions of this checkout loaded.
+    // A separate process: this one has the functions of this checkout loaded.
     const program = `
       import { startLotus } from "./scripts/local/lotus.ts";
       const lotus = await startLotus({ port: 0, folder: ".lotus", databaseUrl: process.argv[2] });
@@ -56,7 +58,7 @@ describe("the README", () => {
     expect(stdout.trim()).toBe(`200 ${expected?.[2]}`);
   });
 
-  it("has a row for each call, with the refusals of its own", async () => {
+  it("have a row for each call in the README, with its refusals", async () => {
     const rows = [...readme.matchAll(/^\| `((?:GET|POST) [a-z/-]+).*?\| (20\d).*?\|(.*)\|$/gm)].map(
       ([, call, status, refusals = ""]) => [
         call,
@@ -71,25 +73,5 @@ describe("the README", () => {
       return [[`${method} ${fn.path}`, answers[201] === undefined ? "200" : "201", codes]];
     });
     expect(rows.sort()).toEqual(described.sort());
-  });
-
-  it("names only commands and files that there are", async () => {
-    const { scripts } = JSON.parse(await readFile(join(ROOT, "package.json"), "utf8")) as {
-      scripts: Record<string, string>;
-    };
-    const commands = [...readme.matchAll(/npm (?:run ([a-z:-]+)|(start|test))/g)].map(
-      ([, named, short]) => named ?? short ?? "",
-    );
-    expect(commands.filter((command) => scripts[command] === undefined)).toEqual([]);
-    const links = [...readme.matchAll(/\]\(([^)#]+)\)/g)]
-      .map(([, link]) => link ?? "")
-      .filter((link) => !link.startsWith("http"));
-    const events = await readFile(join(ROOT, "docs/events/README.md"), "utf8");
-    links.push(...[...events.matchAll(/\]\(([^)#]+)\)/g)].map(([, link]) => `docs/events/${link}`));
-    for (const link of links)
-      await expect(
-        readFile(join(ROOT, link)).catch((error: { code: string }) => error.code),
-        link,
-      ).resolves.not.toBe("ENOENT");
   });
 });

@@ -31,7 +31,7 @@ describe.skipIf(!canStartKafka)("three brokers", () => {
   });
 
   it("lose nothing when a leader is killed under load, nor while it comes back", async () => {
-    // What the brokers' trouble makes the client say is no news here.
+    // The client reports the brokers' faults. This test does not need these lines.
     vi.spyOn(process.stdout, "write").mockReturnValue(true);
     const topic = "user-registered";
     const received = new Map<string, number>();
@@ -74,7 +74,7 @@ describe.skipIf(!canStartKafka)("three brokers", () => {
           value: "{}",
           headers: { ce_specversion: "1.0", ce_id: id, ce_source: "/test", ce_type: "test" },
         }));
-        // What fails stays in the outbox; the relay would bring it again.
+        // Failed events stay in the outbox, and the relay publishes them again.
         await sendToKafka(kafka.bootstrap, records).then(
           () => acknowledged.push(...ids),
           () => undefined,

@@ -1,0 +1,189 @@
+/** The page of the console: the frame, the navigation, the theme and the keys. */
+import "./style.css";
+import { effect, signal } from "@preact/signals";
+import { render } from "preact";
+import { useEffect } from "preact/hooks";
+import { Events } from "./events.tsx";
+import { count, duration, money, toggleUtc, utc } from "./format.ts";
+import { Logs } from "./logs.tsx";
+import { Overview } from "./overview.tsx";
+import { announce, announcement, Status } from "./parts.tsx";
+import { href, route } from "./route.ts";
+import { connect, connection, database, databaseFigures, dropped, run } from "./store.ts";
+
+const PAGES = [
+  ["overview", "Overview", Overview],
+  ["events", "Events", Events],
+  ["logs", "Logs", Logs],
+] as const;
+
+const THEMES = ["auto", "light", "dark"] as const;
+const theme = signal<string>(localStorage.getItem("lotus-theme") ?? "auto");
+const keys = signal(localStorage.getItem("lotus-keys") !== "off");
+const help = signal(false);
+const newDeadLetter = signal("");
+
+effect(() => {
+  localStorage.setItem("lotus-theme", theme.value);
+  document.documentElement.dataset.theme = theme.value;
+});
+effect(() => {
+  localStorage.setItem("lotus-keys", keys.value ? "on" : "off");
+});
+
+let lettersBefore: number | undefined;
+effect(() => {
+  const now = databaseFigures.value?.deadLetters;
+  if (now === undefined) return;
+  if (lettersBefore !== undefined && now > lettersBefore)
+    newDeadLetter.value = `There is a new dead letter: ${now} in total.`;
+  lettersBefore = now;
+});
+effect(() => announce(connection.value === "live" ? "The page is live." : "The page is reconnecting."));
+effect(() => {
+  const [, title] = PAGES.find(([page]) => page === route.value.page) ?? PAGES[0];
+  document.title = `${title} · Lotus local`;
+});
+
+function Frame() {
+  const figures = databaseFigures.value;
+  const isBalanced = figures?.trialBalance === "0";
+  return (
+    <header class="frame">
+      <a class="brand" href={href("overview")}>
+        <img src="/console/icon.svg" alt="" width="22" height="22" /> Lotus local
+      </a>
+      <Status word={connection.value} />
+      {dropped.value > 0 && <span class="chip warn">{count(dropped.value)} dropped</span>}
+      {figures === undefined ? (
+        <span class="chip warn">{run.value === "" ? "loading" : database.value}</span>
+      ) : (
+        <>
+          <a class={figures.outboxDepth > 0 ? "chip busy" : "chip"} href={href("events", "", { tab: "outbox" })}>
+            outbox {count(figures.outboxDepth)}
+            {figures.outboxDepth > 0 && <small>, {duration(figures.outboxAgeMilliseconds * 1000)}</small>}
+          </a>
+          <a class={figures.deadLetters > 0 ? "chip warn" : "chip"} href={href("events", "", { tab: "dead-letters" })}>
+            dead letters {count(figures.deadLetters)}
+          </a>
+          <a class={isBalanced ? "chip good" : "chip warn"} href={href("ledger")}>
+            balance {money(figures.trialBalance)}
+          </a>
+        </>
+      )}
+      <span class="spacer" />
+      <button type="button" class="quiet" aria-pressed={utc.value} onClick={toggleUtc}>
+        UTC
+      </button>
+      <label class="theme">
+        <span class="hidden">Theme</span>
+        <select value={theme.value} onChange={(event) => (theme.value = event.currentTarget.value)}>
+          {THEMES.map((name) => (
+            <option key={name}>{name}</option>
+          ))}
+        </select>
+      </label>
+      <button type="button" class="quiet" aria-label="Keys" onClick={() => (help.value = true)}>
+        ?
+      </button>
+    </header>
+  );
+}
+
+function Help() {
+  if (!help.value) return null;
+  return (
+    <dialog
+      open
+      aria-label="Keys"
+      onKeyDown={(event) => {
+        if (event.key === "Escape") help.value = false;
+      }}
+    >
+      <h2>Keys</h2>
+      <dl class="attributes">
+        {[
+          ["/", "moves to the filter"],
+          ["j, k", "opens the next or the previous event"],
+          ["Enter", "opens the row with the focus"],
+          ["Esc", "closes the event"],
+          ["?", "shows this list"],
+        ].map(([key, text]) => (
+          <div key={key}>
+            <dt>
+              <kbd>{key}</kbd>
+            </dt>
+            <dd>{text}</dd>
+          </div>
+        ))}
+      </dl>
+      <label>
+        <input type="checkbox" checked={keys.value} onChange={(event) => (keys.value = event.currentTarget.checked)} />{" "}
+        Single keys work
+      </label>
+      <p>
+        <button type="button" onClick={() => (help.value = false)}>
+          Close
+        </button>
+      </p>
+    </dialog>
+  );
+}
+
+function App() {
+  useEffect(() => {
+    const key = (event: KeyboardEvent) => {
+      if (event.key === "Escape") help.value = false;
+      const isText = event.target instanceof HTMLInputElement || event.target instanceof HTMLTextAreaElement;
+      if (!keys.value || isText || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === "?") help.value = !help.value;
+      if (event.key !== "/") return;
+      const filter = document.querySelector<HTMLInputElement>("input.filter");
+      if (filter === null) return;
+      event.preventDefault();
+      filter.focus();
+    };
+    addEventListener("keydown", key);
+    return () => removeEventListener("keydown", key);
+  }, []);
+  const [current, , Page] = PAGES.find(([page]) => page === route.value.page) ?? PAGES[0];
+  return (
+    <>
+      <a
+        class="skip"
+        href="#main"
+        onClick={(event) => {
+          event.preventDefault();
+          document.querySelector<HTMLElement>("main")?.focus();
+        }}
+      >
+        Skip to the content
+      </a>
+      <Frame />
+      <div class="body">
+        <nav class="pages" aria-label="Pages">
+          {PAGES.map(([page, title]) => (
+            <a key={page} href={href(page)} aria-current={page === current ? "page" : undefined}>
+              {title}
+            </a>
+          ))}
+          <a href="/docs">API</a>
+        </nav>
+        <main tabIndex={-1} id="main">
+          <Page />
+        </main>
+      </div>
+      <Help />
+      <p role="status" class="hidden">
+        {announcement.value}
+      </p>
+      <p role="alert" class="hidden">
+        {newDeadLetter.value}
+      </p>
+    </>
+  );
+}
+
+connect();
+const root = document.getElementById("app");
+if (root !== null) render(<App />, root);

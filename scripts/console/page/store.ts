@@ -1,0 +1,186 @@
+/** The state of the page, filled by the stream. Signals update the parts that read them. */
+import { computed, signal } from "@preact/signals";
+import type {
+  Batch,
+  DatabaseFigures,
+  EventSummary,
+  FunctionFigures,
+  Job,
+  LogLine,
+  ProcessState,
+  Snapshot,
+  Topology,
+} from "../protocol.ts";
+
+const EVENTS_MAX = 10_000;
+const LINES_MAX = 20_000;
+const JOBS_MAX = 20;
+const AGAIN_MILLISECONDS = 1_000;
+
+/** A log line with the fields that the page filters by. */
+export interface ParsedLine extends LogLine {
+  readonly level: string;
+  readonly trace: string;
+  readonly message: string;
+}
+
+export const connection = signal<"live" | "reconnecting">("reconnecting");
+export const run = signal("");
+export const dropped = signal(0);
+export const topology = signal<Topology>({ endpoints: [], topics: [], triggers: [], others: [] });
+export const withKafka = signal(false);
+export const ownPostgres = signal(false);
+export const processes = signal<readonly ProcessState[]>([]);
+export const figures = signal<ReadonlyMap<string, FunctionFigures>>(new Map());
+export const database = signal<DatabaseFigures | string>("");
+export const jobs = signal<readonly Job[]>([]);
+/** Counts the changes of the events and of the lines, which are too many to copy. */
+export const eventsVersion = signal(0);
+export const linesVersion = signal(0);
+/** Functions and topics that the last batch touched. */
+export const touched = signal<ReadonlySet<string>>(new Set());
+
+export const events = new Map<string, EventSummary>();
+export const lines: ParsedLine[] = [];
+
+/** The figures of the database; undefined while it does not answer. */
+export const databaseFigures = computed(() => (typeof database.value === "string" ? undefined : database.value));
+
+/** Requests of the last ten seconds, divided by ten. */
+export const requestsPerSecond = computed(() => {
+  let sum = 0;
+  for (const { perSecond } of figures.value.values()) for (const count of perSecond.slice(-11, -1)) sum += count;
+  return sum / 10;
+});
+
+function parse(line: LogLine): ParsedLine {
+  if (line.kind === "line" && line.text.startsWith("{")) {
+    try {
+      const fields = JSON.parse(line.text) as Record<string, string | number | undefined>;
+      const { level, trace, message, method, path, status, milliseconds, reason } = fields;
+      const what = method === undefined ? String(message ?? "") : `${status} ${method} ${path}`;
+      const took = milliseconds === undefined ? "" : `  ${milliseconds} ms`;
+      const because = reason === undefined ? "" : `  ${reason}`;
+      return { ...line, level: String(level ?? "info"), trace: String(trace ?? ""), message: what + took + because };
+    } catch {
+      // A line that only begins like JSON stays text.
+    }
+  }
+  return { ...line, level: line.kind === "news" ? "news" : "text", trace: "", message: line.text };
+}
+
+function addEvents(changed: readonly EventSummary[]): void {
+  for (const event of changed) events.set(event.id, event);
+  for (const id of events.keys()) {
+    if (events.size <= EVENTS_MAX) break;
+    events.delete(id);
+  }
+  eventsVersion.value++;
+}
+
+function addLines(added: readonly LogLine[]): void {
+  for (const line of added) lines.push(parse(line));
+  if (lines.length > LINES_MAX) lines.splice(0, lines.length - LINES_MAX);
+  linesVersion.value++;
+}
+
+function apply(batch: Batch): void {
+  if (batch.events) {
+    addEvents(batch.events);
+    touched.value = new Set(batch.events.flatMap(({ source, topic }) => [source, topic]));
+  }
+  if (batch.lines) addLines(batch.lines);
+  if (batch.processes) processes.value = batch.processes;
+  if (batch.figures) figures.value = new Map(batch.figures.map((each) => [each.name, each]));
+  if (batch.database !== undefined) database.value = batch.database;
+  if (batch.job) {
+    const { job } = batch;
+    jobs.value = [job, ...jobs.value.filter(({ id }) => id !== job.id)].slice(0, JOBS_MAX);
+  }
+  if (batch.dropped) dropped.value += batch.dropped;
+}
+
+function reset(snapshot: Snapshot): void {
+  const isOther = run.value !== snapshot.run;
+  run.value = snapshot.run;
+  topology.value = snapshot.topology;
+  withKafka.value = snapshot.withKafka;
+  ownPostgres.value = snapshot.ownPostgres;
+  if (isOther) {
+    events.clear();
+    lines.length = 0;
+    jobs.value = [];
+  }
+  const known = new Set(lines.map(({ id }) => id));
+  apply({
+    ...snapshot,
+    // The snapshot begins with the newest event, the store with the oldest.
+    events: [...(snapshot.events ?? [])].reverse(),
+    lines: (snapshot.lines ?? []).filter(({ id }) => !known.has(id)),
+  });
+  touched.value = new Set();
+}
+
+function receive(kind: string, text: string): void {
+  if (kind === "reset") reset(JSON.parse(text) as Snapshot);
+  else apply(JSON.parse(text) as Batch);
+}
+
+interface TrustedTypes {
+  createPolicy(
+    name: string,
+    rules: { createScriptURL(text: string): string },
+  ): { createScriptURL(text: string): string };
+}
+
+/** The policy of the page allows one script address to be made by the page: that of the worker. */
+function workerUrl(): string {
+  const url = "/console/worker.js";
+  const { trustedTypes } = globalThis as { trustedTypes?: TrustedTypes };
+  if (trustedTypes === undefined) return url;
+  const policy = trustedTypes.createPolicy("lotus", {
+    createScriptURL(text) {
+      if (text !== url) throw new TypeError("The page loads no other script.");
+      return text;
+    },
+  });
+  return policy.createScriptURL(url);
+}
+
+/** One stream for a tab that is visible, for browsers without SharedWorker. */
+function connectAlone(): void {
+  let source: EventSource | undefined;
+  const open = () => {
+    source?.close();
+    if (document.hidden) return;
+    const opened = new EventSource("/console/stream");
+    source = opened;
+    opened.onopen = () => {
+      connection.value = "live";
+    };
+    opened.onerror = () => {
+      connection.value = "reconnecting";
+      if (opened.readyState === EventSource.CLOSED) setTimeout(() => source === opened && open(), AGAIN_MILLISECONDS);
+    };
+    for (const kind of ["reset", "batch"])
+      opened.addEventListener(kind, (event) => receive(kind, (event as MessageEvent<string>).data));
+  };
+  document.addEventListener("visibilitychange", open);
+  open();
+}
+
+/** Connects the store to the stream. */
+export function connect(): void {
+  if (!("SharedWorker" in globalThis)) {
+    connectAlone();
+    return;
+  }
+  const { port } = new SharedWorker(workerUrl(), { name: "lotus" });
+  port.onmessage = ({ data }: MessageEvent<{ kind: string; text?: string; state?: "live" | "reconnecting" }>) => {
+    if (data.state !== undefined) connection.value = data.state;
+    else receive(data.kind, data.text ?? "");
+  };
+  addEventListener("pagehide", (event) => {
+    if (!event.persisted) port.postMessage("bye");
+  });
+}

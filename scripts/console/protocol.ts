@@ -1,0 +1,165 @@
+/** The messages between the gateway and the page of the console. Times are integer microseconds since 1970, by the gateway's clock. */
+
+/** The state of an event. `dead letter` and `lost` are ends; `published` is the end of an event without subscriber. */
+export type EventState = "in the outbox" | "published" | "delivering" | "settled" | "dead letter" | "lost";
+
+/** One line of the list of events. */
+export interface EventSummary {
+  readonly id: string;
+  readonly type: string;
+  readonly topic: string;
+  readonly source: string;
+  /** The user. */
+  readonly subject: string;
+  /** The commit. */
+  readonly at: number;
+  readonly trace: string;
+  readonly state: EventState;
+  /** From the start of the request, or from the commit, to the last effect. */
+  readonly microseconds?: number;
+  /** Deliveries that were tried. */
+  readonly attempts: number;
+  readonly reason?: string;
+}
+
+/** A step of an event or of a request. A step without a duration is a moment. */
+export interface Span {
+  readonly name: "request" | "cold start" | "commit" | "publish" | "deliver" | "effect" | "settle" | (string & {});
+  /** The function. */
+  readonly who: string;
+  readonly at: number;
+  readonly microseconds: number;
+  readonly failed: boolean;
+  /** One sentence or fact, such as a status. */
+  readonly note?: string;
+}
+
+/** An event with its steps, its content and the log lines of its trace. */
+export interface EventDetail {
+  readonly event: EventSummary;
+  readonly spans: readonly Span[];
+  readonly attributes: Readonly<Record<string, string>>;
+  /** At most 64 KiB of the content. */
+  readonly body: string;
+  readonly bodyBytes: number;
+  /** Other events of the same trace. */
+  readonly related: readonly EventSummary[];
+  readonly lines: readonly LogLine[];
+}
+
+/** A line of a function, or news of Lotus. */
+export interface LogLine {
+  readonly id: number;
+  readonly kind: "line" | "news";
+  /** RFC 3339, UTC. */
+  readonly time: string;
+  readonly name: string;
+  readonly text: string;
+}
+
+/** A process as the control channel describes it. */
+export interface ProcessState {
+  readonly name: string;
+  readonly kind: "function" | "postgres" | "kafka";
+  readonly state: "zero" | "starting" | "running" | "outdated" | "frozen";
+  readonly pid?: number;
+  readonly inFlight?: number;
+  readonly starts?: number;
+  readonly startMilliseconds?: number;
+  readonly call?: string;
+  readonly file?: string;
+}
+
+/** The requests of one function in the last minute. */
+export interface FunctionFigures {
+  readonly name: string;
+  /** Requests of each of the last 60 seconds, oldest first. */
+  readonly perSecond: readonly number[];
+  readonly p50Milliseconds: number;
+  readonly p99Milliseconds: number;
+  /** Answers from 500 on. */
+  readonly errors: number;
+}
+
+/** Figures of the database. */
+export interface DatabaseFigures {
+  readonly outboxDepth: number;
+  /** Age of the oldest row. 0: the outbox is empty. */
+  readonly outboxAgeMilliseconds: number;
+  readonly deadLetters: number;
+  /** The sum of all balances in minor units, as decimal text. It is 0 when the ledger is right. */
+  readonly trialBalance: string;
+}
+
+/** A node of the diagram. */
+export interface Topology {
+  readonly endpoints: readonly { readonly name: string; readonly call: string; readonly topics: readonly string[] }[];
+  readonly topics: readonly string[];
+  readonly triggers: readonly { readonly name: string; readonly topic: string }[];
+  readonly others: readonly { readonly name: string; readonly call: string }[];
+}
+
+/** The changes since the message before. */
+export interface Batch {
+  readonly events?: readonly EventSummary[];
+  readonly lines?: readonly LogLine[];
+  readonly processes?: readonly ProcessState[];
+  readonly figures?: readonly FunctionFigures[];
+  /** A sentence: the database does not answer. */
+  readonly database?: DatabaseFigures | string;
+  readonly job?: Job;
+  /** Rows that this client did not receive since the message before, because it reads too slowly or there are too many. */
+  readonly dropped?: number;
+}
+
+/** The whole state, for a client that begins or has missed too much. */
+export interface Snapshot extends Batch {
+  /** Identifies the run. Ids of the stream begin with it. */
+  readonly run: string;
+  readonly topology: Topology;
+  readonly withKafka: boolean;
+  /** Whether Lotus started the Postgres, so that faults may be injected. */
+  readonly ownPostgres: boolean;
+}
+
+/** A fault, a scenario or a load in progress. */
+export interface Job {
+  readonly id: number;
+  readonly name: string;
+  readonly state: "running" | "done" | "failed";
+  readonly began: number;
+  /** A sentence: the progress, and at the end the proof. */
+  readonly text: string;
+  /** Figures of a load, one a second. */
+  readonly points?: readonly LoadPoint[];
+}
+
+/** One second of a load. */
+export interface LoadPoint {
+  readonly second: number;
+  readonly answered: number;
+  readonly failed: number;
+  readonly outboxDepth: number;
+}
+
+/** A row of the outbox. */
+export interface OutboxRow {
+  readonly id: string;
+  readonly topic: string;
+  readonly subject: string;
+  readonly time: string;
+  readonly attempts: number;
+  readonly awaiting: readonly string[];
+}
+
+/** A dead letter. */
+export interface DeadLetterRow {
+  readonly id: string;
+  readonly event: string;
+  readonly subscriber: string;
+  readonly reason: string;
+  readonly movedAt: string;
+  readonly attributes: Readonly<Record<string, string>>;
+  readonly body: string;
+  readonly bodyBytes: number;
+}
