@@ -66,14 +66,15 @@ const KIND: Readonly<Record<string, string>> = {
 
 /** The beginning of the message about an operation that was done, and of one that was refused. */
 const DONE: Readonly<Record<string, string>> = {
-  deposit: "Hello! You add money",
-  withdrawal: "Hello! You withdraw money",
-  charge: "Hello! You pay for order",
+  deposit: "Hello! You add money to account. Amount",
+  withdrawal: "Hello! You withdraw money from account. Amount",
+  charge: "Hello! You pay for order. Order cost amount",
+  refund: "Hello! You receive a refund for order. Order cost amount",
 };
 const REFUSED: Readonly<Record<string, string>> = {
-  deposit: "Hello! You cannot add money",
-  withdraw: "Hello! You cannot withdraw money",
-  "create-order": "Hello! You cannot pay for order",
+  deposit: "Hello! You cannot add money to account. Amount",
+  withdraw: "Hello! You cannot withdraw money from account. Amount",
+  "create-order": "Hello! You cannot pay for order. Order cost amount",
 };
 
 const euros = (cents: number) => String(cents / 100);
@@ -138,13 +139,13 @@ async function rows<Row>(database: Client, text: string): Promise<Row[]> {
  * Checks a run that has come to rest.
  * @param database connected as the owner
  * @param settledMilliseconds how long the outbox needed to drain after the last fault had ended
- * @param poison the number of poison events that the faults injected
+ * @param poison the ids of the injected events: `sent` may be in the dead letters, `acknowledged` must be there
  */
 export async function check(
   history: readonly Entry[],
   database: Client,
   settledMilliseconds: number,
-  poison: number,
+  poison: { readonly sent: ReadonlySet<string>; readonly acknowledged: ReadonlySet<string> },
   settleMillisecondsMax: number,
 ): Promise<Verdict> {
   const violations: Violation[] = [];
@@ -172,14 +173,19 @@ export async function check(
     "select account_id, number, transfer_id, amount, balance_after from billing.entries order by account_id, number",
   );
   const orders = await rows<OrderRow>(database, 'select id, user_id, price, status from "order".orders');
-  const users = await rows<{ id: string }>(database, "select id from profile.users");
+  // Other users may exist in an installation that exists: no client of this run acted for them.
+  const emails = new Set(operations.flatMap(({ f, value }) => (f === "register" ? [value.email] : [])));
+  const everyUser = await rows<{ id: string; email: string }>(database, "select id, email from profile.users");
+  const users = everyUser.filter(({ email }) => emails.has(email));
+  const emailOf = new Map(users.map(({ id, email }) => [id, email]));
   const notifications = await rows<{ user_id: string; message: string }>(
     database,
     "select user_id, message from notification.notifications",
   );
-  const [waiting] = await rows<{ outbox: number; dead: number }>(
+  const [waiting] = await rows<{ outbox: number }>(database, "select count(*) as outbox from events.outbox");
+  const letters = await rows<{ event: string; subscriber: string; reason: string }>(
     database,
-    "select (select count(*) from events.outbox) as outbox, (select count(*) from events.dead_letters) as dead",
+    "select coalesce(attributes ->> 'id', event_key::text) as event, subscriber, reason from events.dead_letters",
   );
 
   // I1: each account's entries add up to its balance, which is not negative.
@@ -254,7 +260,7 @@ export async function check(
     else if (type === "info") count("unknown outcomes without a key");
   }
   for (const { id, kind, amount, debit_user, credit_user } of transfers)
-    if (!explained.has(id))
+    if (!explained.has(id) && emailOf.has(kind === "transfer" ? (debit_user ?? "") : (debit_user ?? credit_user ?? "")))
       violate(
         "I2",
         `No client asked for the ${kind} ${id} of ${euros(amount)}.`,
@@ -299,18 +305,19 @@ export async function check(
   };
   for (const { id } of users) expectOne(id, "Hello! You are welcome. Your account is open");
   for (const { kind, amount, debit_user, credit_user } of transfers) {
-    const beginning = DONE[kind];
-    const word = kind === "charge" ? "Order cost amount" : "Amount";
-    const object = kind === "deposit" ? " to account" : kind === "withdrawal" ? " from account" : "";
-    const user = debit_user ?? credit_user;
-    if (beginning !== undefined && user !== null) expectOne(user, `${beginning}${object}. ${word} ${euros(amount)}`);
+    const user = debit_user ?? credit_user ?? "";
+    const [sender, recipient] = [emailOf.get(debit_user ?? ""), emailOf.get(credit_user ?? "")];
+    if (kind === "transfer" && sender !== undefined && recipient !== undefined) {
+      expectOne(debit_user ?? "", `Hello! You transfer money to ${recipient}. Amount ${euros(amount)}`);
+      expectOne(credit_user ?? "", `Hello! You receive money from ${sender}. Amount ${euros(amount)}`);
+    } else if (DONE[kind] !== undefined && emailOf.has(user)) expectOne(user, `${DONE[kind]} ${euros(amount)}`);
   }
   for (const { f, user, value, type, result } of operations) {
-    const beginning = REFUSED[f];
-    if (beginning === undefined || type === "ok" || (type === "fail" && result.code !== "insufficient-funds")) continue;
-    const word = f === "create-order" ? "Order cost amount" : "Amount";
-    const object = f === "deposit" ? " to account" : f === "withdraw" ? " from account" : "";
-    expectOne(user, `${beginning}${object}. ${word} ${euros(Number(value.amount))}`, type === "fail" ? 1 : 0);
+    if (type === "ok" || (type === "fail" && result.code !== "insufficient-funds")) continue;
+    const beginning =
+      f === "transfer" ? `Hello! You cannot transfer money to ${emailOf.get(String(value.to))}. Amount` : REFUSED[f];
+    if (beginning !== undefined)
+      expectOne(user, `${beginning} ${euros(Number(value.amount))}`, type === "fail" ? 1 : 0);
   }
 
   // I5: a repeated key returns the same answer.
@@ -332,14 +339,21 @@ export async function check(
     const number = (open.get(id) ?? []).filter(({ kind }) => kind === "user").length;
     if (number !== 1) violate("I6", `User ${id} has ${number} accounts.`, id);
   }
-  const known = new Set(users.map(({ id }) => id));
+  const known = new Set(everyUser.map(({ id }) => id));
   for (const { id, kind } of accounts)
     if (kind === "user" && !known.has(id)) violate("I6", `The account ${id} has no user.`, id);
 
   // I7: the outbox is empty, and the dead letters contain only injected poison.
   if ((waiting?.outbox ?? 0) > 0) violate("I7", `The outbox has ${waiting?.outbox} rows at the end.`);
-  if ((waiting?.dead ?? 0) !== poison)
-    violate("I7", `There are ${waiting?.dead} dead letters; the faults injected ${poison} poison events.`);
+  const lettersOf = groupBy(letters, ({ event }) => event);
+  for (const id of poison.acknowledged) {
+    count("poison events");
+    const number = lettersOf.get(id)?.length ?? 0;
+    if (number !== 1) violate("I7", `The poison event ${id} has ${number} dead letters.`);
+  }
+  for (const { event, subscriber, reason } of letters)
+    if (!poison.sent.has(event))
+      violate("I7", `The event ${event} is in the dead letters of ${subscriber}, and no fault caused it: ${reason}`);
 
   // I8: all of this within seconds of the last fault.
   if (settledMilliseconds > settleMillisecondsMax)
@@ -365,7 +379,10 @@ function groupBy<T>(values: readonly T[], keyOf: (value: T) => string): Map<stri
   return groups;
 }
 
-/** A balance that a client read existed at that moment, and a client's reads never go back. */
+/**
+ * A balance that a client read existed at that moment, and later reads never go back. A read sees every movement that was answered
+ * before the read began, by any client of the user.
+ */
 function checkReads(
   operations: readonly Operation[],
   entries: readonly EntryRow[],
@@ -374,17 +391,28 @@ function checkReads(
   count: (what: string) => void,
 ): void {
   const entriesOf = groupBy(entries, ({ account_id }) => account_id);
-  const numberOf = new Map(
-    entries.map(({ account_id, transfer_id, number }) => [`${account_id}/${transfer_id}`, number]),
-  );
+  const entryOf = new Map(entries.map((entry) => [`${entry.account_id}/${entry.transfer_id}`, entry]));
   const transferOf = groupBy(
     transfers,
     ({ kind, amount, debit_user, credit_user }) =>
       `${kind}/${kind === "deposit" || kind === "refund" ? credit_user : debit_user}/${amount}`,
   );
-  const reached = new Map<string, number>();
-  for (const { f, user, value, type, result } of [...operations].sort((a, b) => a.began - b.began)) {
+  /** The last entry that an answer has shown to a client, by user. */
+  const shown = new Map<string, number>();
+  const show = (user: string, number: number) => shown.set(user, Math.max(shown.get(user) ?? 0, number));
+  const least = new Map<Operation, number>();
+  const moments = operations.flatMap((operation) => [
+    { time: operation.began, operation, begins: true },
+    { time: operation.ended, operation, begins: false },
+  ]);
+  for (const { operation, begins } of moments.sort((a, b) => a.time - b.time)) {
+    const { f, user, value, type, result } = operation;
+    if (begins) {
+      least.set(operation, shown.get(user) ?? 0);
+      continue;
+    }
     if (type === "info") continue;
+    const cents = typeof result.balance === "number" ? Math.round(result.balance * 100) : undefined;
     if (f === "read-notification") {
       count("reads of own notifications");
       if (result.found !== true)
@@ -393,25 +421,33 @@ function checkReads(
           `User ${user} did not see the notification of ${euros(Number(value.amount))} after the answer.`,
           user,
         );
-      continue;
-    }
-    const own = transferOf.get(`${KIND[f]}/${user}/${value.amount}`)?.[0];
-    const number = own === undefined ? undefined : numberOf.get(`${user}/${own.id}`);
-    if (type === "ok" && number !== undefined) reached.set(user, Math.max(reached.get(user) ?? 0, number));
-    if (f !== "read-balance" || type !== "ok" || typeof result.balance !== "number") continue;
-    count("reads of balances");
-    const cents = Math.round(result.balance * 100);
-    const least = reached.get(user) ?? 0;
-    const possible = [{ number: 0, balance_after: 0 }, ...(entriesOf.get(user) ?? [])].find(
-      (entry) => entry.number >= least && entry.balance_after === cents,
-    );
-    if (possible === undefined)
-      violate(
-        "reads",
-        `User ${user} read the balance ${euros(cents)}, which the account did not have after its entry ${least}.`,
-        user,
+    } else if (f === "read-balance" && type === "ok" && cents !== undefined) {
+      count("reads of balances");
+      const from = least.get(operation) ?? 0;
+      const possible = [{ number: 0, balance_after: 0 }, ...(entriesOf.get(user) ?? [])].find(
+        (entry) => entry.number >= from && entry.balance_after === cents,
       );
-    else reached.set(user, possible.number);
+      if (possible !== undefined) show(user, possible.number);
+      else
+        violate(
+          "reads",
+          `User ${user} read the balance ${euros(cents)}, which the account did not have after its entry ${from}.`,
+          user,
+        );
+    } else if (type === "ok") {
+      const own = transferOf.get(`${KIND[f]}/${user}/${value.amount}`)?.[0];
+      const entry = own === undefined ? undefined : entryOf.get(`${user}/${own.id}`);
+      if (entry === undefined) continue;
+      show(user, entry.number);
+      if (cents === undefined || result.status === undefined) continue;
+      count("balances in answers");
+      if (cents !== entry.balance_after)
+        violate(
+          "reads",
+          `The ${f} of ${euros(Number(value.amount))} by user ${user} was answered with the balance ${euros(cents)}; its entry says ${euros(entry.balance_after)}.`,
+          user,
+        );
+    }
   }
 }
 
@@ -430,9 +466,10 @@ function checkAnswers(
       milliseconds: number;
     }[]) {
       count("answers");
-      if (status !== 0 && status < 500) continue;
       const began = time - milliseconds * 1e6;
       if (disturbed.some(({ from, to }) => from <= time && to >= began)) continue;
+      count("answers while no fault was active");
+      if (status !== 0 && status < 500) continue;
       violate(
         "5xx",
         `A ${f} was answered ${status === 0 ? "not at all" : status} at ${(time / 1e9).toFixed(1)} s, when no fault was active.`,

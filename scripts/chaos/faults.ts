@@ -1,33 +1,87 @@
 /** The faults: each has a name, a duration and a heal. */
 import { randomUUID } from "node:crypto";
+import { rm, statfs, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
+import { kafkaClient } from "#kernel/kafka";
+import type { Kafka } from "../kafka/cluster.ts";
+import { createTopics } from "../kafka/topics.ts";
 import type { Lotus } from "../local/lotus.ts";
 import type { Postgres } from "../local/postgres.ts";
+import { rotateKeys } from "../secrets/keys.ts";
 import type { PostgresProxy } from "./postgres-proxy.ts";
 import type { Random } from "./random.ts";
 
 /** A connection of a fault to the database must not hang on the fault of another. */
 const CONNECT_MILLISECONDS_MAX = 5_000;
+/** A heal is repeated until it succeeds: another fault may have ended what it needs. */
+const HEAL_MILLISECONDS_MAX = 60_000;
+const HEAL_PAUSE_MILLISECONDS = 200;
+const EVENTS_ON_THEIR_WAY_MAX = 20;
+/** More than Kafka and the event bus accept as one record. */
+const LARGE_RECORD_BYTES = 1_300_000;
+const FILLER_BYTES = 1 << 20;
+
+/** A part of an installation that faults act on. An existing installation offers the database only. */
+export type Part = "processes" | "network" | "server" | "superuser" | "database" | "bus" | "kafka" | "small disk";
+
+/** Dead letters that the faults cause. */
+export interface Poison {
+  /** Ids of events that may be in the dead letters. */
+  readonly sent: Set<string>;
+  /** Ids of events that must be there. */
+  readonly acknowledged: Set<string>;
+}
 
 export interface Target {
-  readonly lotus: Lotus;
-  readonly proxy: PostgresProxy;
-  /** The URL of Postgres itself, without the proxy, as its superuser. */
+  /** Missing for an existing installation. */
+  readonly lotus?: Lotus;
+  readonly proxy?: PostgresProxy;
+  /** The URL of Postgres itself, without the proxy: the superuser when there is one, else the owner. */
   readonly directUrl: string;
+  readonly isSuperuser: boolean;
+  readonly kafka?: Kafka;
+  /** The folder of the keys that sign tokens. */
+  readonly secretsFolder?: string;
+  /** A folder on the filesystem of the database, when that filesystem is small and belongs to this run. */
+  readonly smallDisk?: string;
   readonly random: Random;
-  /** The server process. It changes when a fault replaces the server. */
-  postgres(): Postgres;
-  /** Starts Postgres again at its port after a fault has ended it. */
-  restartPostgres(): Promise<void>;
-  /** The number of poison events injected so far. */
-  poison: number;
+  /** The server, when this run may end it. */
+  readonly server?: {
+    /** The server process. It changes when a fault replaces the server. */
+    postgres(): Postgres;
+    /** Starts Postgres again at its port after a fault has ended it. */
+    restart(): Promise<void>;
+  };
+  readonly poison: Poison;
 }
+
+/** Returns the parts that a target offers. */
+export function partsOf(target: Target): Set<Part> {
+  const { lotus, proxy, server, isSuperuser, kafka, smallDisk } = target;
+  const offered: [Part, boolean][] = [
+    ["processes", lotus !== undefined],
+    ["network", proxy !== undefined],
+    ["server", server !== undefined],
+    ["superuser", isSuperuser],
+    ["database", true],
+    ["bus", lotus !== undefined && kafka === undefined],
+    ["kafka", kafka !== undefined],
+    ["small disk", smallDisk !== undefined],
+  ];
+  return new Set(offered.filter(([, isOffered]) => isOffered).map(([part]) => part));
+}
+
+/** Two faults of one group never overlap: one would undo or prevent the other. */
+type Group = "processes" | "network" | "database" | "events" | "kafka";
 
 export interface Fault {
   readonly name: string;
   /** The effect of the fault, for the report. */
   readonly summary: string;
+  readonly needs: Part;
+  readonly group: Group;
   /** How long the fault lasts, in milliseconds. 0: an instant. */
   readonly milliseconds: number;
   /** Begins the fault. Resolves to what heals it. Resolves to undefined when there was no target, such as no running process. */
@@ -57,56 +111,74 @@ const TERMINATE = `select pg_terminate_backend(pid) from pg_stat_activity
 /** Changes a setting of the database, ends its sessions, and resolves to what resets the setting. */
 async function configure(url: string, set: string, reset: string): Promise<() => Promise<void>> {
   const database = quoted(nameOf(url));
-  await withDatabase(url, async (client) => {
-    await client.query("set default_transaction_read_only = off");
-    await client.query(`alter database ${database} ${set}`);
-    await client.query(TERMINATE);
-  });
-  return () =>
+  const change = (text: string) =>
     withDatabase(url, async (client) => {
       await client.query("set default_transaction_read_only = off");
-      await client.query(`alter database ${database} ${reset}`);
+      await client.query(`alter database ${database} ${text}`);
       await client.query(TERMINATE);
     });
+  await change(set);
+  return () => change(reset);
 }
 
-/** A running process of a function, or undefined. */
-function runningProcess({ lotus, random }: Target, matches: (name: string) => boolean = () => true) {
-  const running = [...lotus.functions].filter(([name, fn]) => matches(name) && fn.running !== undefined);
-  return running.length === 0 ? undefined : random.pick(running)[1].running?.child;
+const lotusOf = ({ lotus }: Target): Lotus => {
+  if (lotus === undefined) throw new Error("This fault needs a Lotus that the run has started.");
+  return lotus;
+};
+
+const everyProcess = () => true;
+const isTrigger = (name: string) => /^(?:notification-store|billing-open-account|events-)/.test(name);
+const isReader = (name: string) => name === "notification";
+
+/** The running processes of functions. */
+function runningProcesses(target: Target, matches: (name: string) => boolean) {
+  return [...lotusOf(target).functions].flatMap(([name, { running }]) =>
+    matches(name) && running !== undefined ? [running.child] : [],
+  );
 }
 
 const kill =
-  (matches?: (name: string) => boolean): Fault["begin"] =>
+  (matches: (name: string) => boolean, all = false): Fault["begin"] =>
   async (target) => {
-    const child = runningProcess(target, matches);
-    if (child === undefined) return undefined;
-    child.kill("SIGKILL");
+    const running = runningProcesses(target, matches);
+    if (running.length === 0) return undefined;
+    for (const child of all ? running : [target.random.pick(running)]) child.kill("SIGKILL");
     return healed;
   };
 
-const disturb =
-  (disturbance: Parameters<PostgresProxy["disturb"]>[0]): Fault["begin"] =>
-  async ({ proxy }) => {
-    proxy.disturb(disturbance);
-    return async () => proxy.disturb({ kind: "none" });
+const freeze =
+  (matches: (name: string) => boolean): Fault["begin"] =>
+  async (target) => {
+    const running = runningProcesses(target, matches);
+    if (running.length === 0) return undefined;
+    const child = target.random.pick(running);
+    child.kill("SIGSTOP");
+    return async () => void child.kill("SIGCONT");
   };
 
-/** Sends an event to the inner address, as a source would. */
+const disturb =
+  (disturbanceOf: (random: Random) => Parameters<PostgresProxy["disturb"]>[0]): Fault["begin"] =>
+  async ({ proxy, random }) => {
+    proxy?.disturb(disturbanceOf(random));
+    return async () => proxy?.disturb({ kind: "none" });
+  };
+
+/** Sends an event to the inner address, as a source would. Returns whether the function acknowledged it. */
 async function deliver(
-  { lotus }: Target,
+  target: Target,
   subscriber: string,
   attributes: Readonly<Record<string, string>>,
   data: string,
-): Promise<void> {
+): Promise<boolean> {
   const headers = Object.fromEntries(Object.entries(attributes).map(([name, value]) => [`ce-${name}`, value]));
-  const answer = await fetch(`${lotus.insideUrl}/${subscriber}`, {
+  const answer = await fetch(`${lotusOf(target).insideUrl}/${subscriber}`, {
     method: "POST",
     headers: { "content-type": "application/json", ...headers },
     body: data,
     signal: AbortSignal.timeout(CONNECT_MILLISECONDS_MAX),
   }).catch(() => undefined);
-  await answer?.arrayBuffer();
+  await answer?.arrayBuffer().catch(() => undefined);
+  return answer?.ok ?? false;
 }
 
 interface OutboxRow {
@@ -114,61 +186,177 @@ interface OutboxRow {
   readonly awaiting: readonly string[];
 }
 
-/** Events that are on their way now. */
-function eventsOnTheirWay({ directUrl }: Target, most: number): Promise<OutboxRow[]> {
+/** Events that are on their way now. None while another fault keeps the database away. */
+function eventsOnTheirWay({ directUrl }: Target): Promise<OutboxRow[]> {
   return withDatabase(directUrl, async (client) => {
     const { rows } = await client.query(
       "select events.envelope(o) as envelope, o.awaiting from events.outbox o limit $1",
-      [most],
+      [EVENTS_ON_THEIR_WAY_MAX],
     );
     return rows as OutboxRow[];
-  });
+  }).catch(() => []);
 }
 
-async function deliverAgain(target: Target, times: number, most: number): Promise<boolean> {
-  const events = await eventsOnTheirWay(target, most);
+async function deliverAll(target: Target, events: readonly OutboxRow[], times: number): Promise<void> {
   for (const { envelope, awaiting } of events) {
     const { data, ...attributes } = envelope.event;
+    // At the same time: a reader, the source and the duplicates meet at the same row.
     for (const subscriber of awaiting)
-      for (let time = 0; time < times; time++)
-        await deliver(target, subscriber, attributes as Record<string, string>, JSON.stringify(data));
+      await Promise.all(
+        Array.from({ length: times }, () =>
+          deliver(target, subscriber, attributes as Record<string, string>, JSON.stringify(data)),
+        ),
+      );
   }
-  return events.length > 0;
+}
+
+const become =
+  (state: Parameters<Lotus["disturbBus"]>[0]): Fault["begin"] =>
+  async (target) => {
+    lotusOf(target).disturbBus(state);
+    return async () => lotusOf(target).disturbBus("deliver");
+  };
+
+/** Makes every event of the outbox overdue. It locks the rows in the order in which readers settle them. */
+export const MAKE_OVERDUE = `with waiting as materialized (select id from events.outbox order by time, id for update)
+  update events.outbox o set attempted_at = '-infinity' from waiting where o.id = waiting.id`;
+
+/** Does something as the brokers' administrator. */
+async function asAdmin<T>({ kafka }: Target, work: (admin: KafkaAdmin) => Promise<T>): Promise<T> {
+  const admin = (await kafkaClient(kafka?.bootstrap ?? [], () => undefined)).admin({ retry: { retries: 5 } });
+  await admin.connect();
+  try {
+    return await work(admin);
+  } finally {
+    await admin.disconnect();
+  }
+}
+type KafkaAdmin = ReturnType<Awaited<ReturnType<typeof kafkaClient>>["admin"]>;
+
+const killBrokers =
+  (all: boolean): Fault["begin"] =>
+  async ({ kafka, random }) => {
+    const indexes = [...(kafka?.bootstrap.keys() ?? [])];
+    const killed = all ? indexes : [random.pick(indexes)];
+    for (const index of killed) kafka?.kill(index);
+    return async () => void (await Promise.all(killed.map((index) => kafka?.restart(index))));
+  };
+
+/**
+ * Joins a consumer group beside the source of Lotus. The group rebalances, and this member receives records without handling them.
+ * @param commits offset 0 for its partitions, so that the source begins again at the first record
+ */
+const joinGroup =
+  (commits: boolean): Fault["begin"] =>
+  async (target) => {
+    const source = target.random.pick(lotusOf(target).manifests.kafkaSources);
+    const { topics, consumerGroup: groupId } = source.spec;
+    const client = await kafkaClient(target.kafka?.bootstrap ?? [], () => undefined);
+    const consumer = client.consumer({ groupId, retry: { retries: 0 } });
+    await consumer.connect();
+    await consumer.subscribe({ topics: [...topics], fromBeginning: true });
+    await consumer.run({
+      autoCommit: !commits,
+      eachMessage: async ({ topic, partition }) => {
+        if (commits) await consumer.commitOffsets([{ topic, partition, offset: "0" }]);
+      },
+    });
+    return async () => void (await consumer.disconnect().catch(() => undefined));
+  };
+
+/** Fills the filesystem of the database. */
+async function fillDisk({ smallDisk = "" }: Target): Promise<() => Promise<void>> {
+  const filler = join(smallDisk, "filler");
+  const { bavail, bsize } = await statfs(smallDisk);
+  const bytes = Buffer.alloc(FILLER_BYTES);
+  for (let left = bavail * bsize; left > 0; left -= FILLER_BYTES) {
+    const written = await writeFile(filler, bytes.subarray(0, Math.min(left, FILLER_BYTES)), { flag: "a" }).catch(
+      (error: NodeJS.ErrnoException) => error.code,
+    );
+    if (written === "ENOSPC") break;
+  }
+  return () => rm(filler, { force: true });
 }
 
 export const FAULTS: readonly Fault[] = [
-  { name: "kill-function", summary: "kill -9 of a running function", milliseconds: 0, begin: kill() },
+  {
+    name: "kill-function",
+    summary: "kill -9 of a running function",
+    needs: "processes",
+    group: "processes",
+    milliseconds: 0,
+    begin: kill(everyProcess),
+  },
   {
     name: "kill-trigger",
-    summary: "kill -9 of a running trigger",
+    summary: "kill -9 of a running trigger or of the relay",
+    needs: "processes",
+    group: "processes",
     milliseconds: 0,
-    begin: kill((name) => /^(?:notification-store|billing-open-account|events-)/.test(name)),
+    begin: kill(isTrigger),
+  },
+  {
+    name: "kill-reader",
+    summary: "kill -9 of the function that settles events while it reads",
+    needs: "processes",
+    group: "processes",
+    milliseconds: 0,
+    begin: kill(isReader),
+  },
+  {
+    name: "kill-all-functions",
+    summary: "kill -9 of every running function",
+    needs: "processes",
+    group: "processes",
+    milliseconds: 0,
+    begin: kill(everyProcess, true),
   },
   {
     name: "freeze-function",
     summary: "SIGSTOP of a running function",
+    needs: "processes",
+    group: "processes",
     milliseconds: 2_000,
-    async begin(target) {
-      const child = runningProcess(target);
-      if (child === undefined) return undefined;
-      child.kill("SIGSTOP");
-      return async () => void child.kill("SIGCONT");
-    },
+    begin: freeze(everyProcess),
+  },
+  {
+    name: "freeze-trigger",
+    summary: "SIGSTOP of a running trigger or of the relay",
+    needs: "processes",
+    group: "processes",
+    milliseconds: 2_000,
+    begin: freeze(isTrigger),
   },
   {
     name: "new-revision",
     summary: "a running function is replaced while requests arrive",
+    needs: "processes",
+    group: "processes",
     milliseconds: 0,
-    async begin({ lotus, random }) {
-      const running = [...lotus.functions.values()].filter((fn) => fn.running !== undefined);
+    async begin(target) {
+      const running = [...lotusOf(target).functions.values()].filter((fn) => fn.running !== undefined);
       if (running.length === 0) return undefined;
-      void random.pick(running).stop();
+      void target.random.pick(running).stop();
+      return healed;
+    },
+  },
+  {
+    name: "rotate-keys",
+    summary: "a new key signs the tokens from now on",
+    needs: "processes",
+    group: "processes",
+    milliseconds: 0,
+    async begin({ secretsFolder }) {
+      if (secretsFolder === undefined) return undefined;
+      await rotateKeys(secretsFolder);
       return healed;
     },
   },
   {
     name: "terminate-backends",
     summary: "every database session is terminated",
+    needs: "superuser",
+    group: "database",
     milliseconds: 0,
     async begin({ directUrl }) {
       await withDatabase(directUrl, (client) => client.query(TERMINATE));
@@ -178,48 +366,94 @@ export const FAULTS: readonly Fault[] = [
   {
     name: "stop-postgres-immediate",
     summary: "Postgres stops with `immediate` and starts again",
+    needs: "server",
+    group: "database",
     milliseconds: 1_000,
-    async begin(target) {
-      target.postgres().process.kill("SIGQUIT");
-      return () => target.restartPostgres();
+    async begin({ server }) {
+      server?.postgres().process.kill("SIGQUIT");
+      return async () => server?.restart();
     },
   },
   {
     name: "kill-postmaster",
     summary: "kill -9 of the postmaster",
+    needs: "server",
+    group: "database",
     milliseconds: 1_000,
+    async begin({ server }) {
+      server?.postgres().process.kill("SIGKILL");
+      return async () => server?.restart();
+    },
+  },
+  {
+    name: "full-disk",
+    summary: "the filesystem of the database is full",
+    needs: "small disk",
+    group: "database",
+    milliseconds: 3_000,
     async begin(target) {
-      target.postgres().process.kill("SIGKILL");
-      return () => target.restartPostgres();
+      const free = await fillDisk(target);
+      return async () => {
+        await free();
+        const { exitCode, signalCode } = target.server?.postgres().process ?? {};
+        // Postgres ends itself when it cannot write its log.
+        if (exitCode !== null || signalCode !== null) await target.server?.restart();
+      };
     },
   },
   {
     name: "cut-after-commit",
     summary: "connections are cut after the statement was committed and before its answer arrives",
+    needs: "network",
+    group: "network",
     milliseconds: 300,
-    begin: disturb({ kind: "cut-answers" }),
+    begin: disturb(() => ({ kind: "cut-answers" })),
   },
   {
     name: "slow-database",
     summary: "each packet takes 100 ms more",
+    needs: "network",
+    group: "network",
     milliseconds: 3_000,
-    begin: disturb({ kind: "slow", milliseconds: 100 }),
+    begin: disturb(() => ({ kind: "slow", milliseconds: 100 })),
+  },
+  {
+    name: "unstable-database",
+    summary: "each packet takes 20 ms more, and one in twenty resets its connection",
+    needs: "network",
+    group: "network",
+    milliseconds: 2_000,
+    begin: disturb((random) => ({ kind: "unstable", milliseconds: 20, resets: () => random.next() < 0.05 })),
   },
   {
     name: "freeze-database",
     summary: "no byte passes, and no connection is closed",
+    needs: "network",
+    group: "network",
     milliseconds: 3_000,
-    begin: disturb({ kind: "frozen" }),
+    begin: disturb(() => ({ kind: "frozen" })),
+  },
+  {
+    name: "vanish-database",
+    summary: "the open connections lose every byte for good, without FIN and without RST",
+    needs: "network",
+    group: "network",
+    milliseconds: 500,
+    begin: disturb(() => ({ kind: "vanished" })),
   },
   {
     name: "refuse-connections",
     summary: "database connections are reset and refused",
+    needs: "network",
+    group: "network",
     milliseconds: 2_000,
-    begin: disturb({ kind: "refused" }),
+    begin: disturb(() => ({ kind: "refused" })),
   },
   {
     name: "read-only-database",
     summary: "the database is read-only, as after a failover to a standby",
+    needs: "superuser",
+    group: "database",
     milliseconds: 3_000,
     begin: ({ directUrl }) =>
       configure(directUrl, "set default_transaction_read_only = on", "reset default_transaction_read_only"),
@@ -227,12 +461,16 @@ export const FAULTS: readonly Fault[] = [
   {
     name: "connection-limit",
     summary: "the database accepts no further connection",
+    needs: "superuser",
+    group: "database",
     milliseconds: 2_000,
     begin: ({ directUrl }) => configure(directUrl, "connection limit 0", "connection limit -1"),
   },
   {
     name: "lock-accounts",
     summary: "a foreign transaction locks two accounts",
+    needs: "database",
+    group: "database",
     milliseconds: 4_000,
     async begin({ directUrl }) {
       const client = new Client({ connectionString: directUrl, connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX });
@@ -244,40 +482,25 @@ export const FAULTS: readonly Fault[] = [
     },
   },
   {
-    name: "deliver-twice",
-    summary: "events that are on their way are delivered three times more",
-    milliseconds: 0,
-    begin: async (target) => ((await deliverAgain(target, 3, 20)) ? healed : undefined),
-  },
-  {
-    name: "deliver-late",
-    summary: "events are delivered again seconds later, after newer ones",
-    milliseconds: 3_000,
-    async begin(target) {
-      const events = await eventsOnTheirWay(target, 20);
-      if (events.length === 0) return undefined;
-      return async () => {
-        for (const { envelope, awaiting } of events.reverse()) {
-          const { data, ...attributes } = envelope.event;
-          for (const subscriber of awaiting)
-            await deliver(target, subscriber, attributes as Record<string, string>, JSON.stringify(data));
-        }
-      };
-    },
-  },
-  {
-    name: "poison-event",
-    summary: "a foreign producer sends an event that no subscriber can handle",
-    milliseconds: 0,
-    async begin(target) {
-      const attributes = { specversion: "1.0", id: randomUUID(), source: "/chaos", type: "chaos.poison" };
-      await deliver(target, "notification-store", attributes, '{"kind":"poison"}');
-      return healed;
+    name: "lock-outbox",
+    summary: "a foreign transaction locks the events that are on their way",
+    needs: "database",
+    group: "database",
+    milliseconds: 2_000,
+    async begin({ directUrl }) {
+      const client = new Client({ connectionString: directUrl, connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX });
+      client.on("error", () => undefined);
+      await client.connect();
+      await client.query("begin");
+      await client.query("select from events.outbox order by time, id for update");
+      return async () => void (await client.end().catch(() => undefined));
     },
   },
   {
     name: "migrate",
     summary: "a migration adds and drops columns beside running statements",
+    needs: "database",
+    group: "database",
     milliseconds: 1_000,
     async begin({ directUrl }) {
       const change = (text: string) =>
@@ -293,33 +516,182 @@ export const FAULTS: readonly Fault[] = [
     },
   },
   {
-    name: "relay-now",
-    summary: "the relay publishes everything that is in the outbox, settled or not",
+    name: "replace-functions",
+    summary: "every function of the database is created again in one transaction, as a migration does",
+    needs: "database",
+    group: "database",
     milliseconds: 0,
-    async begin({ lotus, directUrl }) {
-      await withDatabase(directUrl, (client) =>
-        client.query("update events.outbox set attempted_at = '-infinity'"),
-      ).catch(() => undefined);
-      await lotus.tick();
+    async begin({ directUrl }) {
+      await withDatabase(directUrl, async (client) => {
+        const { rows } = await client.query(
+          `select pg_get_functiondef(p.oid) as text from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+           where n.nspname in ('billing', 'order', 'notification', 'events', 'profile') and p.prokind = 'f' order by p.oid`,
+        );
+        await client.query("begin");
+        for (const { text } of rows) await client.query(text);
+        await client.query("commit");
+      });
       return healed;
     },
   },
+  {
+    name: "deliver-twice",
+    summary: "events that are on their way are delivered three times more, at the same time",
+    needs: "processes",
+    group: "events",
+    milliseconds: 0,
+    async begin(target) {
+      const events = await eventsOnTheirWay(target);
+      if (events.length === 0) return undefined;
+      await deliverAll(target, events, 3);
+      return healed;
+    },
+  },
+  {
+    name: "deliver-late",
+    summary: "events are delivered again seconds later, in the opposite order, after newer ones",
+    needs: "processes",
+    group: "events",
+    milliseconds: 3_000,
+    async begin(target) {
+      const events = await eventsOnTheirWay(target);
+      if (events.length === 0) return undefined;
+      return () => deliverAll(target, [...events].reverse(), 1);
+    },
+  },
+  {
+    name: "poison-event",
+    summary: "a foreign producer sends an event that no subscriber can handle",
+    needs: "processes",
+    group: "events",
+    milliseconds: 0,
+    async begin(target) {
+      const id = randomUUID();
+      const attributes = { specversion: "1.0", id, source: "/chaos", type: "chaos.poison" };
+      target.poison.sent.add(id);
+      if (await deliver(target, "notification-store", attributes, '{"kind":"poison"}'))
+        target.poison.acknowledged.add(id);
+      return healed;
+    },
+  },
+  {
+    name: "large-record",
+    summary: "the outbox contains an event that the broker refuses for its size",
+    needs: "database",
+    group: "database",
+    milliseconds: 0,
+    async begin({ directUrl, poison }) {
+      await withDatabase(directUrl, async (client) => {
+        await client.query("begin");
+        const { rows } = await client.query(
+          `select events.emit('notification-requested', 1, 'chaos', u.id, null, jsonb_build_object('userId', u.id,
+             'recipient', 'a@example.com', 'kind', 'message', 'message', repeat('x', $1))) -> 'event' ->> 'id' as id
+           from (select gen_random_uuid() as id) u`,
+          [LARGE_RECORD_BYTES],
+        );
+        await client.query("update events.outbox set attempted_at = '-infinity' where id = $1", [rows[0].id]);
+        poison.sent.add(rows[0].id);
+        await client.query("commit");
+        poison.acknowledged.add(rows[0].id);
+      });
+      return healed;
+    },
+  },
+  {
+    name: "republish",
+    summary: "the relay publishes everything that is in the outbox, settled or not",
+    needs: "database",
+    group: "events",
+    milliseconds: 0,
+    async begin({ lotus, directUrl }) {
+      await withDatabase(directUrl, (client) => client.query(MAKE_OVERDUE)).catch(() => undefined);
+      await lotus?.tick();
+      return healed;
+    },
+  },
+  {
+    name: "lose-events",
+    summary: "the bus accepts events and loses them, as a topic that is deleted",
+    needs: "bus",
+    group: "kafka",
+    milliseconds: 1_500,
+    begin: become("lose"),
+  },
+  {
+    name: "refuse-events",
+    summary: "the bus refuses every event, as brokers that are down",
+    needs: "bus",
+    group: "kafka",
+    milliseconds: 3_000,
+    begin: become("refuse"),
+  },
+  {
+    name: "kill-broker",
+    summary: "kill -9 of one broker",
+    needs: "kafka",
+    group: "kafka",
+    milliseconds: 2_000,
+    begin: killBrokers(false),
+  },
+  {
+    name: "kill-all-brokers",
+    summary: "kill -9 of every broker",
+    needs: "kafka",
+    group: "kafka",
+    milliseconds: 2_000,
+    begin: killBrokers(true),
+  },
+  {
+    name: "delete-topic",
+    summary: "a topic is deleted with its records and created again",
+    needs: "kafka",
+    group: "kafka",
+    milliseconds: 1_000,
+    async begin(target) {
+      const topic = target.random.pick(lotusOf(target).manifests.kafkaSources.flatMap(({ spec }) => spec.topics));
+      await asAdmin(target, (admin) => admin.deleteTopics({ topics: [topic] }));
+      return async () => void (await createTopics(target.kafka?.bootstrap ?? []));
+    },
+  },
+  {
+    name: "rebalance",
+    summary: "a foreign consumer joins the group of a source, takes records away without handling them, and leaves",
+    needs: "kafka",
+    group: "kafka",
+    milliseconds: 2_000,
+    begin: joinGroup(false),
+  },
+  {
+    name: "reset-group",
+    summary: "the consumer group of a source begins again at the first record",
+    needs: "kafka",
+    group: "kafka",
+    milliseconds: 2_000,
+    begin: joinGroup(true),
+  },
 ];
 
-/** Faults that this command does not inject on one machine, with the reason. The report lists them as skipped. */
+/** Faults that this command does not inject, with the reason. The report lists them as skipped. */
 export const SKIPPED: Readonly<Record<string, string>> = {
-  "full-disk": "needs a small filesystem that only root can mount",
-  "clock-jump": "needs a time namespace or libfaketime",
+  "kill-gateway": "the gateway is in the process that measures; npm run test:cluster ends gateways of a cluster",
+  "clock-jump": "needs libfaketime in every process",
+  "refuse-credentials": "needs brokers with a secured listener; scripts/kafka/cluster.test.ts covers it",
 };
 
 /** Injects one fault, waits for its duration, and heals it. Returns whether it had a target. */
 export async function inject(fault: Fault, target: Target, end: AbortSignal): Promise<boolean> {
   const heal = await fault.begin(target);
   if (heal === undefined) return false;
-  try {
-    await delay(fault.milliseconds, undefined, { signal: end }).catch(() => undefined);
-  } finally {
-    await heal();
+  await delay(fault.milliseconds, undefined, { signal: end }).catch(() => undefined);
+  const until = performance.now() + HEAL_MILLISECONDS_MAX;
+  for (;;) {
+    try {
+      await heal();
+      return true;
+    } catch (error) {
+      if (performance.now() > until)
+        throw new Error(`The fault ${fault.name} could not be healed: ${(error as Error).message}`, { cause: error });
+    }
+    await delay(HEAL_PAUSE_MILLISECONDS);
   }
-  return true;
 }

@@ -6,13 +6,23 @@ import type { Random } from "./random.ts";
 
 /** A client waits this long for one answer. */
 const ANSWER_MILLISECONDS_MAX = 15_000;
-/** A client repeats a keyed call for this long. Afterwards its outcome counts as unknown. */
-const REPEAT_MILLISECONDS_MAX = 60_000;
+export const REPEAT_MILLISECONDS_MAX = 60_000;
 const PAUSE_MILLISECONDS_MIN = 50;
 const PAUSE_MILLISECONDS_MAX = 1_000;
 const PAUSE_BETWEEN_OPERATIONS_MILLISECONDS_MAX = 20;
 /** Every so many operations a client sends without an Idempotency-Key. */
 const KEYLESS_SHARE = 0.08;
+/** Clients that act for one user at the same time. */
+const CLIENTS_PER_USER = 2;
+/** An operation is sent again with its key after it was answered. */
+const REPEAT_SHARE = 0.1;
+/** A refunded order is refunded again with another key. */
+const SECOND_REFUND_SHARE = 0.5;
+const READ_NOTIFICATION_SHARE = 0.3;
+const NOTIFICATIONS_PER_PAGE = 100;
+/** One in so many users never reads notifications: only the trigger and the relay settle the events of this user. */
+const SILENT_USER_EVERY = 3;
+const USER_WAIT_MILLISECONDS = 20;
 const PASSWORD = "correct horse battery";
 
 export interface Counters {
@@ -46,6 +56,8 @@ export interface LoadOptions {
   readonly history: History;
   readonly random: Random;
   readonly counters: Counters;
+  /** A client repeats a keyed call for this long. Afterwards its outcome counts as unknown. */
+  readonly repeatMillisecondsMax: number;
 }
 
 interface User {
@@ -61,28 +73,42 @@ interface PaidOrder {
 
 const decimal = (cents: number) => (cents / 100).toFixed(2);
 
-/** One client with one user. Its calls follow each other. Each amount occurs once for a user, so the checker finds each movement. */
+/** The user, the paid orders and the amounts that several clients share. */
+interface Account {
+  user: User | undefined;
+  readonly orders: PaidOrder[];
+  readonly readsNotifications: boolean;
+  amounts: number;
+}
+
+/**
+ * One client. Its calls follow each other; other clients act for the same user at the same time. Each amount occurs once for a
+ * user, so the checker finds each movement.
+ */
 class LoadClient {
   readonly #options: LoadOptions;
   readonly #process: number;
   readonly #random: Random;
+  readonly #account: Account;
   readonly #others: readonly User[];
-  readonly #orders: PaidOrder[] = [];
-  #user: User | undefined;
-  #amounts = 0;
 
-  constructor(options: LoadOptions, process: number, others: readonly User[]) {
+  constructor(options: LoadOptions, process: number, account: Account, others: readonly User[]) {
     this.#options = options;
     this.#process = process;
     this.#random = options.random.fork(`client ${process}`);
+    this.#account = account;
     this.#others = others;
+  }
+
+  get #user(): User | undefined {
+    return this.#account.user;
   }
 
   /** Sends one call until it is answered. A call without a key is sent once. */
   async #send(method: string, path: string, body: unknown, key: string | undefined, repeat: boolean): Promise<Answer> {
     const { url, history, counters } = this.#options;
     const attempts: Attempt[] = [];
-    const until = performance.now() + REPEAT_MILLISECONDS_MAX;
+    const until = performance.now() + this.#options.repeatMillisecondsMax;
     for (let pause = PAUSE_MILLISECONDS_MIN; ; pause = Math.min(2 * pause, PAUSE_MILLISECONDS_MAX)) {
       const began = performance.now();
       let status = 0;
@@ -146,7 +172,7 @@ class LoadClient {
     if (type === "fail") counters.refused++;
     if (type === "info") counters.unknown++;
     // The same key must give the same answer, whatever happened in between.
-    if (key !== undefined && type !== "info" && this.#random.next() < 0.1)
+    if (key !== undefined && type !== "info" && this.#random.next() < REPEAT_SHARE)
       await this.#repeat(f, method, path, body, key, answer);
     return answer;
   }
@@ -167,7 +193,7 @@ class LoadClient {
 
   /** An amount that no other operation of this user has, in cents. */
   #amount(): number {
-    return 100 + this.#amounts++ * 7;
+    return 100 + this.#account.amounts++ * 7;
   }
 
   async #register(): Promise<User | undefined> {
@@ -180,6 +206,10 @@ class LoadClient {
     );
     // A repeated registration whose first answer was lost is refused: the user exists.
     if (registered.status !== 201 && registered.body.code !== "email-taken") return undefined;
+    return this.#login(email);
+  }
+
+  async #login(email: string): Promise<User | undefined> {
     const login = await this.#operate(
       "login",
       "POST /profile/login",
@@ -198,7 +228,6 @@ class LoadClient {
     const money = decimal(amount);
     const chance = this.#random.next();
     const other = this.#others.length > 1 ? this.#random.pick(this.#others) : undefined;
-    const order = this.#orders.at(-1);
     let answer: Answer;
     let message: RegExp | undefined;
     if (chance < 0.3) {
@@ -215,7 +244,7 @@ class LoadClient {
     } else if (chance < 0.52 && other !== undefined && other.id !== this.#user?.id) {
       const path = `POST /billing/transfer?money=${money}&to=${encodeURIComponent(other.email)}`;
       answer = await this.#operate("transfer", path, { amount, to: other.id }, { keyed: true });
-    } else if (chance < 0.72) {
+    } else if (chance < 0.7) {
       answer = await this.#operate(
         "create-order",
         "POST /order/create",
@@ -223,38 +252,45 @@ class LoadClient {
         { keyed: true, body: { price: money } },
       );
       message = /^Hello! You (?:cannot )?pay for order/;
-    } else if (chance < 0.78 && order !== undefined) {
-      this.#orders.pop();
+    } else if (chance < 0.78 && this.#account.orders.length > 0) {
+      const order = this.#account.orders.pop() as PaidOrder;
       answer = await this.#operate(
         "refund",
         `POST /order/refund?id=${order.id}`,
         { amount: order.amount, orderId: order.id },
         { keyed: true },
       );
+      if (answer.status === 200 && this.#random.next() < SECOND_REFUND_SHARE)
+        await this.#operate("refund-again", `POST /order/refund?id=${order.id}`, { orderId: order.id });
     } else if (chance < 0.9) {
       answer = await this.#operate("read-balance", "GET /billing/balance", {});
       return;
     } else if (chance < 0.95) {
       answer = await this.#operate("read-orders", "GET /order/list?limit=5", {});
       return;
+    } else if (chance < 0.96 && this.#user !== undefined) {
+      const user = this.#user;
+      user.token = (await this.#login(user.email))?.token ?? user.token;
+      return;
     } else {
       answer = await this.#operate("read-history", "GET /billing/history?limit=5", {});
       return;
     }
     const placed = answer.body.order as { id: string; status: string } | undefined;
-    if (placed?.status === "paid") this.#orders.push({ id: placed.id, amount });
+    if (placed?.status === "paid") this.#account.orders.push({ id: placed.id, amount });
     if (
+      this.#account.readsNotifications &&
       message !== undefined &&
       (answer.status === 200 || answer.status === 201 || answer.body.code === "insufficient-funds")
     )
-      if (this.#random.next() < 0.3) await this.#readNotification(amount, message);
+      if (this.#random.next() < READ_NOTIFICATION_SHARE) await this.#readNotification(amount, message);
   }
 
   /** Reads its own write: the notification of an answered operation is there at once. */
   async #readNotification(amount: number, message: RegExp): Promise<void> {
     const { history } = this.#options;
     history.write(this.#process, "invoke", "read-notification", { user: this.#user?.id, amount });
-    const answer = await this.#send("GET", "/notification?limit=20", undefined, undefined, true);
+    const answer = await this.#send("GET", `/notification?limit=${NOTIFICATIONS_PER_PAGE}`, undefined, undefined, true);
     const rows = Array.isArray(answer.body) ? (answer.body as { message: string }[]) : [];
     const text = new RegExp(`mount ${String(amount / 100).replace(".", "\\.")}\\. `);
     const found = rows.some((row) => message.test(row.message) && text.test(row.message));
@@ -268,15 +304,17 @@ class LoadClient {
     });
   }
 
-  /** Works until the signal ends it. A client whose user could not register tries again with another one. */
-  async run(known: User[], end: AbortSignal): Promise<void> {
+  /**
+   * Works until the signal ends it.
+   * @param registers the user of the account; the other clients of the account wait for it
+   */
+  async run(known: User[], registers: boolean, end: AbortSignal): Promise<void> {
     while (!end.aborted) {
-      if (this.#user === undefined) {
-        this.#user = await this.#register();
+      if (this.#user !== undefined) await this.#once();
+      else if (registers) {
+        this.#account.user = await this.#register();
         if (this.#user !== undefined) known.push(this.#user);
-        continue;
-      }
-      await this.#once();
+      } else await delay(USER_WAIT_MILLISECONDS);
       await delay(this.#random.between(0, PAUSE_BETWEEN_OPERATIONS_MILLISECONDS_MAX));
     }
   }
@@ -288,25 +326,49 @@ class LoadClient {
  */
 export async function runLoad(options: LoadOptions, end: AbortSignal): Promise<ReadonlyMap<string, string>> {
   const users: User[] = [];
-  await Promise.all(
-    Array.from({ length: options.clients }, (_, process) => new LoadClient(options, process, users).run(users, end)),
-  );
+  const accounts: Account[] = [];
+  const clients = Array.from({ length: options.clients }, (_, process) => {
+    const index = Math.floor(process / CLIENTS_PER_USER);
+    accounts[index] ??= {
+      user: undefined,
+      orders: [],
+      readsNotifications: (index + 1) % SILENT_USER_EVERY !== 0,
+      amounts: 0,
+    };
+    const client = new LoadClient(options, process, accounts[index], users);
+    return client.run(users, process % CLIENTS_PER_USER === 0, end);
+  });
+  await Promise.all(clients);
   return new Map(users.map(({ id, token }) => [id, token]));
+}
+
+const RESOLVE_PAUSE_MILLISECONDS = 1_000;
+
+/** Sends a call until the answer is no 5xx. */
+async function untilAnswered(url: string, init: RequestInit, until: number): Promise<Response | undefined> {
+  for (;;) {
+    const signal = AbortSignal.timeout(ANSWER_MILLISECONDS_MAX);
+    const response = await fetch(url, { ...init, signal }).catch(() => undefined);
+    if ((response !== undefined && response.status < 500) || performance.now() > until) return response;
+    await response?.arrayBuffer();
+    await delay(RESOLVE_PAUSE_MILLISECONDS);
+  }
 }
 
 /** Repeats each keyed call whose outcome is unknown: the same key tells what happened, or makes it happen. */
 export async function resolveUnknown(
   history: readonly Entry[],
   tokens: ReadonlyMap<string, string>,
-  { url, history: written }: Pick<LoadOptions, "url" | "history">,
+  { url, history: written, repeatMillisecondsMax }: Pick<LoadOptions, "url" | "history" | "repeatMillisecondsMax">,
 ): Promise<void> {
+  const until = performance.now() + repeatMillisecondsMax;
   for (const { type, f, process, value } of history) {
     const { user, request, key, amount } = value;
     const token = tokens.get(String(user));
     if (type !== "info" || typeof key !== "string" || typeof request !== "string" || token === undefined) continue;
     const [method = "POST", path = "/"] = request.split(" ");
     const body = f === "create-order" ? JSON.stringify({ price: decimal(Number(amount)) }) : undefined;
-    const response = await fetch(url + path, {
+    const init = {
       method,
       headers: {
         authorization: `Bearer ${token}`,
@@ -314,8 +376,9 @@ export async function resolveUnknown(
         ...(body !== undefined && { "content-type": "application/json" }),
       },
       ...(body !== undefined && { body }),
-      signal: AbortSignal.timeout(ANSWER_MILLISECONDS_MAX),
-    });
+    };
+    const response = await untilAnswered(url + path, init, until);
+    if (response === undefined) continue;
     const answer = (await response.json()) as Record<string, unknown>;
     const { attempts: _, ...known } = value;
     written.write(process, "invoke", f, known);

@@ -7,10 +7,14 @@ export type Disturbance =
   | { readonly kind: "none" }
   /** Bytes wait in both directions. */
   | { readonly kind: "slow"; readonly milliseconds: number }
-  /** No byte passes, and no connection is closed. The peers receive no FIN and no RST. */
+  /** No byte passes, and no connection is closed. The peers receive no FIN and no RST. The bytes arrive later. */
   | { readonly kind: "frozen" }
+  /** The bytes of every open connection are lost for good, and no connection is closed: a peer that vanished without FIN or RST. */
+  | { readonly kind: "vanished" }
   /** New connections are closed at once; open ones are reset. */
   | { readonly kind: "refused" }
+  /** Each packet may reset its connection, and arrives late. */
+  | { readonly kind: "unstable"; readonly milliseconds: number; resets(): boolean }
   /** The next answers of Postgres are thrown away and their connections reset: the statement was committed, the client does not know it. */
   | { readonly kind: "cut-answers" };
 
@@ -26,6 +30,8 @@ export interface PostgresProxy {
 interface Pair {
   readonly client: Socket;
   readonly server: Socket;
+  /** The bytes of this connection are lost, also after the disturbance. */
+  vanished: boolean;
 }
 
 /**
@@ -37,27 +43,47 @@ export async function startPostgresProxy(target: () => number): Promise<Postgres
   const pairs = new Set<Pair>();
   const held: (() => void)[] = [];
 
-  const pass = (from: Socket, to: Socket, isAnswer: boolean) => {
+  const pass = (pair: Pair, from: Socket, to: Socket) => {
+    const reset = () => {
+      pair.client.resetAndDestroy();
+      pair.server.destroy();
+    };
+    // One queue for each direction: a packet may not overtake an earlier packet that is delayed.
+    const queue: { readonly at: number; readonly forward: () => void }[] = [];
+    const pump = () => {
+      for (let [next] = queue; next !== undefined && next.at <= performance.now(); [next] = queue) {
+        queue.shift();
+        next.forward();
+      }
+      if (queue[0] !== undefined) setTimeout(pump, Math.max(1, queue[0].at - performance.now()));
+    };
+    const later = (milliseconds: number, forward: () => void) => {
+      if (queue.length === 0 && milliseconds === 0) return forward();
+      queue.push({ at: performance.now() + milliseconds, forward });
+      if (queue.length === 1) setTimeout(pump, milliseconds);
+    };
     from.on("data", (bytes: Buffer) => {
       const forward = () => {
-        if (!to.destroyed) to.write(bytes);
+        if (!to.destroyed && !pair.vanished) to.write(bytes);
       };
-      if (disturbance.kind === "frozen") held.push(forward);
-      else if (disturbance.kind === "slow") setTimeout(forward, disturbance.milliseconds);
-      else if (disturbance.kind === "cut-answers" && isAnswer) {
-        to.resetAndDestroy();
-        from.destroy();
-      } else forward();
+      if (pair.vanished) return;
+      if (disturbance.kind === "frozen") held.push(() => later(0, forward));
+      else if (disturbance.kind === "slow") later(disturbance.milliseconds, forward);
+      else if (disturbance.kind === "unstable") {
+        if (disturbance.resets()) reset();
+        else later(disturbance.milliseconds, forward);
+      } else if (disturbance.kind === "cut-answers" && to === pair.client) reset();
+      else later(0, forward);
     });
   };
 
   const server = createServer({ noDelay: true }, (client) => {
     if (disturbance.kind === "refused") return void client.resetAndDestroy();
     const upstream = connect({ host: "127.0.0.1", port: target(), noDelay: true });
-    const pair = { client, server: upstream };
+    const pair: Pair = { client, server: upstream, vanished: false };
     pairs.add(pair);
-    pass(client, upstream, false);
-    pass(upstream, client, true);
+    pass(pair, client, upstream);
+    pass(pair, upstream, client);
     const end = () => {
       pairs.delete(pair);
       client.destroy();
@@ -76,6 +102,7 @@ export async function startPostgresProxy(target: () => number): Promise<Postgres
     disturb(next) {
       disturbance = next;
       if (next.kind === "refused") for (const { client } of pairs) client.resetAndDestroy();
+      if (next.kind === "vanished") for (const pair of pairs) pair.vanished = true;
       if (next.kind !== "frozen") for (const forward of held.splice(0)) forward();
     },
     async stop() {

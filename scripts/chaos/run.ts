@@ -1,38 +1,92 @@
-/** One chaos run on a Lotus that it starts itself: load, faults, heal, settle, check. */
-import { mkdir, readFile } from "node:fs/promises";
+/** One chaos run: load, faults, heal, settle, check; on a Lotus that it starts itself, or on an installation that exists. */
+import { spawnSync } from "node:child_process";
+import { chmod, mkdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
 import { type Kafka, startKafka } from "../kafka/cluster.ts";
-import { startLotus } from "../local/lotus.ts";
+import { type Lotus, startLotus } from "../local/lotus.ts";
 import { startPostgres } from "../local/postgres.ts";
 import { check } from "./checker.ts";
-import { type Fault, inject, SKIPPED, type Target } from "./faults.ts";
+import { type Fault, inject, MAKE_OVERDUE, type Part, partsOf, SKIPPED, type Target } from "./faults.ts";
 import { History, readHistory } from "./history.ts";
-import { type Counters, resolveUnknown, runLoad } from "./load.ts";
+import { type Counters, REPEAT_MILLISECONDS_MAX, resolveUnknown, runLoad } from "./load.ts";
 import { startPostgresProxy } from "./postgres-proxy.ts";
-import { randomFrom } from "./random.ts";
+import { type Random, randomFrom } from "./random.ts";
 import { type Injection, quantile, type Report, type Sample } from "./report.ts";
+import { applySabotage, type Sabotage } from "./sabotage.ts";
 
 /** Before the first fault, so that users exist and functions run. */
 const WARM_UP_MILLISECONDS = 4_000;
 const PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX = 1_500;
+/** How often a quiet phase without faults begins, and how long it lasts: longer than Lotus may need to recover. */
+const QUIET_EVERY_MILLISECONDS = 60_000;
+const QUIET_MILLISECONDS = 14_000;
 /** The outbox must be empty this long after the last fault. */
 const SETTLE_MILLISECONDS_MAX = 60_000;
+/** A run that is at most this long does not wait until an event is overdue: it makes the events overdue. */
+const SHORT_RUN_MINUTES = 0.5;
 const TICK_MILLISECONDS = 2_000;
+const SHORT_TICK_MILLISECONDS = 250;
 const SAMPLE_MILLISECONDS = 1_000;
+/** A run that waits for its operations ends this long after its minutes. */
+const LATE_MILLISECONDS_MAX = 60_000;
+const BUSY_GROUP_MILLISECONDS = 50;
+const SMALL_DISK_MEGABYTES = 512;
+const ALL_PARTS: readonly Part[] = [
+  "processes",
+  "network",
+  "server",
+  "superuser",
+  "database",
+  "bus",
+  "kafka",
+  "small disk",
+];
+const WHY_MISSING: Readonly<Record<Part, string>> = {
+  processes: "needs a Lotus that the run starts itself",
+  network: "needs a Lotus that the run starts itself",
+  server: "needs a Postgres that the run starts itself",
+  superuser: "needs a superuser of the database",
+  database: "",
+  bus: "needs the local event bus; a run without --kafka has it",
+  kafka: "needs --kafka",
+  "small disk": "needs root, who may mount a small filesystem, and --disk",
+};
+
+/** A database that exists. */
+export interface GivenDatabase {
+  /** Connects as the owner. */
+  readonly adminUrl: string;
+  /** Connects as the superuser, for faults that need one. */
+  readonly superuserUrl?: string;
+}
 
 export interface ChaosOptions {
   readonly seed: number;
   readonly minutes: number;
   readonly clients: number;
   readonly faults: readonly Fault[];
+  /** Faults that are active at the same time. */
+  readonly overlap: number;
   readonly kafka: boolean;
+  /** Put the data of Postgres on a small filesystem, so that it can be full. Needs root. */
+  readonly smallDisk?: boolean;
+  /** The gateway of an installation that exists, and its database. */
+  readonly existing?: { readonly url: string; readonly database: GivenDatabase };
+  /** A database for the Lotus of this run, in a server that the run does not end. */
+  readonly database?: GivenDatabase;
   /** Contains the data, the history and the report. */
   readonly folder: string;
   readonly historyFile: string;
   /** Breaks something before the load starts. */
-  sabotage?(target: Target): Promise<void>;
+  readonly sabotage?: Sabotage;
+  /** The run lasts until this many operations have an outcome and each kind of fault was injected, also after its minutes. */
+  readonly operationsMin?: number;
+  readonly repeatMillisecondsMax?: number;
+  readonly settleMillisecondsMax?: number;
+  /** The functions in dist/ are up to date. */
+  readonly built?: boolean;
   onProgress(line: string): void;
   /** Ends the run early; it heals, settles and checks all the same. */
   readonly interrupted: AbortSignal;
@@ -46,78 +100,211 @@ async function superuserUrl(postgresFolder: string, ownerUrl: string): Promise<s
   return Object.assign(new URL(ownerUrl), { username: "postgres", password: superuser }).href;
 }
 
+interface World {
+  /** The address of the gateway. */
+  readonly url: string;
+  readonly adminUrl: string;
+  readonly target: Target;
+}
+
+/** Mounts a small filesystem on a folder. */
+async function mountSmallDisk(folder: string, endings: (() => Promise<unknown>)[]): Promise<void> {
+  await mkdir(folder, { recursive: true });
+  const { status, stderr } = spawnSync("mount", [
+    "-t",
+    "tmpfs",
+    "-o",
+    `size=${SMALL_DISK_MEGABYTES}m`,
+    "tmpfs",
+    folder,
+  ]);
+  if (status !== 0) throw new Error(`A small filesystem cannot be mounted on ${folder}: ${stderr}`);
+  endings.push(async () => spawnSync("umount", ["-l", folder]));
+  await chmod(folder, 0o755);
+}
+
+/** Starts Postgres, a proxy in front of it, Kafka and Lotus. */
+async function startWorld(options: ChaosOptions, random: Random, endings: (() => Promise<unknown>)[]): Promise<World> {
+  const { folder, onProgress, existing } = options;
+  const poison = { sent: new Set<string>(), acknowledged: new Set<string>() };
+  if (existing !== undefined) {
+    const { adminUrl, superuserUrl: superuser } = existing.database;
+    const target: Target = { directUrl: superuser ?? adminUrl, isSuperuser: superuser !== undefined, random, poison };
+    return { url: existing.url, adminUrl, target };
+  }
+  const postgresFolder = join(folder, "postgres");
+  if (options.smallDisk) await mountSmallDisk(postgresFolder, endings);
+  let postgres = options.database === undefined ? await startPostgres(postgresFolder) : undefined;
+  endings.push(async () => postgres?.stop());
+  const adminUrl = options.database?.adminUrl ?? postgres?.adminUrl ?? "";
+  const port = Number(new URL(adminUrl).port);
+  const proxy = await startPostgresProxy(() => port);
+  endings.push(() => proxy.stop());
+  const kafka: Kafka | undefined = options.kafka
+    ? await startKafka({ brokers: 3, folder: join(folder, "kafka"), fresh: true, onProgress })
+    : undefined;
+  if (kafka !== undefined) endings.push(() => kafka.stop());
+  const lotus = await startLotus({
+    port: 0,
+    folder: join(folder, "run"),
+    databaseUrl: Object.assign(new URL(adminUrl), { port: String(proxy.port) }).href,
+    built: options.built ?? false,
+    ...(kafka !== undefined && { kafka }),
+    step: (what, work) => {
+      onProgress(what);
+      return work();
+    },
+  });
+  endings.push(() => lotus.stop());
+  const superuser =
+    postgres === undefined ? options.database?.superuserUrl : await superuserUrl(postgresFolder, adminUrl);
+  return {
+    url: lotus.url,
+    adminUrl,
+    target: {
+      lotus,
+      proxy,
+      directUrl: superuser ?? adminUrl,
+      isSuperuser: superuser !== undefined,
+      ...(kafka !== undefined && { kafka }),
+      secretsFolder: join(folder, "run", "secrets"),
+      ...(options.smallDisk && { smallDisk: postgresFolder }),
+      random,
+      ...(postgres !== undefined && {
+        server: {
+          postgres: () => postgres as NonNullable<typeof postgres>,
+          async restart() {
+            postgres = await startPostgres(postgresFolder, [], port);
+          },
+        },
+      }),
+      poison,
+    },
+  };
+}
+
+/** Injects faults until the time is over, several at a time. Calls `injected` for each that had a target. */
+async function injectFaults(
+  options: ChaosOptions,
+  faults: readonly Fault[],
+  target: Target,
+  history: History,
+  counters: Counters,
+  tell: {
+    began(name: string): void;
+    ended(name: string): void;
+    injected(name: string, from: number, to: number): void;
+  },
+): Promise<void> {
+  const { interrupted, operationsMin = 0 } = options;
+  const rest = new Set(operationsMin === 0 ? [] : faults.map(({ name }) => name));
+  const began = performance.now();
+  const until = began + options.minutes * 60_000;
+  const isLate = () => performance.now() >= until + LATE_MILLISECONDS_MAX;
+  let failed = false;
+  const isOver = () =>
+    failed ||
+    interrupted.aborted ||
+    (performance.now() >= until && ((counters.operations >= operationsMin && rest.size === 0) || isLate()));
+  const isQuiet = () =>
+    (performance.now() - began) % QUIET_EVERY_MILLISECONDS > QUIET_EVERY_MILLISECONDS - QUIET_MILLISECONDS;
+  const pause = (milliseconds: number) =>
+    delay(milliseconds, undefined, { signal: interrupted }).catch(() => undefined);
+  const busy = new Set<string>();
+  let order: Fault[] = [];
+  const next = (): Fault | undefined => {
+    // Each round injects every kind once, in another order.
+    if (order.length === 0)
+      order = [...faults]
+        .map((fault) => [target.random.next(), fault] as const)
+        .sort(([a], [b]) => a - b)
+        .map(([, fault]) => fault);
+    const index = order.findIndex(({ group }) => !busy.has(group));
+    return index < 0 ? undefined : order.splice(index, 1)[0];
+  };
+  const work = async () => {
+    while (!isOver()) {
+      const fault = isQuiet() ? undefined : next();
+      if (fault === undefined) {
+        await pause(BUSY_GROUP_MILLISECONDS);
+        continue;
+      }
+      busy.add(fault.group);
+      tell.began(fault.name);
+      const from = history.now() / 1e9;
+      history.write("nemesis", "invoke", fault.name, {});
+      try {
+        const hadTarget = await inject(fault, target, interrupted);
+        history.write("nemesis", hadTarget ? "ok" : "fail", fault.name, {});
+        if (!hadTarget) continue;
+        tell.injected(fault.name, from, history.now() / 1e9);
+        rest.delete(fault.name);
+      } catch (error) {
+        failed = true;
+        throw error;
+      } finally {
+        busy.delete(fault.group);
+        tell.ended(fault.name);
+      }
+      await pause(target.random.between(0, PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX));
+    }
+  };
+  if (faults.length === 0) while (!isOver()) await pause(BUSY_GROUP_MILLISECONDS);
+  await Promise.all(Array.from({ length: options.overlap }, work));
+}
+
 /**
  * Runs chaos once.
  * @returns the report, with the violations
- * @throws {Error} a sentence, when Lotus cannot be started
+ * @throws {Error} a sentence, when Lotus cannot be started or a fault cannot be healed
  */
 export async function runChaos(options: ChaosOptions): Promise<Report> {
   const { seed, folder, clients, onProgress, interrupted } = options;
+  const { settleMillisecondsMax = SETTLE_MILLISECONDS_MAX, repeatMillisecondsMax = REPEAT_MILLISECONDS_MAX } = options;
   const random = randomFrom(seed);
   const endings: (() => Promise<unknown>)[] = [];
   await mkdir(folder, { recursive: true });
   try {
-    const postgresFolder = join(folder, "postgres");
-    let postgres = await startPostgres(postgresFolder);
-    endings.push(() => postgres.stop());
-    const proxy = await startPostgresProxy(() => postgres.port);
-    endings.push(() => proxy.stop());
-    const throughProxy = new URL(postgres.adminUrl);
-    throughProxy.port = String(proxy.port);
-    const kafka: Kafka | undefined = options.kafka
-      ? await startKafka({ brokers: 3, folder: join(folder, "kafka"), fresh: true, onProgress })
-      : undefined;
-    if (kafka !== undefined) endings.push(() => kafka.stop());
-    const lotus = await startLotus({
-      port: 0,
-      folder: join(folder, "run"),
-      databaseUrl: throughProxy.href,
-      ...(kafka !== undefined && { kafka }),
-      step: (what, work) => {
-        onProgress(what);
-        return work();
-      },
-    });
-    endings.push(() => lotus.stop());
-
+    const { url, adminUrl, target } = await startWorld(options, random.fork("faults"), endings);
+    const { lotus }: { readonly lotus?: Lotus } = target;
     const history = new History(options.historyFile);
     endings.push(async () => history.close());
     const counters: Counters = { operations: 0, refused: 0, unknown: 0, latencies: [], onMovement: [] };
-    const target: Target = {
-      lotus,
-      proxy,
-      directUrl: await superuserUrl(postgresFolder, postgres.adminUrl),
-      random: random.fork("faults"),
-      poison: 0,
-      postgres: () => postgres,
-      async restartPostgres() {
-        postgres = await startPostgres(postgresFolder, [], postgres.port);
-      },
-    };
-    await options.sabotage?.(target);
+    if (options.sabotage !== undefined) await applySabotage(options.sabotage, target.directUrl);
+    const parts = partsOf(target);
+    const possible = options.faults.filter(({ needs }) => parts.has(needs));
+    const missing = ALL_PARTS.filter((part) => !parts.has(part));
+    const skipped = options.faults.flatMap(({ name, needs }) =>
+      missing.includes(needs) ? [[name, WHY_MISSING[needs]] as const] : [],
+    );
 
-    const ask = async (text: string): Promise<number> => {
-      const client = new Client({ connectionString: postgres.adminUrl, connectionTimeoutMillis: SAMPLE_MILLISECONDS });
+    const ask = async (text: string): Promise<Record<string, unknown>[] | undefined> => {
+      const client = new Client({ connectionString: adminUrl, connectionTimeoutMillis: SAMPLE_MILLISECONDS });
       client.on("error", () => undefined);
       try {
         await client.connect();
-        return Number((await client.query(text)).rows[0]?.number);
+        return (await client.query(text)).rows;
       } catch {
-        return -1;
+        return undefined;
       } finally {
         await client.end().catch(() => undefined);
       }
     };
-    const outboxDepth = () => ask("select count(*) as number from events.outbox");
+    const outboxDepth = async () =>
+      Number((await ask("select count(*) as number from events.outbox"))?.[0]?.number ?? -1);
+    // Dead letters from before this run are not of this run.
+    const before = await ask("select coalesce(attributes ->> 'id', event_key::text) as event from events.dead_letters");
+    for (const { event } of before ?? []) target.poison.sent.add(String(event));
 
     const samples: Sample[] = [];
-    let before = 0;
-    let faultNow = "warm-up";
+    let counted = 0;
+    const active: string[] = [];
+    let phase = "warm-up";
     const injections: Injection[] = [];
     const sampling = setInterval(async () => {
       const latencies = counters.latencies.splice(0);
-      const operations = counters.operations - before;
-      before = counters.operations;
+      const operations = counters.operations - counted;
+      counted = counters.operations;
       const second = Math.round(history.now() / 1e9);
       const outbox = await outboxDepth();
       samples.push({
@@ -128,68 +315,56 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
         outbox,
       });
       onProgress(
-        `${second} s: ${counters.operations} operations, ${injections.length} faults (${faultNow}), outbox ${outbox < 0 ? "unknown" : outbox}`,
+        `${second} s: ${counters.operations} operations, ${injections.length} faults (${active.join(", ") || phase}), outbox ${outbox < 0 ? "unknown" : outbox}`,
       );
     }, SAMPLE_MILLISECONDS);
     endings.push(async () => clearInterval(sampling));
 
     const loadEnd = new AbortController();
-    const load = runLoad({ url: lotus.url, clients, history, random: random.fork("load"), counters }, loadEnd.signal);
+    endings.push(async () => loadEnd.abort());
+    const loadOptions = { url, clients, history, random: random.fork("load"), counters, repeatMillisecondsMax };
+    const load = runLoad(loadOptions, loadEnd.signal);
     load.catch(() => undefined);
-    await delay(WARM_UP_MILLISECONDS, undefined, { signal: interrupted }).catch(() => undefined);
-
-    const until = performance.now() + options.minutes * 60_000;
-    const order: Fault[] = [];
-    while (performance.now() < until && !interrupted.aborted && options.faults.length > 0) {
-      // Each round injects every kind once, in another order.
-      if (order.length === 0)
-        order.push(
-          ...[...options.faults]
-            .map((fault) => [target.random.next(), fault] as const)
-            .sort(([a], [b]) => a - b)
-            .map(([, fault]) => fault),
-        );
-      const fault = order.pop() as Fault;
-      faultNow = fault.name;
-      const from = history.now() / 1e9;
-      history.write("nemesis", "invoke", fault.name, {});
-      const hadTarget = await inject(fault, target, interrupted);
-      if (fault.name === "poison-event" && hadTarget) target.poison++;
-      history.write("nemesis", hadTarget ? "ok" : "fail", fault.name, {});
-      const to = history.now() / 1e9;
-      if (hadTarget) {
-        const injection = { name: fault.name, from, to, recoveryMilliseconds: undefined as number | undefined };
+    // A run that counts its operations needs a user for each client before the first fault, and no time.
+    if (options.operationsMin === undefined)
+      await delay(WARM_UP_MILLISECONDS, undefined, { signal: interrupted }).catch(() => undefined);
+    else while (counters.operations < 2 * clients && !interrupted.aborted) await delay(BUSY_GROUP_MILLISECONDS);
+    phase = "no fault";
+    await injectFaults(options, possible, target, history, counters, {
+      began: (name) => void active.push(name),
+      ended: (name) => void active.splice(active.indexOf(name), 1),
+      injected(name, from, to) {
+        const injection = { name, from, to, recoveryMilliseconds: undefined as number | undefined };
         injections.push(injection);
         counters.onMovement.push(() => {
           injection.recoveryMilliseconds = history.now() / 1e6 - to * 1_000;
         });
-      }
-      await delay(target.random.between(0, PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX), undefined, {
-        signal: interrupted,
-      }).catch(() => undefined);
-    }
+      },
+    });
 
-    faultNow = "no fault, settling";
+    phase = "settling";
     loadEnd.abort();
     const tokens = await load;
     const healedAt = performance.now();
-    await resolveUnknown(readHistory(options.historyFile), tokens, { url: lotus.url, history });
-    while ((await outboxDepth()) !== 0 && performance.now() - healedAt < 2 * SETTLE_MILLISECONDS_MAX) {
-      await lotus.tick().catch(() => undefined);
-      await delay(TICK_MILLISECONDS);
+    await resolveUnknown(readHistory(options.historyFile), tokens, loadOptions);
+    const isShort = options.minutes <= SHORT_RUN_MINUTES;
+    while ((await outboxDepth()) !== 0 && performance.now() - healedAt < settleMillisecondsMax) {
+      if (isShort) await ask(MAKE_OVERDUE);
+      await lotus?.tick().catch(() => undefined);
+      await delay(isShort ? SHORT_TICK_MILLISECONDS : TICK_MILLISECONDS);
     }
     const settledMilliseconds = performance.now() - healedAt;
     clearInterval(sampling);
 
     onProgress("Checking the history and the database");
-    const database = new Client({ connectionString: postgres.adminUrl });
+    const database = new Client({ connectionString: adminUrl });
     await database.connect();
     const { violations, checked } = await check(
       readHistory(options.historyFile),
       database,
       settledMilliseconds,
       target.poison,
-      SETTLE_MILLISECONDS_MAX,
+      settleMillisecondsMax + TICK_MILLISECONDS,
     ).finally(() => database.end());
     return {
       seed,
@@ -201,7 +376,7 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
       unknown: counters.unknown,
       settledMilliseconds,
       injections,
-      skipped: SKIPPED,
+      skipped: { ...Object.fromEntries(skipped), ...SKIPPED },
       samples,
       checked,
       violations,

@@ -1,10 +1,12 @@
 /** lotus chaos: kills, cuts, freezes and duplicates under load, and proves afterwards that no money and no event is lost. */
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
+import { Client } from "pg";
 import { FAULTS } from "../chaos/faults.ts";
 import { faultRows, htmlReport } from "../chaos/report.ts";
-import { runChaos } from "../chaos/run.ts";
+import { type ChaosOptions, runChaos } from "../chaos/run.ts";
+import { SABOTAGES } from "../chaos/sabotage.ts";
 import { command } from "../cli/command.ts";
 import { EXIT_CODES, UsageError } from "../cli/errors.ts";
 import { print } from "../cli/output.ts";
@@ -13,6 +15,7 @@ import { onStopSignal } from "../process/signals.ts";
 
 const MINUTES = 3;
 const CLIENTS = 8;
+const OVERLAP = 2;
 const VIOLATIONS_SHOWN_MAX = 10;
 
 function positive(name: string, text: string, max: number): number {
@@ -26,7 +29,12 @@ const number = (about: string, preset: string) => ({ type: "string", value: "N",
 
 export default command({
   about: "Kills, cuts, freezes and duplicates under load, and proves afterwards that no money and no event is lost.",
-  notes: `Faults:\n${FAULTS.map(({ name, summary }) => `  ${name.padEnd(24)} ${summary}`).join("\n")}
+  notes: `It starts its own Lotus, with its own Postgres, in a temporary folder. With --url and --database it uses an installation that exists
+and injects only the faults that are possible there. The registered users and their money stay in that database.
+
+Faults:\n${FAULTS.map(({ name, summary }) => `  ${name.padEnd(24)} ${summary}`).join("\n")}
+
+Sabotages:\n${SABOTAGES.map(({ name, summary }) => `  ${name.padEnd(24)} ${summary}`).join("\n")}
 
 Exit code 0: every invariant holds. 1: a violation, which the output names. 2: a wrong option.`,
   options: {
@@ -34,6 +42,11 @@ Exit code 0: every invariant holds. 1: a violation, which the output names. 2: a
     seed: { type: "string", value: "N", about: "repeat the choices of an earlier run (default: a random number)" },
     clients: number("clients that call at the same time", String(CLIENTS)),
     faults: { type: "string", value: "A,B", about: "only these faults (default: all)" },
+    overlap: number("faults that are active at the same time", String(OVERLAP)),
+    disk: { type: "boolean", about: "keep the database on a small filesystem, so that it can be full (needs root)" },
+    sabotage: { type: "string", value: "NAME", about: "break one thing first: the run must find it" },
+    url: { type: "string", value: "URL", about: "the gateway of an installation that exists; needs --database" },
+    database: { type: "string", value: "URL", about: "its database, as the owner or as a superuser" },
     kafka: { type: "boolean", about: "start a real Kafka with three brokers instead of the local event bus" },
     history: { type: "string", value: "FILE", about: "keep the history as JSON lines" },
     report: { type: "string", value: "FILE", about: "the report as an HTML page", default: "chaos-report.html" },
@@ -46,9 +59,36 @@ interface ChaosValues {
   readonly seed: string | undefined;
   readonly clients: string;
   readonly faults: string | undefined;
+  readonly overlap: string;
+  readonly disk: boolean;
+  readonly sabotage: string | undefined;
+  readonly url: string | undefined;
+  readonly database: string | undefined;
   readonly kafka: boolean;
   readonly history: string | undefined;
   readonly report: string;
+}
+
+/** Returns the installation that --url and --database name. */
+async function readExisting({ url, database, kafka, sabotage, disk }: ChaosValues): Promise<ChaosOptions["existing"]> {
+  if (url === undefined && database === undefined) return undefined;
+  if (url === undefined || database === undefined)
+    throw new UsageError("--url and --database belong together: the checker reads the database of the installation.");
+  if (kafka || sabotage !== undefined || disk)
+    throw new UsageError("--kafka, --sabotage and --disk need a Lotus that the run starts itself: leave out --url.");
+  if (!URL.canParse(url) || !URL.canParse(database))
+    throw new UsageError("--url and --database must be URLs, such as http://localhost:8080 and postgres://….");
+  const client = new Client({ connectionString: database });
+  await client.connect();
+  try {
+    const { rows } = await client.query("select usesuper from pg_user where usename = current_user");
+    return {
+      url: url.replace(/\/$/, ""),
+      database: { adminUrl: database, ...(rows[0]?.usesuper && { superuserUrl: database }) },
+    };
+  } finally {
+    await client.end();
+  }
 }
 
 async function run(values: ChaosValues): Promise<void> {
@@ -56,6 +96,13 @@ async function run(values: ChaosValues): Promise<void> {
   const unknown = names?.find((name) => !FAULTS.some((fault) => fault.name === name));
   if (unknown !== undefined)
     throw new UsageError(`There is no fault ${unknown}. The faults are ${FAULTS.map(({ name }) => name).join(", ")}.`);
+
+  const sabotage = SABOTAGES.find(({ name }) => name === values.sabotage);
+  if (values.sabotage !== undefined && sabotage === undefined)
+    throw new UsageError(
+      `There is no sabotage ${values.sabotage}. The sabotages are ${SABOTAGES.map(({ name }) => name).join(", ")}.`,
+    );
+  const existing = await readExisting(values);
 
   const interrupt = new AbortController();
   onStopSignal(
@@ -67,6 +114,8 @@ async function run(values: ChaosValues): Promise<void> {
   );
 
   const folder = await mkdtemp(join(tmpdir(), "lotus-chaos-"));
+  // Postgres runs as another user when root starts it, and must be able to enter.
+  await chmod(folder, 0o711);
   const { isTTY } = process.stdout;
   let shownAt = 0;
   const report = await runChaos({
@@ -74,7 +123,11 @@ async function run(values: ChaosValues): Promise<void> {
     minutes: positive("minutes", values.minutes, 24 * 60),
     clients: Math.floor(positive("clients", values.clients, 256)),
     faults: names === undefined ? FAULTS : FAULTS.filter(({ name }) => names.includes(name)),
+    overlap: Math.floor(positive("overlap", values.overlap, 5)),
     kafka: values.kafka,
+    smallDisk: values.disk,
+    ...(existing !== undefined && { existing }),
+    ...(sabotage !== undefined && { sabotage }),
     folder,
     historyFile: values.history === undefined ? join(folder, "history.jsonl") : resolve(values.history),
     onProgress(line) {
@@ -103,7 +156,7 @@ async function run(values: ChaosValues): Promise<void> {
   for (const { invariant, sentence } of violations.slice(0, VIOLATIONS_SHOWN_MAX)) print(`${invariant}: ${sentence}`);
   if (violations.length > VIOLATIONS_SHOWN_MAX) print(`… and ${violations.length - VIOLATIONS_SHOWN_MAX} more.`);
   print(
-    `Repeat the run: npm run chaos -- --seed ${seed} --minutes ${report.minutes} --clients ${report.clients}${report.kafka ? " --kafka" : ""}`,
+    `Repeat the run: npm run chaos -- --seed ${seed} --minutes ${report.minutes} --clients ${report.clients}${report.kafka ? " --kafka" : ""}${sabotage === undefined ? "" : ` --sabotage ${sabotage.name}`}`,
   );
   process.exitCode = 1;
 }

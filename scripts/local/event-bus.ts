@@ -97,11 +97,16 @@ function topicOf({ "lotus-topic": topic, "ce-type": type }: IncomingMessage["hea
   return typeof topic === "string" ? topic : /^lotus\.(.+)\.v\d+$/.exec(String(type))?.[1];
 }
 
+/** How the bus treats published events: `lose` accepts and forgets them, as a topic that is deleted; `refuse` answers 503. */
+export type BusState = "deliver" | "lose" | "refuse";
+
 export interface EventBus {
   /** POST /<secret> accepts an event; a request to /<secret>/<function> goes to that function. For 127.0.0.1 only. */
   readonly server: Server;
   /** Adds sources, which receive the events that are published from now on. */
   add(sources: readonly KafkaSource[]): void;
+  /** Changes how the bus treats published events, for fault injection. */
+  become(state: BusState): void;
   /** Removes the source of a function. Its waiting events stay in the outbox. */
   remove(name: string): void;
   /** Stops delivering. Deliveries in flight finish. */
@@ -124,8 +129,10 @@ export function createEventBus(
   observer?: Observer,
 ): EventBus {
   const queues: SourceQueue[] = [];
+  let state: BusState = "deliver";
   const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, RECORD_BYTES_MAX);
   const take = ({ headers: given }: IncomingMessage, body: Buffer): number => {
+    if (state !== "deliver") return state === "lose" ? 202 : 503;
     const topic = topicOf(given);
     if (body.length > EVENT_BODY_BYTES_MAX) return 413;
     if (topic === undefined) return 400;
@@ -158,7 +165,9 @@ export function createEventBus(
       return;
     }
     const status = take(incoming, received.body ?? Buffer.alloc(0));
-    outgoing.writeHead(status, status === 503 ? { "retry-after": String(RETRY_AFTER_SECONDS) } : {}).end();
+    outgoing
+      .writeHead(status, status === 503 && state === "deliver" ? { "retry-after": String(RETRY_AFTER_SECONDS) } : {})
+      .end();
   });
   return {
     server,
@@ -168,6 +177,9 @@ export function createEventBus(
     remove(name) {
       const index = queues.findIndex((queue) => queue.name === name);
       if (index !== -1) void queues.splice(index, 1)[0]?.stop();
+    },
+    become(next) {
+      state = next;
     },
     async stop() {
       await Promise.all(queues.map((queue) => queue.stop()));

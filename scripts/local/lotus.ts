@@ -24,7 +24,7 @@ import { ensureSecrets } from "../secrets/local.ts";
 import { describe, installed, runKafkaSource } from "../sources/kafka-source.ts";
 import { createControl, type OtherProcess } from "./control.ts";
 import { serveEdits } from "./edits.ts";
-import { createEventBus } from "./event-bus.ts";
+import { type BusState, createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
 import { type Manifests, readManifests } from "./manifests.ts";
@@ -93,6 +93,8 @@ export interface Lotus {
   readonly kafka: Kafka | undefined;
   /** The served functions by name. */
   readonly served: ReadonlyMap<string, ServedFunction>;
+  /** Changes how the event bus treats published events, for fault injection. Without effect in a run with Kafka. */
+  disturbBus(state: BusState): void;
   /** Fires the PingSources now. */
   tick(): Promise<void>;
   /** Drains and ends everything. */
@@ -450,6 +452,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       manifests,
       functions,
       served: descriptions,
+      disturbBus: bus.become,
       tick,
       stop,
     };
