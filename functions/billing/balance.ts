@@ -11,10 +11,14 @@ export default endpoint({
   summary: "Returns the balance of the caller's account.",
   description: "It includes events that are still on their way, such as the opening of a new account.",
   answers: { 200: Balance, 409: ["account-not-open"] },
-  async handle({ user }) {
-    const [row] = await query<{ balance: string | null }>("balance", "select billing.balance($1) as balance", [
-      user.id,
-    ]);
+  async handle({ user, span }) {
+    const [row] = await query<{ balance: string | null }>(
+      "balance",
+      "select billing.balance($1) as balance",
+      [user.id],
+      "repeatable",
+      span,
+    );
     if (!row || row.balance === null) return new Problem("account-not-open");
     return ok({ balance: toNumber(readBalance(row.balance)) });
   },

@@ -42,12 +42,14 @@ export default endpoint({
   summary: "Lists the transfers of the caller's account, newest first.",
   page: v.tuple([v.pipe(v.number(), v.safeInteger(), v.minValue(1))]),
   answers: { 200: v.array(Transfer) },
-  async handle({ user, page }) {
-    const rows = await query<Row>("history", "select * from billing.history($1, $2, $3)", [
-      user.id,
-      page.after?.[0] ?? Number.MAX_SAFE_INTEGER,
-      page.limit + 1,
-    ]);
+  async handle({ user, page, span }) {
+    const rows = await query<Row>(
+      "history",
+      "select * from billing.history($1, $2, $3)",
+      [user.id, page.after?.[0] ?? Number.MAX_SAFE_INTEGER, page.limit + 1],
+      "repeatable",
+      span,
+    );
     return page.answer(
       rows,
       (row) => [Number(row.number)],

@@ -6,6 +6,7 @@ import { Amount, AmountNumber, type Money, readBalance, toNumber, toText } from 
 import type { Envelope } from "#kernel/outbox";
 import { type CodeOf, invalid, Problem } from "#kernel/problem";
 import { expiredKey, type Idempotency } from "#kernel/request";
+import type { Span } from "#kernel/telemetry";
 import type { User } from "#kernel/token";
 
 export const MoneyQuery = v.object({ money: Amount });
@@ -21,6 +22,7 @@ export interface MoneyCall {
   /** When the request must be answered, on the clock of `performance.now()`. */
   readonly deadline: number;
   readonly source: string;
+  readonly span: Span;
   readonly traceparent: string;
 }
 
@@ -55,6 +57,7 @@ export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: 
     keyOf: ({ user }) => user.id,
     repetitionOf: ({ idempotency }) => idempotency.repetition,
     deadlineOf: ({ deadline }) => deadline,
+    spanOf: ({ span }) => span,
   });
 }
 

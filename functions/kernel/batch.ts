@@ -14,6 +14,7 @@ import {
   BATCH_WAIT_MILLISECONDS_MAX,
   REQUEST_ANSWER_MILLISECONDS,
 } from "./settings.ts";
+import { isRecording, measure, type Span, Statement } from "./telemetry.ts";
 
 /** Describes how many calls of one kind run in one statement. */
 export interface BatchStatement<Call> {
@@ -33,6 +34,8 @@ export interface BatchStatement<Call> {
   repetitionOf(call: Call): Repetition;
   /** Returns when the request of a call must be answered, on the clock of `performance.now()`. The call stops waiting before. */
   deadlineOf?(call: Call): number;
+  /** Returns the span of a call. */
+  spanOf?(call: Call): Span | undefined;
 }
 
 /** A row of `many`: `position` is the 0-based index of the call that it answers. */
@@ -44,6 +47,8 @@ interface Entry<Call, Row> {
   readonly reject: (error: unknown) => void;
   /** The end of its wait, on the clock of `performance.now()`. */
   readonly until: number;
+  /** Its arrival, on the same clock. */
+  readonly since: number;
   timer: NodeJS.Timeout | undefined;
   /** The entry leaves the batches and goes alone: its row was locked, or its batch failed. */
   alone: boolean;
@@ -180,11 +185,30 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     return alone;
   }
 
+  /** Begins the statement in traces and metrics, and ends the wait of its calls. Undefined: telemetry is off. */
+  function beginStatement(entries: readonly Entry<Call, Row>[], text: string, inLane: boolean): Statement | undefined {
+    if (!isRecording()) return undefined;
+    const spans = entries.flatMap(({ call }) => statement.spanOf?.(call) ?? []);
+    const begun = new Statement(name, text, spans, entries.length);
+    measure("lotus.batch.calls", entries.length, { "db.query.summary": name });
+    // A single call that found the function idle did not wait.
+    if (entries.length === 1 && !inLane) return begun;
+    for (const { call, since } of entries)
+      statement
+        .spanOf?.(call)
+        ?.child(`wait ${name}`, "internal", since)
+        .set({ "lotus.lane": inLane })
+        .link(begun.span)
+        .end();
+    return begun;
+  }
+
   async function sendMany(entries: readonly Entry<Call, Row>[]): Promise<void> {
     let open: (Entry<Call, Row> | undefined)[] = [...entries];
     try {
+      const begun = beginStatement(entries, many, false);
       const values = statement.valuesOfMany(entries.map(({ call }) => call));
-      for (const row of await query<Positioned<Row>>(`${name} (many)`, many, values, "once")) {
+      for (const row of await query<Positioned<Row>>(`${name} (many)`, many, values, "once", begun)) {
         const entry = open[row.position];
         if (entry === undefined) continue;
         open[row.position] = undefined;
@@ -202,7 +226,8 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
   async function sendOne(line: Line<Call, Row>, entry: Entry<Call, Row>): Promise<boolean> {
     try {
       const { call } = entry;
-      const [row] = await query<Row>(name, one, statement.valuesOfOne(call), statement.repetitionOf(call));
+      const begun = beginStatement([entry], one, entry.alone);
+      const [row] = await query<Row>(name, one, statement.valuesOfOne(call), statement.repetitionOf(call), begun);
       if (row === undefined) throw new Error(`${name} returned no row`);
       calls--;
       entry.resolve(row);
@@ -263,7 +288,15 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     pump();
   }
 
+  /** Measures the calls that wait in the lane. */
+  function measureLane(): void {
+    if (!isRecording()) return;
+    const waiting = lane.reduce((sum, line) => sum + line.waiting.length, 0);
+    measure("lotus.lane.calls", waiting, { "db.query.summary": name });
+  }
+
   async function runInLane(line: Line<Call, Row>, entry: Entry<Call, Row>): Promise<void> {
+    measureLane();
     const { stuck } = line;
     laneStatements++;
     if (stuck) stuckStatements++;
@@ -271,6 +304,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     laneStatements--;
     if (stuck) stuckStatements--;
     place(line);
+    measureLane();
     pump();
   }
 
@@ -306,11 +340,21 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       if (calls >= BATCH_CALLS_MAX) return reject(busy(`${BATCH_CALLS_MAX} calls wait for the database already.`));
       if (known !== undefined && known.waiting.length >= BATCH_KEY_CALLS_MAX)
         return reject(busy(`${BATCH_KEY_CALLS_MAX} requests of yours wait already.`));
+      const since = performance.now();
       const until = Math.min(
-        performance.now() + BATCH_WAIT_MILLISECONDS_MAX,
+        since + BATCH_WAIT_MILLISECONDS_MAX,
         (statement.deadlineOf?.(call) ?? Number.POSITIVE_INFINITY) - REQUEST_ANSWER_MILLISECONDS,
       );
-      const entry: Entry<Call, Row> = { call, resolve, reject, until, timer: undefined, alone: false, lost: false };
+      const entry: Entry<Call, Row> = {
+        call,
+        resolve,
+        reject,
+        until,
+        since,
+        timer: undefined,
+        alone: false,
+        lost: false,
+      };
       const line = known ?? { key, waiting: [], stuck: false };
       line.waiting.push(entry);
       calls++;

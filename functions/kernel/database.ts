@@ -20,6 +20,7 @@ import {
   STATEMENT_MILLISECONDS_MAX,
   settings,
 } from "./settings.ts";
+import { isRecording, type Span, Statement } from "./telemetry.ts";
 
 /** The driver's SCRAM session. `message` is its state. */
 interface ScramSession {
@@ -319,6 +320,7 @@ async function send<Row>(client: PoolClient, name: string, text: string, values:
  * Runs one prepared statement: one round trip, one transaction. Repeats it with pauses, for DATABASE_RETRY_MILLISECONDS_MAX from the
  * first failure, when it was not sent, was rolled back, or may be repeated.
  * @param name names the prepared statement; one text a name
+ * @param caller the span of the call, or the statement that several calls share
  * @throws {Problem} `unavailable` when the database cannot work and nothing was changed, `outcome-unknown` when the connection was
  *   lost after the statement was sent and the statement could not be repeated
  */
@@ -327,6 +329,25 @@ export async function query<Row>(
   text: string,
   values: readonly unknown[],
   repetition: Repetition = "repeatable",
+  caller?: Span | Statement,
+): Promise<Row[]> {
+  if (!isRecording()) return repeat(name, text, values, repetition);
+  const statement = caller instanceof Statement ? caller : new Statement(name, text, caller ? [caller] : []);
+  try {
+    const rows = await repeat<Row>(name, text, values, repetition);
+    statement.end();
+    return rows;
+  } catch (error) {
+    statement.end(sqlState(error) ?? (error instanceof Problem ? error.code : "_OTHER"));
+    throw error;
+  }
+}
+
+async function repeat<Row>(
+  name: string,
+  text: string,
+  values: readonly unknown[],
+  repetition: Repetition,
 ): Promise<Row[]> {
   let outcomeIsKnown = true;
   let giveUpAt = Number.POSITIVE_INFINITY;

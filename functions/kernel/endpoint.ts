@@ -1,7 +1,7 @@
 /** An HTTP endpoint: what it takes, what it answers, and the handler between. */
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type * as v from "valibot";
-import { failure, log, type Trace, traceFrom, traceparent } from "./log.ts";
+import { failure, log } from "./log.ts";
 import { type Envelope, publishLater } from "./outbox.ts";
 import { type CodeOf, Problem, type ProblemCode, quoted, writeProblem } from "./problem.ts";
 import {
@@ -17,6 +17,15 @@ import {
   splitTarget,
 } from "./request.ts";
 import { REQUEST_MILLISECONDS_MAX } from "./settings.ts";
+import {
+  beginSpan,
+  isRecording,
+  measure,
+  readTraceparent,
+  recordColdStart,
+  type Span,
+  writeTraceparent,
+} from "./telemetry.ts";
 import { authenticate, type User } from "./token.ts";
 
 /** By status: the schema of a success, or the codes of the refusals that are this endpoint's own. */
@@ -63,8 +72,11 @@ export interface EndpointRequest<
   readonly address: string;
   /** When the request must be answered, on the clock of `performance.now()`. */
   readonly deadline: number;
-  /** The function's name, and its place in the trace: what an event records of its origin. */
+  /** The function's name, which an event records as its origin. */
   readonly source: string;
+  /** The span of the request. Statements that the handler sends become spans below it. */
+  readonly span: Span;
+  /** The context of the span that creates the events of this request; their outbox rows contain it. */
   readonly traceparent: string;
   /** Publishes events that the database has recorded, once the answer has been sent. */
   publish(envelopes: readonly Envelope[]): void;
@@ -195,7 +207,7 @@ async function answer(
   description: Endpoint,
   source: string,
   request: IncomingMessage,
-  trace: Trace,
+  span: Span,
   outcome: { user?: User; emitted: Envelope[] },
 ): Promise<Success<number, unknown> | Problem> {
   const admission = await admit(description, source, request);
@@ -206,6 +218,7 @@ async function answer(
   const given = readQuery(search);
   const query = description.query === undefined ? undefined : check(description.query, given);
   const body = description.body === undefined ? undefined : check(description.body, readBody(request));
+  const creating = span.child("create", "producer");
   return description.handle({
     user: admission.user,
     query,
@@ -215,8 +228,12 @@ async function answer(
     address: addressOf(request),
     deadline: admission.arrivedAt + REQUEST_MILLISECONDS_MAX,
     source,
-    traceparent: traceparent(trace),
-    publish: (envelopes) => outcome.emitted.push(...envelopes),
+    span,
+    traceparent: writeTraceparent(creating),
+    publish(envelopes) {
+      outcome.emitted.push(...envelopes);
+      endCreating(creating, envelopes);
+    },
   });
 }
 
@@ -225,11 +242,86 @@ export function pathOf(name: string): string {
   return `/${name.replace("-", "/")}`;
 }
 
+/** Ends the span that creates events, when the database has recorded some. */
+function endCreating(creating: Span, envelopes: readonly Envelope[]): void {
+  const [first] = envelopes;
+  if (first === undefined || !creating.sampled) return;
+  creating
+    .rename(`create ${first.topic}`)
+    .set({
+      "messaging.system": "kafka",
+      "messaging.operation.name": "create",
+      "messaging.operation.type": "create",
+      "messaging.destination.name": first.topic,
+      ...(envelopes.length === 1
+        ? { "messaging.message.id": first.event.id }
+        : { "messaging.batch.message_count": envelopes.length }),
+    })
+    .end();
+}
+
+const METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+const spans = new WeakMap<IncomingMessage, Span>();
+
+/** Returns the method and the route of a request as spans and metrics name them; a path that is no route can contain anything. */
+function routeOf(request: IncomingMessage, source: string): { method: string; route: string | undefined } {
+  const { method = "" } = request;
+  const route = pathOf(source);
+  return {
+    method: METHODS.includes(method) ? method : "_OTHER",
+    route: splitTarget(request)[0] === route ? route : undefined,
+  };
+}
+
+/**
+ * Returns the span of a request. A client can set any `traceparent`, so the span begins a trace and links to the client's.
+ * @param source the function's name, such as order-pay
+ */
+export function spanOf(request: IncomingMessage, source: string): Span {
+  const known = spans.get(request);
+  if (known !== undefined) return known;
+  if (!isRecording()) {
+    const ids = beginSpan("", "server", undefined, 0);
+    spans.set(request, ids);
+    return ids;
+  }
+  const { method, route } = routeOf(request, source);
+  const span = beginSpan(route === undefined ? method : `${method} ${route}`, "server", undefined, performance.now());
+  spans.set(request, span);
+  recordColdStart(span);
+  return span
+    .set({
+      "http.request.method": method,
+      "http.route": route,
+      "url.path": route,
+      "url.scheme": "http",
+      "faas.trigger": "http",
+    })
+    .link(readTraceparent(request.headers.traceparent));
+}
+
+/** Ends the span of a request, and measures its duration. */
+export function endSpan(request: IncomingMessage, response: ServerResponse, source: string, beganAt: number): void {
+  if (!isRecording()) return;
+  const { method, route } = routeOf(request, source);
+  const status = response.statusCode;
+  const errorType = status < 500 ? undefined : String(status);
+  measure("http.server.request.duration", (performance.now() - beganAt) / 1000, {
+    "http.request.method": method,
+    "url.scheme": "http",
+    "http.response.status_code": status,
+    ...(route && { "http.route": route }),
+    ...(errorType && { "error.type": errorType }),
+  });
+  spanOf(request, source).set({ "http.response.status_code": status }).end(errorType);
+}
+
 /** The HTTP function that the functions framework runs. `source` is the function's name, such as order-pay. */
 export function toHttpFunction(source: string, description: Endpoint) {
   return async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const began = admissions.get(request)?.arrivedAt ?? performance.now();
-    const trace = traceFrom(request.headers.traceparent as string | undefined);
+    const span = spanOf(request, source);
+    const clientTrace = readTraceparent(request.headers.traceparent)?.traceId;
     const outcome: { user?: User; emitted: Envelope[] } = { emitted: [] };
     let code: ProblemCode | undefined;
     let failed = {};
@@ -242,7 +334,7 @@ export function toHttpFunction(source: string, description: Endpoint) {
       REQUEST_MILLISECONDS_MAX - (performance.now() - began),
     );
     try {
-      const answered = await answer(description, source, request, trace, outcome);
+      const answered = await answer(description, source, request, span, outcome);
       if (answered instanceof Problem) throw answered;
       clearTimeout(late);
       if (!response.headersSent) writeSuccess(response, answered);
@@ -252,8 +344,8 @@ export function toHttpFunction(source: string, description: Endpoint) {
       if (!known) failed = failure(error);
       const problem = known
         ? error
-        : new Problem("internal", `Tell us the trace ${trace.traceId}, and we can find what it was.`, {
-            members: { traceId: trace.traceId },
+        : new Problem("internal", `Tell us the trace ${span.traceId}, and we can find what it was.`, {
+            members: { traceId: span.traceId },
           });
       if (!response.headersSent) {
         code = problem.code;
@@ -265,7 +357,9 @@ export function toHttpFunction(source: string, description: Endpoint) {
     // After the answer: the caller waits for no broker.
     if (outcome.emitted.length > 0) setImmediate(publishLater, outcome.emitted);
     log(response.statusCode < 500 ? "info" : "error", "answered", {
-      trace: trace.traceId,
+      trace_id: span.traceId,
+      span_id: span.spanId,
+      ...(clientTrace === undefined ? {} : { client_trace_id: clientTrace }),
       ...(outcome.user === undefined ? {} : { caller: outcome.user.id }),
       method: request.method ?? "",
       path: splitTarget(request)[0],

@@ -10,7 +10,7 @@ import {
   startTestLotus,
   type TestLotus,
 } from "../../scripts/testing/lotus.ts";
-import { traceFrom } from "./log.ts";
+import { beginSpan, readTraceparent } from "./telemetry.ts";
 
 let lotus: TestLotus;
 beforeAll(async () => {
@@ -23,7 +23,8 @@ interface Line {
   level: string;
   function: string;
   message: string;
-  trace?: string;
+  trace_id?: string;
+  client_trace_id?: string;
 }
 const written = (name: string): Line[] => (lotus.lines.get(name) ?? []).map((line) => JSON.parse(line) as Line);
 
@@ -35,11 +36,13 @@ describe("the log", () => {
       headers: { traceparent: `00-${traceId}-${"b".repeat(16)}-01` },
     });
     expect(status).toBe(200);
-    const of = (name: string) => written(name).find(({ trace }) => trace === traceId);
-    const [request, trigger] = await eventually("both have written their line", () => {
-      const lines = [of("order-pay"), of("notification-store")];
-      return lines.every((line) => line !== undefined) && lines;
-    });
+    const request = await eventually("the endpoint has written its line", () =>
+      written("order-pay").find((line) => line.client_trace_id === traceId),
+    );
+    const trigger = await eventually("the trigger has written its line", () =>
+      written("notification-store").find((line) => line.trace_id === request.trace_id),
+    );
+    expect(request.trace_id).not.toBe(traceId);
     expect(request).toMatchObject({
       level: "info",
       message: "answered",
@@ -65,7 +68,7 @@ describe("the log", () => {
     expect([status, body.code]).toEqual([500, "internal"]);
     const traceId = /trace ([0-9a-f]{32})/.exec(body.detail)?.[1];
     const line = await eventually("it has written its line", () =>
-      written("order-pay").find(({ trace }) => trace === traceId),
+      written("order-pay").find((line) => line.trace_id === traceId),
     );
     expect(line).toMatchObject({
       level: "error",
@@ -129,7 +132,7 @@ describe("a traceparent", () => {
     ["of zeros", `00-${"0".repeat(32)}-${"b".repeat(16)}-01`],
     ["with capitals", `00-${"A".repeat(32)}-${"b".repeat(16)}-01`],
   ])("that is %s begins a new trace", (_, given) => {
-    const trace = traceFrom(given);
+    const trace = beginSpan("span", "server", readTraceparent(given));
     expect(trace.traceId).toMatch(/^(?!0+$|a+$)[0-9a-f]{32}$/);
     expect(trace.spanId).toMatch(/^[0-9a-f]{16}$/);
   });

@@ -1,30 +1,12 @@
-/** One JSON line an event on standard output, and the trace (W3C Trace Context) that ties lines together. */
-import { randomBytes } from "node:crypto";
+/** Writes one JSON line for each event to standard output. */
 
-/** A place in a trace: 32 hex digits for the trace, 16 for the span of this function. */
-export interface Trace {
-  readonly traceId: string;
-  readonly spanId: string;
-}
-
-const TRACEPARENT = /^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}/;
-
-/** Continues the trace of a `traceparent` (W3C Trace Context §3.2), or begins one when there is none that is valid. */
-export function traceFrom(traceparent: string | undefined): Trace {
-  const traceId = TRACEPARENT.exec(traceparent ?? "")?.[1];
-  const random = randomBytes(24).toString("hex");
-  const usable = traceId !== undefined && !/^0+$/.test(traceId);
-  return { traceId: usable ? traceId : random.slice(0, 32), spanId: random.slice(32) };
-}
-
-/** The `traceparent` to hand on. The flag says "sampled": Lotus records every trace in its logs. */
-export function traceparent(trace: Trace): string {
-  return `00-${trace.traceId}-${trace.spanId}-01`;
-}
-
-/** What a line may carry. Never a token, a password, a body or an email address. */
+/** The fields of a line. They never contain a token, a password, a body or an email address. */
 export interface LogFields {
-  trace?: string;
+  /** The ids by which a tracing backend finds the span (OpenTelemetry, "Trace Context in non-OTLP Log Formats"). */
+  trace_id?: string;
+  span_id?: string;
+  /** The trace of the client's `traceparent`. A public endpoint begins a new trace. */
+  client_trace_id?: string;
   caller?: string;
   method?: string;
   path?: string;

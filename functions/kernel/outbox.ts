@@ -5,6 +5,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Refused, sendToKafka } from "./kafka.ts";
 import { failure, log } from "./log.ts";
 import { PUBLISH_BATCH_EVENTS_MAX, PUBLISH_MILLISECONDS_MAX, PUBLISH_QUEUE_EVENTS_MAX, settings } from "./settings.ts";
+import { beginSend, type Span } from "./telemetry.ts";
 
 /** A CloudEvent 1.0 in memory. `data` is a JSON value. */
 export interface CloudEvent {
@@ -136,18 +137,24 @@ export function byTopic(envelopes: readonly Envelope[]): [topic: string, envelop
  * Hands events of one topic to the broker: Kafka where KAFKA_BROKERS is set, else over HTTP to K_SINK. It halves a refused
  * batch until the refused events stand alone.
  * @param until of performance.now(): a sink that is busy is tried again until then; by default it is not
+ * @param relay the span of the relay's run, when the relay publishes the events again
  * @returns the refused events; all others were accepted
  * @throws {Error} when the broker failed: some events may have arrived, and all stay in the outbox until they are settled
  */
-export async function publish(envelopes: readonly Envelope[], until = 0): Promise<Refusal[]> {
+export async function publish(envelopes: readonly Envelope[], until = 0, relay?: Span): Promise<Refusal[]> {
+  const traceparents = envelopes.map(({ event }) => event.traceparent);
+  const span = beginSend(envelopes[0]?.topic ?? "", traceparents, relay);
   try {
     await send(envelopes, until);
+    span?.end();
     return [];
   } catch (error) {
+    span?.end(error instanceof Refused ? "refused" : "not-published");
     if (!(error instanceof Refused)) throw error;
     if (envelopes.length === 1) return envelopes.map((envelope) => ({ envelope, reason: error.message }));
     const half = Math.ceil(envelopes.length / 2);
-    return [...(await publish(envelopes.slice(0, half), until)), ...(await publish(envelopes.slice(half), until))];
+    const first = await publish(envelopes.slice(0, half), until, relay);
+    return [...first, ...(await publish(envelopes.slice(half), until, relay))];
   }
 }
 

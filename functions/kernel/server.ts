@@ -11,7 +11,7 @@ import { getTestServer } from "@google-cloud/functions-framework/testing";
 import { allowOrigin } from "./cors.ts";
 import { closeDatabase, openDatabase } from "./database.ts";
 import { forbidden, isForThisMachine, isFromPage, isSecret, RUN_HEADER } from "./doors.ts";
-import { admit, type Endpoint, toHttpFunction, type Use } from "./endpoint.ts";
+import { admit, type Endpoint, endSpan, spanOf, toHttpFunction, type Use } from "./endpoint.ts";
 import { disconnectKafka } from "./kafka.ts";
 import { createHttpServer } from "./listener.ts";
 import { failure, log, logAs } from "./log.ts";
@@ -24,6 +24,7 @@ import {
   DRAIN_DATABASE_MILLISECONDS_MAX,
   DRAIN_EVENTS_MILLISECONDS_MAX,
   DRAIN_REQUESTS_MILLISECONDS_MAX,
+  DRAIN_TELEMETRY_MILLISECONDS_MAX,
   EVENT_HEADER_BYTES_MAX,
   FORWARDED_HEADER_BYTES_MAX,
   RECORD_BYTES_MAX,
@@ -38,7 +39,8 @@ import {
   settings,
 } from "./settings.ts";
 import { Shares } from "./shares.ts";
-import { readDelivery, type Subscriber, toCloudEventFunction } from "./subscriber.ts";
+import { markDelivered, readDelivery, type Subscriber, toCloudEventFunction } from "./subscriber.ts";
+import { closeTelemetry, loadTelemetry, markListening, prepareTelemetry, type TelemetryModule } from "./telemetry.ts";
 
 /** Registers a description under the function's name: with the framework in this bundle, or with the one that loads it. */
 export function register(name: string, description: Endpoint | Subscriber, framework = { http, cloudEvent }): void {
@@ -76,8 +78,12 @@ export function createFunctionServer(
   const serve = async (request: FrameworkRequest, response: ServerResponse): Promise<void> => {
     if (draining) response.setHeader("connection", "close");
     unfinished.add(response);
+    const beganAt = performance.now();
+    if (isEndpoint) spanOf(request, name);
     response.once("close", () => {
       unfinished.delete(response);
+      if (isEndpoint) endSpan(request, response, name, beganAt);
+      loadTelemetry();
       if (draining) closeUnused();
     });
     if (isEndpoint) allowOrigin(request, response);
@@ -109,6 +115,7 @@ export function createFunctionServer(
     }
     if (!isEndpoint) {
       const event = readDelivery(request.headers, request.body);
+      markDelivered(event, request.headers.traceparent);
       // The framework would read these headers again. Its trace header belongs to another record of the same batch.
       for (const name of Object.keys(request.headers)) if (name.startsWith("ce-")) delete request.headers[name];
       delete request.headers.traceparent;
@@ -148,11 +155,11 @@ export function createFunctionServer(
     await within(closed, DRAIN_REQUESTS_MILLISECONDS_MAX, "requests were cut off");
     server.closeAllConnections();
     await within(flushQueue(), DRAIN_EVENTS_MILLISECONDS_MAX, "events were left to the relay");
-    await within(
-      Promise.all([disconnectKafka(), closeDatabase()]),
-      DRAIN_DATABASE_MILLISECONDS_MAX,
-      "connections were cut",
-    );
+    const disconnected = Promise.all([disconnectKafka(), closeDatabase()]);
+    await Promise.all([
+      within(disconnected, DRAIN_DATABASE_MILLISECONDS_MAX, "connections were cut"),
+      within(closeTelemetry(), DRAIN_TELEMETRY_MILLISECONDS_MAX, "spans and metrics were lost"),
+    ]);
   };
   return { server, drain };
 }
@@ -182,11 +189,15 @@ const USE_OF = { DATABASE_URL: "database", JWKS_FILE: "public-keys", SIGNING_KEY
 /** Read at the first request that needs them; looked at before listening, so that a missing file is an error at the start. */
 const FILES = ["DATABASE_PASSWORD_FILE", "JWKS_FILE", "SIGNING_KEY_FILE", "RUN_SECRET_FILE"] as const;
 
-/** The program of a function's process: listens on PORT until SIGTERM, then drains and ends. */
-export function main(name: string, description: Endpoint | Subscriber): void {
+/**
+ * Runs a function's process: listens on PORT until SIGTERM, then drains and ends.
+ * @param loadTelemetry reads telemetry.cjs; it is called after the first answer, and only with an OTLP endpoint
+ */
+export function main(name: string, description: Endpoint | Subscriber, loadTelemetry: () => TelemetryModule): void {
   let port: number;
   try {
     port = settings().PORT;
+    prepareTelemetry(name, loadTelemetry);
     for (const name of settingsOf(description)) required(name);
     for (const name of FILES) if (settings()[name] !== undefined) readSettingFile(name);
   } catch (error) {
@@ -220,7 +231,8 @@ export function main(name: string, description: Endpoint | Subscriber): void {
   });
   // To whoever started this process with a channel: port 0 is any free one, and this says which.
   const { HOST: host } = settings();
-  server.listen({ port, ...(host && { host }) }, () =>
-    process.send?.({ port: (server.address() as AddressInfo).port }),
-  );
+  server.listen({ port, ...(host && { host }) }, () => {
+    markListening();
+    process.send?.({ port: (server.address() as AddressInfo).port });
+  });
 }

@@ -10,6 +10,11 @@ describe("the settings", () => {
   it("have defaults for what a function can do without, and an empty variable counts as none", () => {
     expect(readSettings({ PORT: "", KAFKA_BROKERS: "" })).toEqual({
       PORT: 8080,
+      OTEL_TRACES_EXPORTER: "otlp",
+      OTEL_METRICS_EXPORTER: "otlp",
+      OTEL_SDK_DISABLED: false,
+      OTEL_TRACES_SAMPLER: "parentbased_always_on",
+      OTEL_TRACES_SAMPLER_ARG: 1,
       REGISTRATIONS_PER_ADDRESS_MAX: 100,
       DATABASE_POOL: 4,
       DATABASE_PREPARE: true,

@@ -39,6 +39,14 @@ export const DRAIN_REQUESTS_MILLISECONDS_MAX = 20_000;
 export const DRAIN_ARRIVAL_MILLISECONDS = 250;
 export const DRAIN_EVENTS_MILLISECONDS_MAX = 5_000;
 export const DRAIN_DATABASE_MILLISECONDS_MAX = 2_000;
+export const DRAIN_TELEMETRY_MILLISECONDS_MAX = 2_000;
+
+/** Spans and measurements that wait for telemetry.cjs. */
+export const TELEMETRY_RECORDS_WAITING_MAX = 2_048;
+/** The last export after SIGTERM. A collector that does not answer would delay the end by 10 s. */
+export const TELEMETRY_SHUTDOWN_MILLISECONDS_MAX = 1_900;
+/** Time between two warnings about an exporter that fails. */
+export const TELEMETRY_WARNING_MILLISECONDS_MIN = 60_000;
 
 /** Connections of one process, unless DATABASE_POOL says otherwise. scripts/database/connections.ts adds up all pods. */
 export const POOL_CONNECTIONS_MAX = 4;
@@ -186,6 +194,17 @@ export const Origins = v.pipe(
   ),
 );
 
+const otlpEndpoint = () => v.optional(url("http:", "https:"));
+const exporter = () => v.optional(v.picklist(["otlp", "none"], "otlp or none"), "otlp");
+const SAMPLERS = [
+  "always_on",
+  "always_off",
+  "traceidratio",
+  "parentbased_always_on",
+  "parentbased_always_off",
+  "parentbased_traceidratio",
+];
+
 const Variables = v.object({
   /** Knative's: the port to listen on. */
   PORT: v.optional(port, "8080"),
@@ -253,6 +272,31 @@ const Variables = v.object({
   /** The public keys (RFC 7517 JWK Set), and, for profile-login only, the private key (JWK). */
   JWKS_FILE: v.optional(v.string()),
   SIGNING_KEY_FILE: v.optional(v.string()),
+  /** OpenTelemetry's: where spans and metrics are sent as OTLP over HTTP. Without an endpoint telemetry is off. */
+  OTEL_EXPORTER_OTLP_ENDPOINT: otlpEndpoint(),
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: otlpEndpoint(),
+  OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: otlpEndpoint(),
+  OTEL_EXPORTER_OTLP_PROTOCOL: v.optional(v.picklist(["http/json"], "http/json, the protocol that Lotus sends")),
+  OTEL_TRACES_EXPORTER: exporter(),
+  OTEL_METRICS_EXPORTER: exporter(),
+  OTEL_SDK_DISABLED: v.optional(
+    v.pipe(
+      v.string(),
+      v.transform((text) => text.toLowerCase() === "true"),
+    ),
+    "false",
+  ),
+  OTEL_TRACES_SAMPLER: v.optional(v.picklist(SAMPLERS, SAMPLERS.join(", ")), "parentbased_always_on"),
+  OTEL_TRACES_SAMPLER_ARG: v.optional(
+    v.pipe(
+      v.string(),
+      v.transform(Number),
+      v.number("a ratio, 0 to 1"),
+      v.minValue(0, "a ratio, 0 to 1"),
+      v.maxValue(1, "a ratio, 0 to 1"),
+    ),
+    "1",
+  ),
 });
 
 const Environment = v.pipe(
@@ -285,7 +329,7 @@ export function readSettings(environment: Record<string, string | undefined>): S
     result.issues
       .map((issue) => {
         const name = String(issue.path?.[0]?.key);
-        const value = name.includes("URL") ? "its value" : JSON.stringify(given[name]);
+        const value = /URL|ENDPOINT/.test(name) ? "its value" : JSON.stringify(given[name]);
         const isNot = given[name] === undefined ? "" : `; ${value} is not`;
         return `The environment variable ${name} must be ${issue.message}${isNot}.`;
       })

@@ -4,7 +4,7 @@ import type { IncomingHttpHeaders } from "node:http";
 import { setTimeout as delay } from "node:timers/promises";
 import * as v from "valibot";
 import { query } from "./database.ts";
-import { failure, log, type Trace, traceFrom } from "./log.ts";
+import { failure, log } from "./log.ts";
 import type { CloudEvent } from "./outbox.ts";
 import { fieldErrors, Problem } from "./problem.ts";
 import type { Schema } from "./request.ts";
@@ -17,6 +17,15 @@ import {
   EVENT_BODY_BYTES_MAX,
   REASON_LENGTH_MAX,
 } from "./settings.ts";
+import {
+  beginSpan,
+  isRecording,
+  measure,
+  readTraceparent,
+  recordColdStart,
+  type Span,
+  type SpanContext,
+} from "./telemetry.ts";
 
 /** An event as a handler sees it. */
 export interface Delivery<Data> {
@@ -30,6 +39,8 @@ export interface Delivery<Data> {
   readonly body: Buffer | undefined;
   /** The name of the function that settles the event or cannot handle it. */
   readonly subscriber: string;
+  /** The span of this delivery. Statements that the handler sends become spans below it. */
+  readonly span: Span;
 }
 
 /** The function can never handle the event. `message` is the reason in the dead letter. */
@@ -253,7 +264,13 @@ function storableAttributes(attributes: Readonly<Record<string, string>>): Recor
  * @returns whether the event was moved
  */
 export async function moveToDeadLetters(
-  { key, attributes, body, subscriber }: Pick<Delivery<unknown>, "key" | "attributes" | "body" | "subscriber">,
+  {
+    key,
+    attributes,
+    body,
+    subscriber,
+    span,
+  }: Pick<Delivery<unknown>, "key" | "attributes" | "body" | "subscriber" | "span">,
   reason: string,
   attemptsBefore = 0,
 ): Promise<boolean> {
@@ -271,6 +288,8 @@ export async function moveToDeadLetters(
       kept,
       attemptsBefore,
     ],
+    "repeatable",
+    span,
   );
   return row?.moved ?? false;
 }
@@ -301,12 +320,72 @@ async function withDatabase<T>(work: () => Promise<T>): Promise<T> {
   }
 }
 
+const traceparents = new WeakMap<object, unknown>();
+
+/** Keeps the `traceparent` of the request that delivers an event. KafkaSource may send that of another record of its batch. */
+export function markDelivered(event: CloudEvent | Buffer, traceparent: unknown): void {
+  if (traceparent !== undefined) traceparents.set(event, traceparent);
+}
+
+/** Begins the span of a delivery in the trace of the event's producer. A schedule has no producer. */
+function beginDelivery(
+  name: string,
+  description: Subscriber,
+  attributes: Readonly<Record<string, string>>,
+  began: number,
+): Span {
+  const isTimer = "schedule" in description;
+  const topic = "topic" in description ? description.topic : "dead-letters";
+  const span = isTimer
+    ? beginSpan(name, "server", undefined, began).set({ "faas.trigger": "timer" })
+    : beginSpan(`process ${topic}`, "consumer", readTraceparent(attributes.traceparent), began);
+  recordColdStart(span);
+  if (isTimer || !span.sampled) return span;
+  return span.set({
+    "faas.trigger": "pubsub",
+    "messaging.system": "kafka",
+    "messaging.operation.name": "process",
+    "messaging.operation.type": "process",
+    "messaging.destination.name": topic,
+    "messaging.consumer.group.name": name,
+    "messaging.message.id": attributes.id,
+    "messaging.destination.partition.id": attributes.knativekafkapartition,
+    "messaging.kafka.offset": attributes.knativekafkaoffset,
+  });
+}
+
+/** Ends the span of a delivery, and measures its duration. */
+function endDelivery(
+  span: Span,
+  name: string,
+  description: Subscriber,
+  began: number,
+  level: "info" | "warning" | "error",
+): void {
+  if (!isRecording()) return;
+  const outcome = { info: "handled", warning: "dead-letter", error: "failed" }[level];
+  const errorType = level === "info" ? undefined : outcome;
+  measure("messaging.process.duration", (performance.now() - began) / 1000, {
+    "messaging.system": "schedule" in description ? "timer" : "kafka",
+    "messaging.operation.name": "process",
+    "messaging.consumer.group.name": name,
+    ...("topic" in description && { "messaging.destination.name": description.topic }),
+    ...(errorType && { "error.type": errorType }),
+  });
+  span.set({ "lotus.outcome": outcome }).end(errorType);
+}
+
 /** Handles one event, or moves it to the dead letters. @throws what a later delivery may cure */
-async function handleEvent(name: string, description: Subscriber, given: unknown): Promise<void> {
+async function handleEvent(
+  name: string,
+  description: Subscriber,
+  given: unknown,
+  deliveredBy: SpanContext | undefined,
+): Promise<void> {
   const began = performance.now();
   const event = read(given);
   const { attributes, body } = event;
-  const trace: Trace = traceFrom(attributes.traceparent);
+  const span = beginDelivery(name, description, attributes, began).link(deliveredBy);
   let reason: string | undefined;
   let failed = {};
   const deliveryOf = (own: string, data: unknown) => ({
@@ -316,6 +395,7 @@ async function handleEvent(name: string, description: Subscriber, given: unknown
     attributes,
     body,
     subscriber: name,
+    span,
   });
   try {
     // The next tick repeats a schedule.
@@ -346,7 +426,8 @@ async function handleEvent(name: string, description: Subscriber, given: unknown
     const level = "reason" in failed ? "error" : reason === undefined ? "info" : "warning";
     const messages = { error: "failed; to be delivered again", info: "handled", warning: "moved to the dead letters" };
     log(level, messages[level], {
-      trace: trace.traceId,
+      trace_id: span.traceId,
+      span_id: span.spanId,
       ...(attributes.id === undefined ? {} : { event: attributes.id }),
       ...("topic" in description ? { topic: description.topic } : {}),
       ...(attributes.subject === undefined ? {} : { caller: attributes.subject }),
@@ -354,6 +435,7 @@ async function handleEvent(name: string, description: Subscriber, given: unknown
       milliseconds: Math.round((performance.now() - began) * 10) / 10,
       ...failed,
     });
+    endDelivery(span, name, description, began, level);
   }
 }
 
@@ -361,9 +443,10 @@ async function handleEvent(name: string, description: Subscriber, given: unknown
 export function toCloudEventFunction(name: string, description: Subscriber) {
   return async (request: CloudEvent | Buffer): Promise<void> => {
     let failed: unknown;
+    const deliveredBy = readTraceparent(traceparents.get(request));
     for (const event of eventsOf(request)) {
       // The other events of a batch are handled all the same; a second delivery of them changes nothing.
-      await handleEvent(name, description, event).catch((error: unknown) => {
+      await handleEvent(name, description, event, deliveredBy).catch((error: unknown) => {
         failed ??= error;
       });
     }

@@ -5,7 +5,7 @@ import { endpoint } from "#kernel/endpoint";
 import type { Envelope } from "#kernel/outbox";
 import { PAGE_ROWS_MAX } from "#kernel/settings";
 import { NotificationRequested } from "./events.ts";
-import { Notification, type NotificationRow, type Requested, storeNotifications } from "./notification.ts";
+import { Notification, type NotificationRow, storeNotifications, type Unsettled } from "./notification.ts";
 
 /** Events that one look finds, the newest first: more than a page has. And looks in one request: the rest the trigger will store. */
 const UNSETTLED_EVENTS_MAX = PAGE_ROWS_MAX + 1;
@@ -24,11 +24,11 @@ const SELECT = `select
   events.unsettled($1, 'notification-requested', 'notification-store', $4) as unsettled`;
 
 /** Returns the caller's unsettled events that request a notification for the caller. The trigger judges all others. */
-function requestedOf(unsettled: readonly Envelope[], userId: string): Requested[] {
+function requestedOf(unsettled: readonly Envelope[], userId: string): Unsettled[] {
   return unsettled.flatMap(({ event }) => {
     const data = v.safeParse(NotificationRequested, event.data);
     if (!data.success || data.output.userId !== userId || event.time === undefined) return [];
-    return [{ key: event.id, time: event.time, data: data.output }];
+    return [{ key: event.id, time: event.time, data: data.output, traceparent: event.traceparent }];
   });
 }
 
@@ -51,20 +51,21 @@ export default endpoint({
   description: "It stores notifications that are still on their way first.",
   page: v.tuple([v.pipe(v.string(), v.uuid())]),
   answers: { 200: v.array(Notification) },
-  async handle({ user, page }) {
+  async handle({ user, page, span }) {
     const answer = (rows: readonly NotificationRow[]) => page.answer(rows, ({ id }) => [id], present);
     for (let look = 1; ; look++) {
-      const [row] = await query<{ page: NotificationRow[]; unsettled: Envelope[] }>("notifications", SELECT, [
-        user.id,
-        page.after?.[0] ?? null,
-        page.limit + 1,
-        UNSETTLED_EVENTS_MAX,
-      ]);
+      const [row] = await query<{ page: NotificationRow[]; unsettled: Envelope[] }>(
+        "notifications",
+        SELECT,
+        [user.id, page.after?.[0] ?? null, page.limit + 1, UNSETTLED_EVENTS_MAX],
+        "repeatable",
+        span,
+      );
       const { page: rows, unsettled } = row ?? { page: [], unsettled: [] };
       const requested = requestedOf(unsettled, user.id);
       if (requested.length === 0 || look === LOOKS_MAX) return answer(rows);
       // The same statement as the trigger's: whichever comes first, the other changes nothing.
-      const stored = await storeNotifications(requested);
+      const stored = await storeNotifications(requested, span);
       // On the first page all that was on its way is known now; another one has to be looked up again.
       const known = page.after === undefined && unsettled.length < UNSETTLED_EVENTS_MAX;
       if (!known) continue;

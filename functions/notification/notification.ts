@@ -2,6 +2,7 @@
 import * as v from "valibot";
 import { batched } from "#kernel/batch";
 import { query } from "#kernel/database";
+import { beginSettling, type Span, Statement } from "#kernel/telemetry";
 import type { NotificationRequested } from "./events.ts";
 import { message } from "./message.ts";
 
@@ -22,6 +23,14 @@ export interface Requested {
   /** When it happened: the order in which notifications are shown. RFC 3339. */
   readonly time: string;
   readonly data: v.InferOutput<typeof NotificationRequested>;
+  /** The span of the delivery. */
+  readonly span?: Span;
+}
+
+/** A notification that a reader found unsettled. */
+export interface Unsettled extends Requested {
+  /** The context of the event's producer, which the outbox row contains. */
+  readonly traceparent: string | undefined;
 }
 
 /** A row of notification.notifications. */
@@ -66,11 +75,23 @@ export const storeNotification = batched<Requested, { readonly position: number 
   valuesOfOne: (requested) => [true, ...columnsOf([rowOf(requested)])],
   keyOf: ({ key }) => key,
   repetitionOf: () => "repeatable",
+  spanOf: ({ span }) => span,
 });
 
-/** Stores the notifications that a reader found unsettled, and settles their events, in one statement. Returns their rows. */
-export async function storeNotifications(requested: readonly Requested[]): Promise<NotificationRow[]> {
-  const rows = requested.map(rowOf);
-  await query("notification.store (reader)", STORE, [true, ...columnsOf(rows)]);
+/**
+ * Stores the notifications that a reader found unsettled, and settles their events, in one statement. Returns their rows.
+ * @param reader the span of the reader's request; the traces of the events continue with a span of their own
+ */
+export async function storeNotifications(unsettled: readonly Unsettled[], reader: Span): Promise<NotificationRow[]> {
+  const rows = unsettled.map(rowOf);
+  const settling = beginSettling("notification-requested", unsettled, reader);
+  const statement = new Statement("notification.store", STORE, [reader, ...settling.spans], rows.length);
+  try {
+    await query("notification.store (reader)", STORE, [true, ...columnsOf(rows)], "repeatable", statement);
+    settling.end();
+  } catch (error) {
+    settling.end("failed");
+    throw error;
+  }
   return rows.map(({ userId: _, ...row }) => row);
 }

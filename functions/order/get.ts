@@ -9,11 +9,13 @@ export default endpoint({
   summary: "Returns one order of the caller.",
   query: OrderQuery,
   answers: { 200: Order, 404: ["unknown-order"] },
-  async handle({ user, query: { id } }) {
+  async handle({ user, query: { id }, span }) {
     const [row] = await query<OrderRow>(
       "order",
       'select id, subscription_id, price, status, created_at from "order".orders where id = $1 and user_id = $2',
       [id, user.id],
+      "repeatable",
+      span,
     );
     return row === undefined ? unknownOrder(id) : ok(present(row));
   },

@@ -17,8 +17,14 @@ export default endpoint({
   summary: "Lists the caller's orders, paid and refused, newest first.",
   page: v.tuple([v.pipe(v.string(), v.uuid())]),
   answers: { 200: v.array(Order) },
-  async handle({ user, page }) {
-    const rows = await query<OrderRow>("orders", SELECT, [user.id, page.after?.[0] ?? null, page.limit + 1]);
+  async handle({ user, page, span }) {
+    const rows = await query<OrderRow>(
+      "orders",
+      SELECT,
+      [user.id, page.after?.[0] ?? null, page.limit + 1],
+      "repeatable",
+      span,
+    );
     return page.answer(rows, ({ id }) => [id], present);
   },
 });

@@ -54,7 +54,10 @@ export function present(row: OrderRow): v.InferInput<typeof Order> {
   };
 }
 
-type Request = Pick<EndpointRequest, "user" | "idempotency" | "deadline" | "source" | "traceparent" | "publish">;
+type Request = Pick<
+  EndpointRequest,
+  "user" | "idempotency" | "deadline" | "source" | "span" | "traceparent" | "publish"
+>;
 type Call = Omit<Request, "publish">;
 
 interface Answered {
@@ -91,6 +94,7 @@ function orderStatement<Of extends Call>(name: string, values: (calls: readonly 
     keyOf: ({ user }) => user.id,
     repetitionOf: ({ idempotency }) => idempotency.repetition,
     deadlineOf: ({ deadline }) => deadline,
+    spanOf: ({ span }) => span,
   });
 }
 

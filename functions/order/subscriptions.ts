@@ -14,11 +14,13 @@ export default endpoint({
   caller: "anyone",
   summary: "Lists the subscriptions and their prices.",
   answers: { 200: v.array(Subscription) },
-  async handle() {
+  async handle({ span }) {
     const rows = await query<{ id: number; name: string; price: string }>(
       "subscriptions",
       'select id, name, price from "order".subscriptions order by id',
       [],
+      "repeatable",
+      span,
     );
     return ok(rows.map(({ id, name, price }) => ({ id, name, price: toNumber(BigInt(price)) })));
   },

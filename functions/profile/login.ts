@@ -7,6 +7,7 @@ import { endpoint, ok } from "#kernel/endpoint";
 import { failure, log } from "#kernel/log";
 import { Problem } from "#kernel/problem";
 import { TOKEN_SECONDS } from "#kernel/settings";
+import type { Span } from "#kernel/telemetry";
 import { accountDelayMilliseconds, LOGIN_LIMITS as LIMITS } from "./limits.ts";
 import { passwordMatches } from "./password.ts";
 import { signToken } from "./signing.ts";
@@ -28,10 +29,16 @@ const BEGIN = `select retry_after_seconds, refused_for_failures, account_failure
 const END = "select profile.end_login($1, $2, $3, $4, $5, $6, $7, $8, $9)";
 
 /** Removes the attempt from those in progress. Only "wrong" counts as a failure. */
-function endLogin(normal: string, address: string, attempt: string, outcome: "right" | "wrong" | "unknown") {
+function endLogin(
+  normal: string,
+  address: string,
+  attempt: string,
+  outcome: "right" | "wrong" | "unknown",
+  span: Span,
+) {
   const { PAIR_FAILURES_FREE, ADDRESS_FAILURES_FREE, FIRST_WAIT, LONGEST_WAIT, MEMORY } = LIMITS;
   const limits = [PAIR_FAILURES_FREE, ADDRESS_FAILURES_FREE, FIRST_WAIT, LONGEST_WAIT, MEMORY];
-  return query("end-login", END, [normal, address, attempt, outcome, ...limits]);
+  return query("end-login", END, [normal, address, attempt, outcome, ...limits], "repeatable", span);
 }
 
 export default endpoint({
@@ -46,15 +53,15 @@ export default endpoint({
     401: ["invalid-credentials"],
     429: ["too-many-attempts"],
   },
-  async handle({ body: { email, password }, address }) {
+  async handle({ body: { email, password }, address, span }) {
     const normal = normalEmail(email) ?? "";
-    const [opened] = await query<Opened>("begin-login", BEGIN, [
-      normal,
-      address,
-      LIMITS.PAIR_FAILURES_FREE,
-      LIMITS.ATTEMPT_LASTS,
-      LIMITS.MEMORY,
-    ]);
+    const [opened] = await query<Opened>(
+      "begin-login",
+      BEGIN,
+      [normal, address, LIMITS.PAIR_FAILURES_FREE, LIMITS.ATTEMPT_LASTS, LIMITS.MEMORY],
+      "repeatable",
+      span,
+    );
     if (!opened) throw new Error("profile.begin_login returned no row");
     const { retry_after_seconds: wait, attempt } = opened;
     if (wait > 0) {
@@ -70,17 +77,17 @@ export default endpoint({
       matches = await passwordMatches(password, opened.password_hash);
     } catch (error) {
       // The attempt would otherwise count as in progress for ATTEMPT_LASTS. The first error is the answer.
-      await endLogin(normal, address, attempt, "unknown").catch((second: Error) =>
+      await endLogin(normal, address, attempt, "unknown", span).catch((second: Error) =>
         log("error", "the end of a login is not recorded", failure(second)),
       );
       throw error;
     }
     const { id, email: registered } = opened;
     if (!matches || id === null || registered === null) {
-      await endLogin(normal, address, attempt, "wrong");
+      await endLogin(normal, address, attempt, "wrong", span);
       return new Problem("invalid-credentials", "No user has this email and this password.");
     }
-    await endLogin(normal, address, attempt, "right");
+    await endLogin(normal, address, attempt, "right", span);
     return ok({ token: await signToken({ id, email: registered }), expiresIn: TOKEN_SECONDS });
   },
 });

@@ -18,8 +18,8 @@ export default endpoint({
   caller: "user",
   summary: "Returns the caller's profile.",
   answers: { 200: User },
-  async handle({ user }) {
-    const [row] = await query<Row>("me", SELECT, [user.id]);
+  async handle({ user, span }) {
+    const [row] = await query<Row>("me", SELECT, [user.id], "repeatable", span);
     if (!row) return new Problem("unauthenticated", "The user that this token was given to does not exist any more.");
     return ok({ id: row.id, email: row.email, username: row.username, createdAt: row.created_at });
   },

@@ -26,12 +26,14 @@ export default endpoint({
     }),
   ),
   answers: { 201: User, 409: ["email-taken"], 429: ["too-many-attempts"] },
-  async handle({ body, address, source, traceparent, publish }) {
+  async handle({ body, address, source, span, traceparent, publish }) {
     // Before the hash, which costs 150 ms of a core. A refused email counts too: it tells that an account exists.
     const [counted] = await query<{ wait: number }>(
       "count-registration",
       "select profile.count_registration($1, $2, $3) as wait",
       [address, settings().REGISTRATIONS_PER_ADDRESS_MAX, REGISTRATIONS_WINDOW],
+      "repeatable",
+      span,
     );
     const wait = counted?.wait ?? 0;
     if (wait > 0) {
@@ -50,6 +52,7 @@ export default endpoint({
         traceparent,
       ],
       "once",
+      span,
     );
     if (!row?.created)
       return new Problem("email-taken", "A user with this email exists. Log in, or use another email.");

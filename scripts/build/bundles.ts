@@ -19,6 +19,7 @@ import { Refusal } from "../cli/errors.ts";
 import { type FunctionFile, functionFiles } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
 import { leaveOut } from "./stubs.ts";
+import { buildTelemetry, TELEMETRY } from "./telemetry.ts";
 
 /** The folder of the bundles. */
 export const DIST = join(ROOT, "dist");
@@ -74,8 +75,9 @@ function entry({ name, file }: FunctionFile): string {
     import { createRequire } from "node:module";
     import description from "./${file}";
     import { main, register } from "#kernel/server";
-    if (require.main === module) main("${name}", description);
-    else register("${name}", description, createRequire(__filename)("@google-cloud/functions-framework"));`;
+    const load = createRequire(__filename);
+    if (require.main === module) main("${name}", description, () => load("./${TELEMETRY}.cjs"));
+    else register("${name}", description, load("@google-cloud/functions-framework"));`;
 }
 
 const NAMESPACE = "function";
@@ -186,7 +188,7 @@ async function writeFunction(
   const bundle = contentOf(bundleOf(name)) ?? new Uint8Array();
   const map = contentOf(`${bundleOf(name)}.map`) ?? new Uint8Array();
   const compiled = `${name}.${createHash("sha256").update(bundle).digest("hex").slice(0, 16)}`;
-  const names = { BUNDLE: basename(bundleOf(name)), COMPILED: compiled };
+  const names = { BUNDLE: basename(bundleOf(name)), COMPILED: compiled, LIBRARY: false };
   const define = Object.fromEntries(Object.entries(names).map(([key, value]) => [key, JSON.stringify(value)]));
   const options = { loader: "ts", format: "cjs", platform: "node", target: "node20", define } as const;
   const { code } = await transform(startCache, options);
@@ -240,7 +242,10 @@ async function removeOld(state: State): Promise<void> {
     `${compiled}.`,
   ]);
   const old = (await readdir(DIST)).filter(
-    (file) => file !== basename(STATE) && !kept.some((beginning) => file.startsWith(beginning)),
+    (file) =>
+      file !== basename(STATE) &&
+      !file.startsWith(`${TELEMETRY}.`) &&
+      !kept.some((beginning) => file.startsWith(beginning)),
   );
   await Promise.all(old.map((file) => rm(join(DIST, file), { recursive: true, force: true })));
 }
@@ -265,6 +270,7 @@ async function buildInTurn(only: readonly string[] | undefined): Promise<Built> 
   if (unknown !== undefined) throw new Refusal(`No function is called ${unknown}. List them: npx lotus ps`);
   const wanted = all.filter(({ name }) => only === undefined || only.includes(name));
   await mkdir(DIST, { recursive: true });
+  await buildTelemetry(DIST, await readFile(START_CACHE, "utf8"));
   const state = await readState();
   const stale = wanted.filter(({ name }) => {
     const known = state.functions[name];

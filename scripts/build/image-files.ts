@@ -6,7 +6,8 @@ import { build, type Plugin } from "esbuild";
 import { Refusal } from "../cli/errors.ts";
 import { findFunctions } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
-import { buildFunctions, bundleOf, endEsbuild, programOf } from "./bundles.ts";
+import { buildFunctions, bundleOf, DIST, endEsbuild, programOf } from "./bundles.ts";
+import { telemetryFiles } from "./telemetry.ts";
 
 /** The context that images are built from. */
 export const CONTEXT = join(ROOT, ".lotus/images");
@@ -135,6 +136,7 @@ export async function prepareImages(
     await mkdir(join(CONTEXT, name));
     await cp(programOf(name), join(CONTEXT, name, "function.cjs"));
     await cp(bundleOf(name), join(CONTEXT, name, basename(bundleOf(name))));
+    for (const file of Object.values(telemetryFiles(DIST))) await cp(file, join(CONTEXT, name, basename(file)));
   }
   for (const name of programs) await bundleProgram(name);
   await bundleRehearsal();

@@ -12,6 +12,8 @@ import { Script } from "node:vm";
 /** Both by scripts/build/bundles.ts: the bundle's file, and what is compiled from it, named by a hash of the bundle's text. */
 declare const BUNDLE: string;
 declare const COMPILED: string;
+/** Whether another program loads this file, as functions load telemetry.cjs. */
+declare const LIBRARY: boolean;
 
 const bundle = join(__dirname, BUNDLE);
 /** V8 refuses what another V8 made; a name of its own keeps two from replacing each other's. */
@@ -50,7 +52,7 @@ const script = new Script(wrap(readFileSync(bundle, "latin1")), {
   ...(cachedData && { cachedData }),
 });
 // Only of a function's own process: the framework's command line compiles other parts.
-if (script.cachedDataRejected !== false && require.main === module) {
+if (script.cachedDataRejected !== false && (LIBRARY || require.main === module)) {
   const { setFlagsFromString } = require("node:v8") as typeof import("node:v8");
   // V8 forgets what it has not run for a while, such as all of the start: just what the next start wants.
   setFlagsFromString("--no-flush-bytecode");

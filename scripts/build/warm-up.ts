@@ -31,6 +31,8 @@ async function rehearse(program: string, path: string, folder: string): Promise<
       DATABASE_URL: "postgres://nobody:nothing@127.0.0.1:1/none",
       JWKS_FILE: join(folder, "public"),
       SIGNING_KEY_FILE: join(folder, "private"),
+      // Compiles telemetry.cjs too. No collector listens there.
+      OTEL_EXPORTER_OTLP_ENDPOINT: "http://127.0.0.1:1",
     },
     stdio: ["ignore", "ignore", "ignore", "ipc"],
   });
@@ -54,7 +56,7 @@ async function rehearse(program: string, path: string, folder: string): Promise<
 }
 
 const program = join(__dirname, "function.cjs");
-const bundle = readdirSync(__dirname).find((file) => file.endsWith(".bundle.cjs"));
+const bundle = readdirSync(__dirname).find((file) => file.endsWith(".bundle.cjs") && file !== "telemetry.bundle.cjs");
 // The other images are no functions.
 if (bundle !== undefined) {
   const folder = mkdtempSync(join(__dirname, "rehearsal-"));

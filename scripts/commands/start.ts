@@ -41,6 +41,12 @@ export const START_OPTIONS = {
     implied: "all",
     about: "open the debugger of one function at port 9229, or of each at a free port",
   },
+  otel: {
+    type: "string",
+    value: "URL",
+    implied: "local",
+    about: "export traces and metrics to this OTLP/HTTP endpoint; without a URL this run keeps the last 1000 traces",
+  },
   json: { type: "boolean", about: "print the functions' log lines as JSON" },
   quiet: { type: "boolean", about: "print no log lines" },
 } as const;
@@ -57,6 +63,7 @@ export interface StartValues {
   readonly kafka: boolean;
   readonly brokers: string | undefined;
   readonly inspect: string | undefined;
+  readonly otel: string | undefined;
   readonly json: boolean;
   readonly quiet: boolean;
 }
@@ -75,9 +82,16 @@ function inspectOptions(wanted: string | undefined): NonNullable<LotusOptions["n
   };
 }
 
+/** Reads the value of --otel. */
+function readOtel(text: string): string | true {
+  if (text === "local") return true;
+  if (URL.canParse(text) && /^https?:$/.test(new URL(text).protocol)) return text;
+  throw new UsageError("--otel must be the URL of an OTLP/HTTP endpoint, such as http://localhost:4318.");
+}
+
 function readOptions(
   values: StartValues,
-): Pick<LotusOptions, "port" | "host" | "cors" | "folder" | "fresh" | "kafka" | "databaseUrl" | "pooler"> {
+): Pick<LotusOptions, "port" | "host" | "cors" | "folder" | "fresh" | "kafka" | "databaseUrl" | "pooler" | "otel"> {
   const port = readCount("port", values.port, 0, PORT_MAX);
   if (values.database !== undefined) readDatabaseUrl("--database", values.database);
   if (values.pooler !== undefined) {
@@ -95,6 +109,7 @@ function readOptions(
     fresh: values.fresh,
     kafka: values.kafka || Boolean(process.env.KAFKA_BROKERS),
     host: values.host,
+    ...(values.otel !== undefined && { otel: readOtel(values.otel) }),
     ...(values.cors !== undefined && { cors: readOrigins(values.cors) }),
     ...(values.database !== undefined && { databaseUrl: values.database }),
     ...(values.pooler !== undefined && { pooler: values.pooler }),

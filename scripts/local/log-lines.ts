@@ -28,7 +28,8 @@ const HIDDEN = new Set([
   "path",
   "status",
   "milliseconds",
-  "trace",
+  "trace_id",
+  "span_id",
 ]);
 
 const NAME_WIDTH = 22;
@@ -45,7 +46,7 @@ export function pretty(name: string, text: string): string {
   const who = paint("cyan", name.padEnd(NAME_WIDTH));
   const line = parse(text);
   if (line === undefined) return `${clock(new Date())} ${who} ${printableLines(text)}`;
-  const { time, level, message, method, path, status, milliseconds, trace, stack } = line;
+  const { time, level, message, method, path, status, milliseconds, trace_id: trace, stack } = line;
   const style: Style = level === "error" ? "red" : level === "warning" ? "yellow" : "reset";
   const what = printable(method === undefined ? String(message) : `${status} ${method} ${path}`);
   const rest = Object.entries(line).filter(([field]) => !HIDDEN.has(field));

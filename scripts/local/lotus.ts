@@ -28,6 +28,7 @@ import { type BusState, createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
 import { type Manifests, readManifests } from "./manifests.ts";
+import { type OtlpReceiver, startOtlpReceiver } from "./otlp-receiver.ts";
 import { erasePostgres, type Postgres, startPostgres } from "./postgres.ts";
 import { type Addresses, takeFolder } from "./run-file.ts";
 import { mapPositions } from "./source-maps.ts";
@@ -57,6 +58,8 @@ export interface LotusOptions {
   readonly deliver?: boolean;
   /** Whether PingSources fire when their time comes. False: only `tick` fires them. */
   readonly scheduled?: boolean;
+  /** Export traces and metrics: to an OTLP endpoint, or (true) to a receiver in this process. */
+  readonly otel?: string | true;
   /** How long a function's process lives without requests. Knative's default is a minute. */
   readonly idleMilliseconds?: number;
   /** Node options of a function's process, such as --inspect. */
@@ -89,6 +92,8 @@ export interface Lotus {
   readonly adminUrl: string;
   readonly manifests: Manifests;
   readonly functions: ReadonlyMap<string, FunctionProcess>;
+  /** The last traces and metrics, in a run with `otel: true`. */
+  readonly telemetry: OtlpReceiver | undefined;
   /** The brokers, in a run with Kafka. */
   readonly kafka: Kafka | undefined;
   /** The served functions by name. */
@@ -332,12 +337,15 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     );
     const busListening = await listen(bus.server, 0, "127.0.0.1");
     inside = `http://127.0.0.1:${busListening.port}/${secret}`;
+    const telemetry = options.otel === true ? await startOtlpReceiver() : undefined;
+    if (telemetry !== undefined) endings.push(() => telemetry.stop());
     const read = () =>
       readManifests(join(ROOT, "knative"), secrets, passedAsConfiguration(options), {
         ...passedOn(kafka !== undefined),
         K_SINK: inside,
         RUN_SECRET_FILE: join(secrets, "run", "secret"),
         ...(kafka && { KAFKA_BROKERS: kafka.bootstrap.join(","), KAFKA_PREFIX: kafkaPrefix }),
+        ...telemetryVariables(options.otel, telemetry),
       });
     const manifests = await read();
     const routes = [...manifests.routes];
@@ -448,6 +456,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       url,
       insideUrl: inside,
       adminUrl: database,
+      telemetry,
       kafka,
       manifests,
       functions,
@@ -475,6 +484,25 @@ function passedAsConfiguration({ cors }: LotusOptions): Record<string, string> {
     ...(prepare !== undefined && { "database-prepare": prepare }),
     ...(pool !== undefined && { "database-pool": pool }),
     ...(cors !== undefined && { "cors-origins": cors.join(",") }),
+  };
+}
+
+/** Spans reach the receiver of this process while a person waits for them, in milliseconds. */
+const LOCAL_TRACES_DELAY_MILLISECONDS = 200;
+const LOCAL_METRICS_INTERVAL_MILLISECONDS = 2_000;
+
+/** Returns the variables that switch telemetry on. Variables of OpenTelemetry that the user has set count too. */
+function telemetryVariables(otel: LotusOptions["otel"], receiver: OtlpReceiver | undefined): Record<string, string> {
+  if (otel === undefined) return {};
+  const given = Object.entries(process.env).filter(([name]) => name.startsWith("OTEL_"));
+  const url = receiver?.url ?? String(otel);
+  return {
+    ...(receiver && {
+      OTEL_BSP_SCHEDULE_DELAY: String(LOCAL_TRACES_DELAY_MILLISECONDS),
+      OTEL_METRIC_EXPORT_INTERVAL: String(LOCAL_METRICS_INTERVAL_MILLISECONDS),
+    }),
+    ...(Object.fromEntries(given) as Record<string, string>),
+    OTEL_EXPORTER_OTLP_ENDPOINT: url,
   };
 }
 

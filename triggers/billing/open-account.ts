@@ -6,7 +6,7 @@ import { UserRegistered } from "../../functions/profile/events.ts";
 export default subscriber({
   topic: "user-registered",
   data: UserRegistered,
-  async handle({ key, data }) {
-    await query("open-account", "select billing.open_account($1, $2)", [data.userId, key]);
+  async handle({ key, data, span }) {
+    await query("open-account", "select billing.open_account($1, $2)", [data.userId, key], "repeatable", span);
   },
 });
