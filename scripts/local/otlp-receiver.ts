@@ -1,7 +1,9 @@
 /** Receives traces and metrics of the functions as OTLP/JSON over HTTP, and keeps the last ones in memory. */
 import { randomBytes } from "node:crypto";
-import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import { gunzipSync } from "node:zlib";
+import { createHttpServer } from "#kernel/listener";
+import { REQUEST_HEADER_BYTES_MAX } from "#kernel/settings";
 import { type Listening, listen } from "./gateway.ts";
 
 const TRACES_MAX = 1_000;
@@ -216,7 +218,7 @@ export async function startOtlpReceiver(): Promise<OtlpReceiver> {
     accept(JSON.parse(body.toString("utf8")) as OtlpBody);
     response.writeHead(200, { "content-type": "application/json" }).end("{}");
   };
-  const server = createServer((request, response) => {
+  const server = createHttpServer(REQUEST_HEADER_BYTES_MAX, (request, response) => {
     serve(request, response).catch(() => response.writeHead(400).end());
   });
   const listening: Listening = await listen(server, 0, "127.0.0.1");
