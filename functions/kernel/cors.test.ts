@@ -114,7 +114,7 @@ describe("the headers for other origins", () => {
       "access-control-allow-origin": "https://shop.example",
       "access-control-allow-methods": "GET, HEAD, POST",
       "access-control-allow-headers": "Authorization, Content-Type, Idempotency-Key, Prefer, Traceparent",
-      "access-control-expose-headers": "Allow, Link, Location, Retry-After, WWW-Authenticate",
+      "access-control-expose-headers": "Allow, Link, Location, Retry-After, Traceresponse, WWW-Authenticate",
       "access-control-max-age": "600",
       vary: "Origin",
     });

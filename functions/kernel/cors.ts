@@ -5,7 +5,7 @@ import { settings } from "./settings.ts";
 const METHODS = "GET, HEAD, POST";
 const REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, Prefer, Traceparent";
 /** Headers that a page may read besides the safelisted ones, such as Content-Type. */
-const RESPONSE_HEADERS = "Allow, Link, Location, Retry-After, WWW-Authenticate";
+const RESPONSE_HEADERS = "Allow, Link, Location, Retry-After, Traceresponse, WWW-Authenticate";
 /** How long a browser keeps the answer to a preflight. */
 const PREFLIGHT_SECONDS_MAX = 600;
 

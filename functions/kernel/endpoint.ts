@@ -321,6 +321,8 @@ export function toHttpFunction(source: string, description: Endpoint) {
   return async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const began = admissions.get(request)?.arrivedAt ?? performance.now();
     const span = spanOf(request, source);
+    // A client finds its trace and its log lines by this header (W3C Trace Context Level 2, draft of `traceresponse`).
+    response.setHeader("traceresponse", writeTraceparent(span));
     const clientTrace = readTraceparent(request.headers.traceparent)?.traceId;
     const outcome: { user?: User; emitted: Envelope[] } = { emitted: [] };
     let code: ProblemCode | undefined;

@@ -39,7 +39,7 @@ interface ParsedLine {
   readonly time?: string;
   readonly level?: string;
   readonly message?: string;
-  readonly trace?: string;
+  readonly trace_id?: string;
   readonly method?: string;
   readonly path?: string;
   readonly status?: number;
@@ -96,7 +96,7 @@ export class Recorder implements Observer, SpanSink {
       if (started !== undefined) this.#started(event.name, Number(started));
       return;
     }
-    if (!event.text.startsWith("{") || !event.text.includes('"trace"')) return;
+    if (!event.text.startsWith("{") || !event.text.includes('"trace_id"')) return;
     let line: ParsedLine;
     try {
       line = JSON.parse(event.text) as ParsedLine;
@@ -104,7 +104,7 @@ export class Recorder implements Observer, SpanSink {
       // Text of a library that begins like JSON.
       return;
     }
-    const { trace, time, milliseconds = 0, level, status, reason } = line;
+    const { trace_id: trace, time, milliseconds = 0, level, status, reason } = line;
     if (trace === undefined || time === undefined) return;
     const microseconds = Math.round(milliseconds * 1000);
     const at = microsecondsOf(time) - microseconds;

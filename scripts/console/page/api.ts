@@ -110,10 +110,9 @@ function keep(user: DemoUser): DemoUser {
 const randomHex = (bytes: number) =>
   [...crypto.getRandomValues(new Uint8Array(bytes))].map((byte) => byte.toString(HEX).padStart(2, "0")).join("");
 
-/** Returns a new trace: its id, and the header that carries it. */
-export function newTrace(): { readonly id: string; readonly headers: { readonly traceparent: string } } {
-  const id = randomHex(16);
-  return { id, headers: { traceparent: `00-${id}-${randomHex(8)}-01` } };
+/** Returns the trace that an answer names. */
+export function traceOf({ headers }: Answer): string {
+  return headers.find(([name]) => name === "traceresponse")?.[1].split("-")[1] ?? "";
 }
 
 export const bearer = (user: DemoUser) => ({ authorization: `Bearer ${user.token}` });
@@ -163,12 +162,11 @@ export async function makePayment(): Promise<string> {
   const [cheapest] = [...(JSON.parse(subscriptions.text) as { id: number; price: number }[])].sort(
     (a, b) => a.price - b.price,
   );
-  const trace = newTrace();
   const paid = await callFunction({
     method: "POST",
     path: `/order/pay?idSubscription=${cheapest?.id ?? 1}`,
-    headers: { ...bearer(user), ...trace.headers },
+    headers: bearer(user),
   });
   if (paid.status !== 200) throw new Failure(`The payment was answered ${paid.status}: ${paid.text}`);
-  return trace.id;
+  return traceOf(paid);
 }

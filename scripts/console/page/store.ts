@@ -57,7 +57,7 @@ function parse(line: LogLine): ParsedLine {
   if (line.kind === "line" && line.text.startsWith("{")) {
     try {
       const fields = JSON.parse(line.text) as Record<string, string | number | undefined>;
-      const { level, trace, message, method, path, status, milliseconds, reason } = fields;
+      const { level, trace_id: trace, message, method, path, status, milliseconds, reason } = fields;
       const what = method === undefined ? String(message ?? "") : `${status} ${method} ${path}`;
       const took = milliseconds === undefined ? "" : `  ${milliseconds} ms`;
       const because = reason === undefined ? "" : `  ${reason}`;
