@@ -38,13 +38,16 @@ export const OrderQuery = v.object({
 export interface OrderRow {
   id: string;
   subscription_id: number | null;
-  price: string | number;
+  price: string;
   status: "paid" | "refused" | "refunded";
-  created_at: string | Date;
+  created_at: Date;
 }
 
+/** The row inside a JSON value, which has neither 64-bit integers nor times. */
+type OrderInJson = Omit<OrderRow, "price" | "created_at"> & { readonly price: number; readonly created_at: string };
+
 /** Presents an order as the API shows it. */
-export function present(row: OrderRow): v.InferInput<typeof Order> {
+export function present(row: OrderRow | OrderInJson): v.InferInput<typeof Order> {
   return {
     id: row.id,
     idSubscription: row.subscription_id,
@@ -64,7 +67,7 @@ interface Answered {
   readonly answer: {
     readonly outcome: "done" | CodeOf<400 | 404 | 409 | 422>;
     readonly balance: number;
-    readonly order: OrderRow;
+    readonly order: OrderInJson;
   };
   readonly emitted: Envelope[];
 }
