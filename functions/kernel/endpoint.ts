@@ -85,6 +85,23 @@ export interface EndpointRequest<
 /** What a function is given: its service's database role, the public keys, the private key. */
 export type Use = "database" | "public-keys" | "signing-key";
 
+/** How a function scales in a cluster. An environment may override each field. */
+export interface Scale {
+  /** Requests in flight at which another pod starts. The default is 50. */
+  readonly target?: number;
+  /** Requests in flight that one pod accepts; further ones wait in front of it. The default is 0: no limit. */
+  readonly limit?: number;
+  /** Pods that stay without requests. The default is 0. */
+  readonly minPods?: number;
+  readonly maxPods?: number;
+  /** Database connections of one pod at most. */
+  readonly connections?: number;
+  /** Memory limit of one pod, in MiB. */
+  readonly memoryMebibytes?: number;
+  /** CPU limit of one pod, such as "500m" or "1". */
+  readonly cpu?: string;
+}
+
 export interface Endpoint<
   A extends Answers = Answers,
   C extends Caller = Caller,
@@ -107,6 +124,7 @@ export interface Endpoint<
   readonly idempotent?: I;
   /** What it is given, when that is not the database and, for users, the public keys. */
   readonly uses?: readonly Use[];
+  readonly scale?: Scale;
   readonly answers: A;
   handle(request: EndpointRequest<C, Q, B, P, I>): Promise<SuccessOf<A> | Problem>;
 }

@@ -36,7 +36,14 @@ function tls(): NonNullable<KafkaConfig["ssl"]> {
 }
 
 function sasl(): SASLOptions | undefined {
-  const { KAFKA_SASL_MECHANISM: mechanism, KAFKA_USERNAME: username, KAFKA_PASSWORD_FILE: file } = settings();
+  const {
+    KAFKA_SASL_MECHANISM: mechanism,
+    KAFKA_USERNAME,
+    KAFKA_USERNAME_FILE,
+    KAFKA_PASSWORD_FILE: file,
+  } = settings();
+  // Each new connection reads both files, so a rotated pair arrives together.
+  const username = KAFKA_USERNAME_FILE === undefined ? KAFKA_USERNAME : readSettingFile("KAFKA_USERNAME_FILE");
   if (username === undefined) return undefined;
   const password = file === undefined ? required("KAFKA_PASSWORD") : readSettingFile("KAFKA_PASSWORD_FILE");
   return { mechanism, username, password };

@@ -265,6 +265,7 @@ const Variables = v.object({
     "scram-sha-512",
   ),
   KAFKA_USERNAME: v.optional(v.string()),
+  KAFKA_USERNAME_FILE: v.optional(v.string()),
   KAFKA_PASSWORD: v.optional(v.string()),
   KAFKA_PASSWORD_FILE: v.optional(v.string()),
   /** Knative's: where CloudEvents are sent over HTTP. */
@@ -303,10 +304,14 @@ const Environment = v.pipe(
   Variables,
   v.forward(
     v.partialCheck(
-      [["KAFKA_USERNAME"], ["KAFKA_PASSWORD"], ["KAFKA_PASSWORD_FILE"]],
-      ({ KAFKA_USERNAME: username, KAFKA_PASSWORD: password, KAFKA_PASSWORD_FILE: file }) =>
-        username === undefined || password !== undefined || file !== undefined,
-      "set, or KAFKA_PASSWORD_FILE, because KAFKA_USERNAME is",
+      [["KAFKA_USERNAME"], ["KAFKA_USERNAME_FILE"], ["KAFKA_PASSWORD"], ["KAFKA_PASSWORD_FILE"]],
+      ({
+        KAFKA_USERNAME: username,
+        KAFKA_USERNAME_FILE: userFile,
+        KAFKA_PASSWORD: password,
+        KAFKA_PASSWORD_FILE: file,
+      }) => (username === undefined && userFile === undefined) || password !== undefined || file !== undefined,
+      "set, or KAFKA_PASSWORD_FILE, because KAFKA_USERNAME or KAFKA_USERNAME_FILE is",
     ),
     ["KAFKA_PASSWORD"],
   ),

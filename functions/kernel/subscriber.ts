@@ -4,6 +4,7 @@ import type { IncomingHttpHeaders } from "node:http";
 import { setTimeout as delay } from "node:timers/promises";
 import * as v from "valibot";
 import { query } from "./database.ts";
+import type { Scale } from "./endpoint.ts";
 import { failure, log } from "./log.ts";
 import type { CloudEvent } from "./outbox.ts";
 import { fieldErrors, Problem } from "./problem.ts";
@@ -67,12 +68,16 @@ interface OfDeadLetters {
   handle(delivery: Delivery<undefined>): Promise<void>;
 }
 
-export type Subscriber = { readonly kind: "subscriber" } & (OfTopic<Schema> | OfSchedule | OfDeadLetters);
+interface Scaled {
+  readonly scale?: Scale;
+}
+
+export type Subscriber = { readonly kind: "subscriber" } & Scaled & (OfTopic<Schema> | OfSchedule | OfDeadLetters);
 
 /** Describes a function that is invoked by the events of a topic, by a schedule, or by undeliverable events. */
-export function subscriber<S extends Schema>(description: OfTopic<S>): Subscriber;
-export function subscriber(description: OfSchedule | OfDeadLetters): Subscriber;
-export function subscriber(description: OfTopic<Schema> | OfSchedule | OfDeadLetters): Subscriber {
+export function subscriber<S extends Schema>(description: OfTopic<S> & Scaled): Subscriber;
+export function subscriber(description: (OfSchedule | OfDeadLetters) & Scaled): Subscriber;
+export function subscriber(description: (OfTopic<Schema> | OfSchedule | OfDeadLetters) & Scaled): Subscriber {
   return { kind: "subscriber", ...description };
 }
 

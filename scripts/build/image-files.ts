@@ -1,19 +1,21 @@
-/** The contents of the images: one folder each below .lotus/images, with the Dockerfile beside them. */
+/** Writes the content of the image: one folder for each function and program below .lotus/images/app. */
 import { createHash } from "node:crypto";
-import { cp, mkdir, readdir, readFile, rm } from "node:fs/promises";
+import { cp, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { basename, join, relative } from "node:path";
-import { build, type Plugin } from "esbuild";
+import { build, type Metafile, type Plugin } from "esbuild";
 import { Refusal } from "../cli/errors.ts";
 import { findFunctions } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
-import { buildFunctions, bundleOf, DIST, endEsbuild, programOf } from "./bundles.ts";
-import { telemetryFiles } from "./telemetry.ts";
+import { buildFunctions, builtInputs, bundleOf, DIST, endEsbuild, programOf } from "./bundles.ts";
+import { billOfMaterials, noticesOf, readPackages } from "./licences.ts";
+import { telemetryFiles, telemetryInputs } from "./telemetry.ts";
 
-/** The context that images are built from. */
+/** The build context of the image. */
 export const CONTEXT = join(ROOT, ".lotus/images");
+const APP = join(CONTEXT, "app");
 const DOCKERFILE = join(ROOT, "knative/images/Dockerfile");
 
-/** Programs that run in the cluster: commands of lotus, and the wsproxy. `schema`: the SQL files lie beside the program. */
+/** Commands of lotus that run as Jobs. `schema`: the program reads the SQL files. */
 const PROGRAMS = {
   migrate: { command: "scripts/commands/migrate.ts", schema: true },
   topics: { command: "scripts/commands/topics.ts", schema: false },
@@ -43,8 +45,9 @@ async function embedFunctions(): Promise<Plugin> {
 }
 
 /** Runs while an image is built (knative/images/Dockerfile); one file, whatever Node the image has. */
-async function bundleRehearsal(): Promise<void> {
-  await build({
+async function bundleRehearsal(): Promise<Metafile> {
+  const { metafile } = await build({
+    metafile: true,
     entryPoints: [join(ROOT, "scripts/build/warm-up.ts")],
     outfile: join(CONTEXT, "rehearse.cjs"),
     bundle: true,
@@ -56,6 +59,7 @@ async function bundleRehearsal(): Promise<void> {
     absWorkingDir: ROOT,
     logLevel: "silent",
   });
+  return metafile;
 }
 
 const entryOf = (name: string, command: string) => `
@@ -63,13 +67,12 @@ const entryOf = (name: string, command: string) => `
   import command from "./${command}";
   await runSingleCommand("${name}", command, process.argv.slice(2));`;
 
-async function bundleProgram(name: keyof typeof PROGRAMS): Promise<void> {
+async function bundleProgram(name: keyof typeof PROGRAMS): Promise<Metafile> {
   const { command, schema } = PROGRAMS[name];
-  await build({
-    ...(command === undefined
-      ? { entryPoints: [join(ROOT, `scripts/${name}.ts`)] }
-      : { stdin: { contents: entryOf(name, command), resolveDir: ROOT, sourcefile: `${name}.entry.ts` } }),
-    outfile: join(CONTEXT, name, "program.mjs"),
+  const { metafile } = await build({
+    stdin: { contents: entryOf(name, command), resolveDir: ROOT, sourcefile: `${name}.entry.ts` },
+    outfile: join(APP, name, "program.mjs"),
+    metafile: true,
     bundle: true,
     platform: "node",
     format: "esm",
@@ -87,14 +90,15 @@ async function bundleProgram(name: keyof typeof PROGRAMS): Promise<void> {
     absWorkingDir: ROOT,
     logLevel: "silent",
   });
-  if (!schema) return;
+  if (!schema) return metafile;
   for (const service of await readdir(join(ROOT, "functions"))) {
-    const schema = join("functions", service, "schema");
-    await cp(join(ROOT, schema), join(CONTEXT, name, schema), { recursive: true }).catch((error: unknown) => {
+    const folder = join("functions", service, "schema");
+    await cp(join(ROOT, folder), join(APP, name, folder), { recursive: true }).catch((error: unknown) => {
       // A service without a database has no schema.
       if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
     });
   }
+  return metafile;
 }
 
 async function filesBelow(folder: string): Promise<string[]> {
@@ -105,43 +109,59 @@ async function filesBelow(folder: string): Promise<string[]> {
     .sort();
 }
 
-/** Returns the hash of an image's content as 16 hexadecimal digits: its files, the Dockerfile, and the base image. */
-async function contentHash(name: string, base: string): Promise<string> {
-  const hash = createHash("sha256")
-    .update(base)
-    .update(await readFile(DOCKERFILE))
-    .update(await readFile(join(CONTEXT, "rehearse.cjs")));
-  for (const file of await filesBelow(join(CONTEXT, name))) {
+const HASH_CHARACTERS = 16;
+
+/** Hashes the files below a folder together with the base image. */
+async function contentHash(folder: string, base: string): Promise<string> {
+  const hash = createHash("sha256").update(base);
+  for (const file of await filesBelow(folder)) {
     hash.update(`\0${relative(CONTEXT, file)}\0`).update(await readFile(file));
   }
-  return hash.digest("hex").slice(0, 16);
+  return hash.digest("hex").slice(0, HASH_CHARACTERS);
+}
+
+/** The content of the image. */
+export interface ImageContent {
+  /** A hash of all files and of the base: the tag of the image. */
+  readonly tag: string;
+  /** By name of the function or program, a hash of the files that it uses and of the base. */
+  readonly contents: ReadonlyMap<string, string>;
 }
 
 /**
- * Bundles functions and programs into .lotus/images.
- * @param functions their names
- * @returns by name, the tag of the image: a hash of what it holds
+ * Bundles all functions and programs into .lotus/images.
+ * @param functions the names of all functions
+ * @param base the base image, as the Dockerfile receives it
+ * @param version the version of Lotus, for the bill of materials
  */
-export async function prepareImages(
-  functions: readonly string[],
-  programs: readonly (keyof typeof PROGRAMS)[],
-  base: string,
-): Promise<Map<string, string>> {
+export async function prepareImage(functions: readonly string[], base: string, version: string): Promise<ImageContent> {
   await rm(CONTEXT, { recursive: true, force: true });
-  await mkdir(CONTEXT, { recursive: true });
-  // By name, so that what is in dist/ already stays: a local run may be using it.
+  await mkdir(APP, { recursive: true });
+  const metafiles: Metafile[] = [];
+  // By name, so that other files of dist/ stay: a local run may be using them.
   const { failed } = await buildFunctions(functions).finally(endEsbuild);
   for (const [name, errors] of failed) throw new Refusal(`${name} does not compile.\n${errors}`);
+  const inputs = await builtInputs();
   for (const name of functions) {
-    await mkdir(join(CONTEXT, name));
-    await cp(programOf(name), join(CONTEXT, name, "function.cjs"));
-    await cp(bundleOf(name), join(CONTEXT, name, basename(bundleOf(name))));
-    for (const file of Object.values(telemetryFiles(DIST))) await cp(file, join(CONTEXT, name, basename(file)));
+    await mkdir(join(APP, name));
+    await cp(programOf(name), join(APP, name, "function.cjs"));
+    await cp(bundleOf(name), join(APP, name, basename(bundleOf(name))));
+    for (const file of Object.values(telemetryFiles(DIST))) await cp(file, join(APP, name, basename(file)));
   }
-  for (const name of programs) await bundleProgram(name);
-  await bundleRehearsal();
+  for (const name of PROGRAM_NAMES) metafiles.push(await bundleProgram(name));
+  metafiles.push(await bundleRehearsal());
+  const telemetry = await telemetryInputs();
+  await endEsbuild();
+  const packages = await readPackages([
+    ...functions.flatMap((name) => [...(inputs.get(name) ?? [])]),
+    ...metafiles.flatMap((metafile) => Object.keys(metafile.inputs)),
+    ...telemetry,
+  ]);
+  await writeFile(join(APP, "NOTICES.txt"), noticesOf(packages));
+  await writeFile(join(APP, "sbom.cdx.json"), `${JSON.stringify(billOfMaterials(packages, version), null, 2)}\n`);
+  await cp(join(ROOT, "LICENSE"), join(APP, "LICENSE"));
   await cp(DOCKERFILE, join(CONTEXT, "Dockerfile"));
-  const tags = new Map<string, string>();
-  for (const name of [...functions, ...programs]) tags.set(name, await contentHash(name, base));
-  return tags;
+  const contents = new Map<string, string>();
+  for (const name of [...functions, ...PROGRAM_NAMES]) contents.set(name, await contentHash(join(APP, name), base));
+  return { tag: await contentHash(CONTEXT, base), contents };
 }

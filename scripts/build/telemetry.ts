@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { stat, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
-import { build, transform } from "esbuild";
+import { type BuildOptions, build, transform } from "esbuild";
 import { ROOT } from "../project/paths.ts";
 
 const ENTRY = "functions/kernel/telemetry-sdk.ts";
@@ -20,6 +20,31 @@ async function changedAt(file: string): Promise<number> {
   return (await stat(file).catch(() => undefined))?.mtimeMs ?? 0;
 }
 
+/** How esbuild bundles the exporter. */
+const OPTIONS = {
+  entryPoints: [join(ROOT, ENTRY)],
+  bundle: true,
+  platform: "node",
+  format: "cjs",
+  target: "node20",
+  minify: true,
+  // The packages' CommonJS files cannot be reduced to what is used: the bundle would be four times as large.
+  mainFields: ["module", "main"],
+  // The start cache knows no import(), by which the exporter loads node:http.
+  supported: { "dynamic-import": false },
+  charset: "ascii",
+  legalComments: "none",
+  absWorkingDir: ROOT,
+  logLevel: "silent",
+  write: false,
+} satisfies BuildOptions;
+
+/** Returns the files that the bundle of the exporter contains, relative to the checkout. */
+export async function telemetryInputs(): Promise<string[]> {
+  const { metafile } = await build({ ...OPTIONS, metafile: true });
+  return Object.keys(metafile.inputs);
+}
+
 /**
  * Builds the exporter unless it is newer than its inputs.
  * @param folder the folder of the bundles
@@ -30,23 +55,7 @@ export async function buildTelemetry(folder: string, startCache: string): Promis
   const inputs = await Promise.all(INPUTS.map((file) => changedAt(join(ROOT, file))));
   const outputs = await Promise.all([program, bundle].map(changedAt));
   if (Math.min(...outputs) > Math.max(...inputs)) return;
-  const { outputFiles } = await build({
-    entryPoints: [join(ROOT, ENTRY)],
-    bundle: true,
-    platform: "node",
-    format: "cjs",
-    target: "node20",
-    minify: true,
-    // The packages' CommonJS files cannot be reduced to what is used: the bundle would be four times as large.
-    mainFields: ["module", "main"],
-    // The start cache knows no import(), by which the exporter loads node:http.
-    supported: { "dynamic-import": false },
-    charset: "ascii",
-    legalComments: "none",
-    absWorkingDir: ROOT,
-    logLevel: "silent",
-    write: false,
-  });
+  const { outputFiles } = await build(OPTIONS);
   const contents = outputFiles[0]?.contents ?? new Uint8Array();
   const compiled = `${TELEMETRY}.${createHash("sha256").update(contents).digest("hex").slice(0, 16)}`;
   const { code } = await transform(startCache, {

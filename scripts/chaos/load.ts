@@ -230,7 +230,7 @@ class LoadClient {
     const other = this.#others.length > 1 ? this.#random.pick(this.#others) : undefined;
     let answer: Answer;
     let message: RegExp | undefined;
-    if (chance < 0.26) {
+    if (chance < 0.3) {
       answer = await this.#operate("deposit", `POST /billing/add-money?money=${money}`, { amount }, { keyed: true });
       message = /^Hello! You (?:cannot )?add money/;
     } else if (chance < 0.42) {

@@ -58,7 +58,7 @@ export function readOrigins(text: string): string[] {
 
 /** Returns the whole number of an option. @throws {UsageError} when it is outside the limits */
 export function readCount(option: string, text: string, least: number, most: number): number {
-  const count = /^\d{1,9}$/.test(text) ? Number(text) : Number.NaN;
+  const count = /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN;
   if (count >= least && count <= most) return count;
   throw new UsageError(`--${option} must be a whole number from ${least} to ${most}; "${text}" is not.`);
 }

@@ -1,39 +1,57 @@
-/** lotus deploy: deploys Lotus to the cluster that kubectl reaches. */
-import { PROGRAM_NAMES, prepareImages } from "../build/image-files.ts";
+/** lotus deploy: renders an environment, or deploys one to the cluster of the current kubectl context. */
+import { createInterface } from "node:readline/promises";
+import { PROGRAM_NAMES, prepareImage } from "../build/image-files.ts";
 import { command } from "../cli/command.ts";
 import { Refusal } from "../cli/errors.ts";
 import { print, step } from "../cli/output.ts";
 import { staleFiles } from "../generate/files.ts";
 import { type Backends, choose, type Previous } from "../kubernetes/backends.ts";
-import { buildImages, type Image, loadImages, referenceOf } from "../kubernetes/images.ts";
+import { type Environment, LAPTOP, readEnvironment } from "../kubernetes/environment.ts";
+import {
+  buildImage,
+  commitOf,
+  isBuilt,
+  isInRegistry,
+  loadImage,
+  pinBase,
+  referenceOf,
+  versionOf,
+} from "../kubernetes/images.ts";
 import {
   apply,
   changesIn,
+  currentContext,
   get,
   list,
-  NAMESPACE,
+  namespace,
   runJob,
   secretValue,
   toYaml,
+  useNamespace,
   waitForRollout,
 } from "../kubernetes/kubectl.ts";
+import { lockedImages } from "../kubernetes/lock.ts";
 import { DEPLOY_OPTIONS, type DeployOptions, readOptions } from "../kubernetes/options.ts";
-import { type ClusterPlan, makePlan } from "../kubernetes/plan.ts";
-import { check, checkReachable, type Environment } from "../kubernetes/preflight.ts";
+import { type ClusterPlan, type ImageUse, makePlan, namespaceOf } from "../kubernetes/plan.ts";
+import { check, checkReachable, type Findings, findBuilder } from "../kubernetes/preflight.ts";
+import { RENDERED_FOLDER } from "../kubernetes/render.ts";
+import { staleRendered, writeRendered } from "../kubernetes/render-files.ts";
 import { applyFunctions } from "../kubernetes/services.ts";
 import { summary } from "../kubernetes/summary.ts";
 import { run } from "../process/run.ts";
-import { findFunctions } from "../project/functions.ts";
+import { findFunctions, type LotusFunction } from "../project/functions.ts";
+import { ROOT } from "../project/paths.ts";
 import { ensureSecrets } from "../secrets/cluster.ts";
 
-async function namesToDeploy(wanted: readonly string[]): Promise<string[]> {
-  const all = (await findFunctions()).map(({ name }) => name);
-  const unknown = wanted.find((name) => !all.includes(name));
-  if (unknown !== undefined) throw new Refusal(`There is no function ${unknown}. There are: ${all.join(", ")}.`);
+async function namesToDeploy(wanted: readonly string[], all: readonly LotusFunction[]): Promise<string[]> {
+  const names = all.map(({ name }) => name);
+  const unknown = wanted.find((name) => !names.includes(name));
+  if (unknown !== undefined)
+    throw new Refusal(`The function ${unknown} does not exist. There are: ${names.join(", ")}.`);
   const stale = await staleFiles();
   if (stale.length > 0)
     throw new Refusal(`Generated files are stale (${stale.join(", ")}). Write them: npm run manifests`);
-  return wanted.length === 0 ? all : [...new Set(wanted)];
+  return wanted.length === 0 ? names : [...new Set(wanted)];
 }
 
 async function previousDeployment(): Promise<Previous> {
@@ -44,32 +62,17 @@ async function previousDeployment(): Promise<Previous> {
   };
 }
 
-/** Returns the images to build or load, without the images that every node or the registry has. */
-async function missingImages(images: readonly Image[], { present, loading }: Environment): Promise<Image[]> {
-  const known = new Set(present);
-  if (loading.kind === "registry") {
-    for (const service of await list("services.serving.knative.dev")) {
-      known.add(service.spec.template.spec.containers[0].image);
-    }
-  }
-  return images.filter(({ reference }) => !known.has(reference));
-}
-
 async function applyPlatform(
   plan: ClusterPlan,
-  { database, kafka, pooler }: Backends,
+  backends: Backends,
   options: DeployOptions,
+  environment: Environment,
 ): Promise<void> {
+  const { database, kafka } = backends;
   await apply(plan.namespace);
-  await step("Secrets", async (report) => {
-    const made = await ensureSecrets(database, options.kafkaCredentials, {
-      pooler,
-      authority: options.databaseAuthority,
-    });
-    report(made.length === 0 ? "all there" : `made ${made.join(", ")}`);
-  });
+  await makeSecrets(backends, options, environment);
   await step("Platform: policies, configuration, Kafka, Postgres", async (report) => {
-    report(changesIn(await apply(plan.platform)));
+    report(changesIn(await apply([...plan.platform, ...plan.backends])));
     if (kafka.kind === "cluster") await waitForRollout("statefulset", "kafka");
     if (database.kind === "cluster") await waitForRollout("statefulset", "postgres");
   });
@@ -77,12 +80,14 @@ async function applyPlatform(
   await step("Topics", async (report) => report(await runJob(plan.topics)));
 }
 
-/** Applies subscribers first: an endpoint may publish an event only when its subscriber understands it. */
+/** Deploys triggers before endpoints, so that every event has a trigger that understands it. */
 async function applyAllFunctions({ functions }: ClusterPlan): Promise<void> {
-  const triggers = functions.filter(({ source, name }) => source !== undefined || name === "events-dead-letter");
-  const endpoints = functions.filter((entry) => !triggers.includes(entry));
+  const triggers = functions.filter(({ kind }) => kind === "trigger");
+  const endpoints = functions.filter(({ kind }) => kind === "endpoint");
+  const budgets = functions.flatMap(({ disruptionBudget }) => disruptionBudget ?? []);
   if (triggers.length > 0) await step("Triggers", (report) => applyFunctions(triggers, report));
   if (endpoints.length > 0) await step("Endpoints", (report) => applyFunctions(endpoints, report));
+  if (budgets.length > 0) await step("Disruption budgets", async (report) => report(changesIn(await apply(budgets))));
   const sources = functions.flatMap(({ source }) => source ?? []);
   if (sources.length > 0) {
     await step("Sources", async (report) => {
@@ -92,14 +97,14 @@ async function applyAllFunctions({ functions }: ClusterPlan): Promise<void> {
   }
 }
 
-/** Where no KafkaSource controller runs, something else delivers: there is no status to wait for. */
+/** Without the controller of KafkaSource another program delivers, and the sources have no status. */
 async function waitForSources(sources: readonly string[]): Promise<void> {
   const controller = await get("deployment", "kafka-controller", "knative-eventing");
   for (const source of sources) {
     if (source.startsWith("kafkasource/") && controller === undefined) continue;
-    await run("kubectl", ["wait", source, "-n", NAMESPACE, "--for=condition=Ready", "--timeout=180s"]);
+    await run("kubectl", ["wait", source, "-n", namespace(), "--for=condition=Ready", "--timeout=180s"]);
   }
-  // A source is said to be ready before its dispatcher is.
+  // A source becomes ready before its dispatcher.
   if (controller !== undefined) await waitForRollout("statefulset", "kafka-source-dispatcher", "knative-eventing");
 }
 
@@ -108,105 +113,208 @@ async function applyRoutes(plan: ClusterPlan): Promise<void> {
     report(changesIn(await apply(plan.routes)));
     const name = plan.routes.find(({ kind }) => kind === "Ingress")?.metadata.name ?? "";
     const ingress = `ingresses.networking.internal.knative.dev/${name}`;
-    await run("kubectl", ["wait", ingress, "-n", NAMESPACE, "--for=condition=Ready", "--timeout=120s"]);
+    await run("kubectl", ["wait", ingress, "-n", namespace(), "--for=condition=Ready", "--timeout=120s"]);
   });
 }
 
 async function switchMetrics(plan: ClusterPlan, on: boolean): Promise<void> {
   await step(`Metrics ${on ? "on" : "off"}`, async () => {
-    const data = { "request-metrics-protocol": on ? "prometheus" : "none" };
-    const patch = ["patch", "configmap", "config-observability", "-n", "knative-serving", "--type", "merge"];
-    await run("kubectl", [...patch, "-p", JSON.stringify({ data })]);
     if (on) await apply(plan.metrics);
     else {
       for (const { kind, metadata } of plan.metrics) {
         if (kind === "PodMonitor" && (await get("crd", "podmonitors.monitoring.coreos.com", "")) === undefined)
           continue;
-        await run("kubectl", ["delete", kind, metadata.name, "-n", NAMESPACE, "--ignore-not-found"]);
+        await run("kubectl", ["delete", kind, metadata.name, "-n", namespace(), "--ignore-not-found"]);
       }
     }
   });
 }
 
-/** Returns the functions on the cluster that the checkout no longer has. A client may still call them. */
-async function leftovers(): Promise<string[]> {
-  const known = (await findFunctions()).map(({ name }) => name);
-  const services = await list("services.serving.knative.dev");
-  return services
-    .filter(({ spec }) => spec.template.metadata?.labels?.["app.kubernetes.io/part-of"] === "lotus")
-    .map(({ metadata }) => metadata.name)
-    .filter((name) => !known.includes(name));
+/** Returns the functions of the cluster that the checkout does not contain. Other programs may still call them. */
+async function leftovers(all: readonly LotusFunction[]): Promise<string[]> {
+  const known = all.map(({ name }) => name);
+  const services = await list("services.serving.knative.dev", namespace(), "-l", "app.kubernetes.io/part-of=lotus");
+  return services.map(({ metadata }) => metadata.name).filter((name) => !known.includes(name));
 }
 
-async function checkAll(options: DeployOptions, names: readonly string[]) {
+/** Asks before a cluster other than a laptop's changes. @throws {Refusal} for another answer than yes */
+async function confirm({ name, namespace: within }: Environment, options: DeployOptions): Promise<void> {
+  const context = await currentContext();
+  print(`Environment ${name}: namespace ${within} of the kubectl context ${context}.`);
+  if (name === LAPTOP || options.yes) return;
+  if (!process.stdin.isTTY) throw new Refusal(`Lotus asks before it changes ${name}. A script confirms with --yes.`);
+  const terminal = createInterface({ input: process.stdin, output: process.stdout });
+  const answer = await terminal.question(`Deploy to this cluster? Type ${name}: `).finally(() => terminal.close());
+  if (answer.trim() !== name) throw new Refusal("Nothing was changed.");
+}
+
+async function checkAll(options: DeployOptions, names: readonly string[], environment: Environment) {
   await checkReachable({ withKn: true });
   const previous = await previousDeployment();
   if (options.functions.length > 0 && previous.configuration === undefined) {
     throw new Refusal("Lotus is not deployed here yet. Deploy all of it once: npx lotus deploy");
   }
-  const backends = choose(options, previous);
-  return { backends, environment: await check(options, names.length, backends) };
+  const backends = choose(options, previous, environment);
+  return { backends, findings: await check(options, names.length, backends, environment) };
 }
 
-async function planWithImages(
-  options: DeployOptions,
-  names: readonly string[],
-  programs: typeof PROGRAM_NAMES,
-  backends: Backends,
-): Promise<{ plan: ClusterPlan; images: Image[] }> {
-  const tags = await prepareImages(names, programs, options.base);
-  const images = [...tags].map(([name, tag]): Image => ({ name, reference: referenceOf(name, tag, options.registry) }));
-  const references = new Map(images.map(({ name, reference }) => [name, reference]));
-  // For a part of the functions there is no platform to apply, and no image of its programs.
-  for (const name of PROGRAM_NAMES) {
-    if (!references.has(name)) references.set(name, referenceOf(name, "unbuilt", undefined));
+/** Returns the image that a Service uses, when its content is the same and the cluster can still get it. */
+async function keptImages(contents: ReadonlyMap<string, string>, findings: Findings): Promise<Map<string, string>> {
+  const kept = new Map<string, string>();
+  for (const service of await list("services.serving.knative.dev")) {
+    const { annotations = {} } = service.spec.template.metadata ?? {};
+    const { image } = service.spec.template.spec.containers[0];
+    const { name } = service.metadata;
+    const isThere = findings.present.has(image) || findings.loading?.kind === "registry";
+    if (isThere && annotations["lotus/content"] === contents.get(name)) kept.set(name, image);
   }
-  return { plan: await makePlan(names, references, backends), images };
+  return kept;
+}
+
+/** Builds the image when a function needs it, and returns the image of each function and program. */
+async function provideImages(options: DeployOptions, all: readonly LotusFunction[], findings: Findings) {
+  const base = await pinBase(options.base);
+  const version = await versionOf(ROOT);
+  const { tag, contents } = await step("Bundles", () =>
+    prepareImage(
+      all.map(({ name }) => name),
+      base,
+      version,
+    ),
+  );
+  const reference = referenceOf(tag, options.registry);
+  const kept = await keptImages(contents, findings);
+  const images = new Map<string, ImageUse>(
+    [...contents].map(([name, content]) => [name, { reference: kept.get(name) ?? reference, content }]),
+  );
+  const { loading } = findings;
+  const isThere = findings.present.has(reference) || (loading?.kind === "registry" && (await isInRegistry(reference)));
+  if (isThere || [...images.values()].every((image) => image.reference !== reference)) {
+    print(`  Image: ${reference} is there`);
+    return images;
+  }
+  if (loading === undefined)
+    throw new Refusal(
+      "This cluster is not a minikube. Say how it gets images: --registry HOST/PATH, or --load-command 'CMD {image}' " +
+        "(kind: 'kind load docker-image {image}').",
+    );
+  const builder = await findBuilder(options, findings.profile);
+  const build = {
+    reference,
+    builder,
+    base,
+    profile: findings.profile ?? "",
+    architectures: options.architectures ?? findings.architectures,
+    source: options.source,
+    commit: await commitOf(ROOT),
+    version,
+  };
+  await step(`Image with ${builder}`, async () => {
+    if (!(await isBuilt(reference, builder))) await buildImage(build);
+  });
+  await step(`Loading (${loading.kind})`, () => loadImage(build, loading));
+  return images;
+}
+
+/** Prints a first deployment as YAML. Secrets are made in the cluster only. */
+async function printPlan(
+  options: DeployOptions,
+  environment: Environment,
+  all: readonly LotusFunction[],
+  names: readonly string[],
+) {
+  const backends = choose(options, { configuration: undefined, adminUrl: undefined }, environment);
+  const version = await versionOf(ROOT);
+  const { tag, contents } = await prepareImage(
+    all.map(({ name }) => name),
+    options.base,
+    version,
+  );
+  const reference = referenceOf(tag, options.registry);
+  const images = new Map([...contents].map(([name, content]) => [name, { reference, content }]));
+  const plan = await makePlan({ all, names, images, environment, backends, version });
+  const functions = plan.functions.flatMap(({ service, source, disruptionBudget }) =>
+    [service, source ?? [], disruptionBudget ?? []].flat(),
+  );
+  const platform =
+    options.functions.length === 0
+      ? [...plan.namespace, ...plan.platform, ...plan.backends, plan.migrate, plan.topics]
+      : [];
+  print(
+    "# Lotus makes the missing Secrets in the cluster: database-admin, database-<service>, public-keys, signing-key.",
+  );
+  process.stdout.write(toYaml([...platform, ...functions, ...plan.routes, ...(options.metrics ? plan.metrics : [])]));
+}
+
+async function renderOnly({ environment: name, check: checks }: DeployOptions): Promise<void> {
+  if (!checks) {
+    const count = await writeRendered(name);
+    return print(`Rendered ${count} files into ${RENDERED_FOLDER}/${name}.`);
+  }
+  const stale = await staleRendered(name);
+  if (stale.length > 0)
+    throw new Refusal(
+      `Rendered files are stale. Run npx lotus deploy --render ${name} and commit:\n  ${stale.join("\n  ")}`,
+    );
+  print(`${RENDERED_FOLDER}/${name} is up to date.`);
+}
+
+async function makeSecrets(backends: Backends, options: DeployOptions, environment: Environment): Promise<void> {
+  await step("Secrets", async (report) => {
+    const made = await ensureSecrets(backends.database, options.kafkaCredentials, environment, {
+      pooler: backends.pooler,
+      authority: options.databaseAuthority,
+      password: options.databasePassword,
+    });
+    report(made.length === 0 ? "all there" : `made ${made.join(", ")}`);
+  });
+  const { kafka } = backends;
+  const isSecured = kafka.kind === "outside" && kafka.security !== undefined;
+  if (isSecured && (await get("secret", "kafka")) === undefined)
+    throw new Refusal(
+      "The Secret kafka is missing. Give --kafka-tls with --kafka-user, --kafka-certificate or --kafka-authority once.",
+    );
 }
 
 async function deploy(options: DeployOptions): Promise<void> {
-  const names = await namesToDeploy(options.functions);
+  if (options.render) return renderOnly(options);
+  const all = await findFunctions();
+  const names = await namesToDeploy(options.functions, all);
+  const environment = await readEnvironment(
+    options.environment,
+    all.map(({ name }) => name),
+  );
+  useNamespace(environment.namespace);
+  if (options.dryRun) return printPlan(options, environment, all, names);
   const everything = options.functions.length === 0;
-  if (options.dryRun) {
-    const backends = choose(options, { configuration: undefined, adminUrl: undefined });
-    const { plan } = await planWithImages(options, names, PROGRAM_NAMES, backends);
-    return printPlan(plan, options);
+  const { backends, findings } = await step("Checks", () => checkAll(options, names, environment));
+  for (const warning of findings.warnings) print(`  Warning: ${warning}`);
+  if (options.check) return print("The cluster fits. Nothing was changed.");
+  await confirm(environment, options);
+  if (options.secretsOnly) {
+    await apply(await namespaceOf({ environment, version: await versionOf(ROOT) }));
+    return makeSecrets(backends, options, environment);
   }
-  const { backends, environment } = await step("Checks", () => checkAll(options, names));
-  const programs = everything ? PROGRAM_NAMES : [];
-  const { plan, images } = await step("Bundles", () => planWithImages(options, names, programs, backends));
-  const missing = await missingImages(images, environment);
-  const { builder, loading, profile } = environment;
-  if (missing.length > 0) {
-    await step(`Images with ${builder}`, (report) => buildImages(missing, builder, options.base, profile, report));
-    await step(`Loading (${loading.kind})`, (report) => loadImages(missing, builder, loading, report));
-  } else print(`Images\n  all ${images.length} are there`);
-  if (everything) await applyPlatform(plan, backends, options);
+  const images =
+    environment.name === LAPTOP
+      ? await provideImages(options, all, findings)
+      : await lockedImages([...all.map(({ name }) => name), ...PROGRAM_NAMES]);
+  const plan = await makePlan({ all, names, images, environment, backends, version: await versionOf(ROOT) });
+  if (everything) await applyPlatform(plan, backends, options, environment);
   await applyAllFunctions(plan);
   await applyRoutes(plan);
-  if (options.metrics !== undefined) await switchMetrics(plan, options.metrics);
-  print(await summary(plan, loading.kind === "minikube" ? profile : undefined, await leftovers()));
-}
-
-/** Prints the YAML of a deployment, for --dry-run. Secrets exist in the cluster only. */
-function printPlan(plan: ClusterPlan, options: DeployOptions): void {
-  const functions = plan.functions.flatMap(({ service, source }) =>
-    source === undefined ? [service] : [service, source],
-  );
-  const platform =
-    options.functions.length === 0 ? [...plan.namespace, ...plan.platform, plan.migrate, plan.topics] : [];
-  const metrics = options.metrics === true ? plan.metrics : [];
-  print(
-    "# Secrets are made in the cluster where they are missing: database-admin, database-<service>, public-keys, signing-key.",
-  );
-  process.stdout.write(toYaml([...platform, ...functions, ...plan.routes, ...metrics]));
+  const metrics = options.metrics ?? (environment.metrics === undefined ? undefined : true);
+  if (metrics !== undefined) await switchMetrics(plan, metrics);
+  const profile = findings.loading?.kind === "minikube" ? findings.profile : undefined;
+  print(await summary(plan, environment, profile, await leftovers(all)));
 }
 
 export default command({
-  about: "Deploys Lotus to the cluster that kubectl reaches: images, database, Kafka, functions, sources, routes.",
+  about: "Deploys Lotus to the cluster of the current kubectl context, or renders an environment for GitOps.",
   usage: "[FUNCTION…]",
   notes: `Safe to repeat: unchanged parts stay. With names of functions, such as order-pay, it deploys only these.
-The cluster keeps where the database and Kafka are: give --database and --brokers once, and the options of images each time.`,
+The environment laptop builds images from the checkout. The cluster keeps the choice of database and Kafka: give --database and
+--brokers once, and the options of images each time. Other environments use their file and knative/images.lock.yaml.`,
   options: DEPLOY_OPTIONS,
   run: (values, functions) => deploy(readOptions(values, functions)),
 });

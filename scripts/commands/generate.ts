@@ -4,6 +4,7 @@ import { Refusal } from "../cli/errors.ts";
 import { json } from "../cli/options.ts";
 import { print, printJson } from "../cli/output.ts";
 import { staleFiles, writeStaleFiles } from "../generate/files.ts";
+import { renderedNames, staleRendered, writeRendered } from "../kubernetes/render-files.ts";
 
 export default command({
   about: "Writes Knative manifests, routes, OpenAPI and event schemas from the functions' descriptions.",
@@ -12,7 +13,12 @@ export default command({
     json,
   },
   async run({ check, json: asJson }) {
+    const rendered = await renderedNames();
     const files = check ? await staleFiles() : await writeStaleFiles();
+    for (const name of rendered) {
+      files.push(...(await staleRendered(name)));
+      if (!check) await writeRendered(name);
+    }
     if (asJson) printJson(check ? { stale: files } : { written: files });
     if (files.length === 0) return asJson ? undefined : print("The generated files are up to date.");
     const list = files.map((file) => `  ${file}`).join("\n");

@@ -1,4 +1,5 @@
 /** lotus migrate: brings a database up to date. */
+import { readFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { command } from "../cli/command.ts";
 import { messageOf, Refusal, UsageError } from "../cli/errors.ts";
@@ -7,12 +8,27 @@ import { print } from "../cli/output.ts";
 import { adminUrl, readDatabaseUrl } from "../database/connect.ts";
 import { readBudget } from "../database/connections.ts";
 import { migrate, STEPS } from "../database/migrate.ts";
+import { changeOwnerPassword } from "../database/owner.ts";
 import { readPasswords } from "../database/roles.ts";
 import { SERVICES } from "../database/sql.ts";
 
+async function giveOwnerPassword(values: {
+  readonly database: string | undefined;
+  readonly folder: string | undefined;
+  readonly "new-password": string | undefined;
+}): Promise<void> {
+  const file = values["new-password"];
+  if (file === undefined) throw new UsageError("lotus migrate owner needs --new-password FILE.");
+  const password = (await readFile(file, "utf8")).trim();
+  if (password === "") throw new UsageError(`The file ${file} is empty.`);
+  const target = { url: values.database, folder: readFolder(values.folder), folderGiven: values.folder !== undefined };
+  await changeOwnerPassword(await adminUrl(target), password);
+  print("The owner has the new password.");
+}
+
 export default command({
   about: "Applies the roles, the migrations, the SQL functions and the subscriptions. Safe to repeat.",
-  usage: "[roles | schema]",
+  usage: "[roles | schema | owner]",
   options: {
     database,
     folder,
@@ -29,11 +45,13 @@ export default command({
     connections: {
       type: "string",
       value: "BUDGET",
-      about: "refuse a server that allows fewer: functions, pods, connections, revisions, such as 16x3x4x2",
+      about: "refuse a server that allows fewer: connections of all pods and revisions, such as 212x2",
     },
+    "new-password": { type: "string", value: "FILE", about: "with owner: give the owner the password of this file" },
     "change-passwords": { type: "boolean", about: "give existing roles the passwords of the folder" },
   },
   async run(values, positionals) {
+    if (positionals[0] === "owner") return giveOwnerPassword(values);
     const steps = positionals.length === 0 ? STEPS : STEPS.filter((step) => positionals.includes(step));
     const unknown = positionals.find((word) => !STEPS.some((step) => step === word));
     if (unknown !== undefined) throw new UsageError(`"${unknown}" is no step. The steps are ${STEPS.join(" and ")}.`);
@@ -44,7 +62,7 @@ export default command({
     const pooler = values.pooler ?? process.env.DATABASE_POOLER_URL;
     const budget = values.connections === undefined ? undefined : readBudget(values.connections);
     if (values.connections !== undefined && budget === undefined)
-      throw new UsageError("--connections must be four numbers, such as 16x3x4x2.");
+      throw new UsageError("--connections must be two numbers, such as 212x2.");
     const options = {
       steps,
       budget,

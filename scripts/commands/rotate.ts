@@ -1,20 +1,36 @@
-/** lotus rotate: renews keys and passwords while everything runs. Functions read them from files that Kubernetes renews. */
+/** lotus rotate: renews keys and passwords of a running installation. Functions read them from files that Kubernetes renews. */
 import { TOKEN_SECONDS } from "#kernel/settings";
+import { PROGRAM_NAMES } from "../build/image-files.ts";
 import { command } from "../cli/command.ts";
 import { Refusal, UsageError } from "../cli/errors.ts";
 import { print, step } from "../cli/output.ts";
 import { SERVICES } from "../database/sql.ts";
-import { get, NAMESPACE, runJob, secretValue } from "../kubernetes/kubectl.ts";
-import { readMigrateJob } from "../kubernetes/migrate-job.ts";
+import { choose } from "../kubernetes/backends.ts";
+import { type Environment, LAPTOP, readEnvironment } from "../kubernetes/environment.ts";
+import { versionOf } from "../kubernetes/images.ts";
+import {
+  currentContext,
+  get,
+  type KubernetesObject,
+  list,
+  namespace,
+  runJob,
+  secretValue,
+  useNamespace,
+} from "../kubernetes/kubectl.ts";
+import { DEPLOY_OPTIONS, type DeployValues, readOptions } from "../kubernetes/options.ts";
+import { makePlan } from "../kubernetes/plan.ts";
 import { checkReachable } from "../kubernetes/preflight.ts";
 import { attempt } from "../process/run.ts";
+import { findFunctions } from "../project/functions.ts";
+import { ROOT } from "../project/paths.ts";
 import { changePublicKeys, newPassword, readKeys, writeSecrets } from "../secrets/cluster.ts";
 import { addKey, retireOthers, signingKeyText, withoutKey } from "../secrets/keys.ts";
 
-/** A kubelet renews mounted secrets once a minute, up to half a minute late; and looks again when a pod has changed. */
+/** A kubelet renews mounted secrets once a minute, up to half a minute late, and when a pod changes. */
 const MOUNT_SECONDS_MAX = 100;
 
-/** Makes the kubelets look at the secrets of the running functions now. */
+/** Changes an annotation of the running functions, so that the kubelets renew their secrets now. */
 async function nudge(): Promise<void> {
   const selector = ["-l", "app.kubernetes.io/component=function"];
   const annotation = `lotus/secrets-renewed=${Date.now()}`;
@@ -22,7 +38,7 @@ async function nudge(): Promise<void> {
     "annotate",
     "pods",
     "-n",
-    NAMESPACE,
+    namespace(),
     ...selector,
     "--overwrite",
     annotation,
@@ -30,7 +46,7 @@ async function nudge(): Promise<void> {
   // A pod that has ended since kubectl listed it needs no secrets any more.
   const failures = stderr.split("\n").filter((line) => line !== "" && !line.includes("(NotFound)"));
   if (code !== 0 && failures.length > 0)
-    throw new Refusal(`The pods were not told of their new secrets: ${failures.join(" ")}`);
+    throw new Refusal(`The pods did not get their new secrets at once: ${failures.join(" ")}`);
 }
 
 async function wait(seconds: number, report: (progress: string) => void): Promise<void> {
@@ -75,22 +91,72 @@ async function revokeKey(kid: string): Promise<void> {
   print(`\nThe key ${kid} is revoked: every function refuses its tokens.`);
 }
 
-async function rotatePasswords(services: readonly string[]): Promise<void> {
+/** Returns the migrate Job of the deployment, with the image that its functions use. */
+async function migrateJob(environment: Environment, args: readonly string[]): Promise<KubernetesObject> {
+  const all = await findFunctions();
+  const configuration = (await get("configmap", "lotus"))?.data as Record<string, string> | undefined;
+  const [service] = await list("services.serving.knative.dev", namespace(), "-l", "app.kubernetes.io/part-of=lotus");
+  if (service === undefined || configuration === undefined)
+    throw new Refusal(`Lotus is not deployed in the namespace ${namespace()}: npx lotus deploy`);
+  // Each image contains every program.
+  const image = { reference: String(service.spec.template.spec.containers[0].image), content: "" };
+  const images = new Map([...all.map(({ name }) => name), ...PROGRAM_NAMES].map((name) => [name, image]));
+  const previous = { configuration, adminUrl: secretValue(await get("secret", "database-admin"), "url") };
+  const backends = choose(readOptions(DEFAULT_VALUES, []), previous, environment);
+  const names = all.map(({ name }) => name);
+  const plan = await makePlan({ all, names, images, environment, backends, version: await versionOf(ROOT) });
+  const [container] = plan.migrate.spec.template.spec.containers;
+  container.args = [container.args[0], ...args];
+  return plan.migrate;
+}
+
+/** The options of a deployment that changes nothing. */
+const DEFAULT_VALUES = Object.fromEntries(
+  Object.entries(DEPLOY_OPTIONS).map(([name, option]) => [
+    name,
+    option.type === "boolean" ? false : "default" in option ? option.default : undefined,
+  ]),
+) as DeployValues;
+
+async function rotateOwner(environment: Environment): Promise<void> {
+  const secret = await get("secret", "database-admin");
+  const url = secretValue(secret, "url");
+  if (url === undefined) throw new Refusal("The Secret database-admin is missing; npx lotus deploy makes it.");
+  const authority = secretValue(secret, "ca.crt");
+  const others = authority === undefined ? {} : { "ca.crt": authority };
+  // The Secret keeps the next password before the database gets it, so that an interruption loses neither.
+  const password = secretValue(secret, "next-password") ?? newPassword();
+  const now = { url, password: secretValue(secret, "password") ?? "", ...others };
+  await writeSecrets(new Map([["database-admin", { ...now, "next-password": password }]]));
+  await step("The database changes the owner's password", async () => {
+    const file = "/etc/lotus/database/next-password";
+    await runJob(await migrateJob(environment, ["owner", "--new-password", file]));
+  });
+  const next = new URL(url);
+  next.password = encodeURIComponent(password);
+  await writeSecrets(new Map([["database-admin", { url: next.href, password, ...others }]]));
+  print("\nThe owner's password is new. The Secret database-admin contains it.");
+}
+
+async function rotatePasswords(services: readonly string[], environment: Environment): Promise<void> {
   const unknown = services.find((service) => !SERVICES.includes(service));
-  if (unknown !== undefined) throw new Refusal(`There is no service ${unknown}. There are: ${SERVICES.join(", ")}.`);
-  const previous = await get("job", "migrate");
-  const job = await readMigrateJob();
-  if (previous === undefined) throw new Refusal("Lotus is not deployed here yet: npx lotus deploy");
-  job.spec.template.spec.containers[0].image = previous.spec.template.spec.containers[0].image;
-  job.spec.template.spec.containers[0].args.push("--change-passwords");
-  const renewed = new Map<string, { url: string; password: string }>();
+  if (unknown !== undefined)
+    throw new Refusal(`The service ${unknown} does not exist. There are: ${SERVICES.join(", ")}, and owner.`);
+  const job = await migrateJob(environment, ["roles", "--secrets", "/etc/lotus", "--change-passwords"]);
+  const renewed = new Map<string, Record<string, string>>();
   for (const role of services.length === 0 ? SERVICES : services) {
-    const url = secretValue(await get("secret", `database-${role}`), "url");
+    const secret = await get("secret", `database-${role}`);
+    const url = secretValue(secret, "url");
     if (url === undefined) throw new Refusal(`The secret database-${role} is missing; npx lotus deploy makes it.`);
-    renewed.set(`database-${role}`, { url, password: newPassword() });
+    const authority = secretValue(secret, "ca.crt");
+    renewed.set(`database-${role}`, {
+      url,
+      password: newPassword(),
+      ...(authority !== undefined && { "ca.crt": authority }),
+    });
   }
   await writeSecrets(renewed);
-  await step("The database takes the new passwords", async () => {
+  await step("The database changes the passwords", async () => {
     await runJob(job);
     await nudge();
   });
@@ -99,24 +165,39 @@ async function rotatePasswords(services: readonly string[]): Promise<void> {
 
 export default command({
   about: "Renews the keys that sign tokens, or the passwords of the database roles. No pod restarts.",
-  usage: "keys | revoke KID | passwords [SERVICE…]",
+  usage: "keys | revoke KID | passwords [owner | SERVICE…]",
   notes: `keys        A new key signs tokens. Functions accept tokens of the old key until they expire.
 revoke      Functions refuse every token of the key with this id. A new key replaces a revoked signing key. For 1 to 2 minutes,
             until all pods know the change, they may refuse the token of a new login. GET /profile/jwks lists the ids.
 passwords   The roles of these services, or of all, get new passwords. Open connections stay open. Until a pod has the new
-            file (1 to 2 s), a new connection may fail: such a request is answered 503 with Retry-After and changed nothing.`,
-  options: {},
-  async run(_, [what, ...words]) {
+            file (1 to 2 s), a new connection may fail: such a request is answered 503 with Retry-After and changed nothing.
+            owner: the owner of the database gets a new password. Functions do not use it.`,
+  options: {
+    environment: {
+      type: "string",
+      value: "NAME",
+      about: "the environment, a file of knative/environments",
+      default: LAPTOP,
+    },
+  },
+  async run(values, [what, ...words]) {
     const [kid = "", ...more] = words;
     const isUsage =
       what === "passwords" ||
       (what === "keys" && words.length === 0) ||
       (what === "revoke" && kid !== "" && more.length === 0);
     if (!isUsage)
-      throw new UsageError("Say what to renew: npx lotus rotate keys, revoke KID, or passwords [SERVICE…].");
+      throw new UsageError("Say what to renew: npx lotus rotate keys, revoke KID, or passwords [owner | SERVICE…].");
+    const names = (await findFunctions()).map(({ name }) => name);
+    const environment = await readEnvironment(values.environment, names);
+    useNamespace(environment.namespace);
     await checkReachable({ withKn: false });
+    print(
+      `Environment ${environment.name}: namespace ${namespace()} of the kubectl context ${await currentContext()}.`,
+    );
     if (what === "keys") await rotateKeys();
     else if (what === "revoke") await revokeKey(kid);
-    else await rotatePasswords(words);
+    else if (kid === "owner" && more.length === 0) await rotateOwner(environment);
+    else await rotatePasswords(words, environment);
   },
 });

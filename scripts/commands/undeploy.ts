@@ -1,75 +1,151 @@
-/** lotus undeploy: removes Lotus from the cluster. Its data stays, unless --delete-data is given. */
+/** lotus undeploy: removes Lotus from a namespace. Its data stays, unless --delete-data names the environment. */
 import { command } from "../cli/command.ts";
+import { Refusal } from "../cli/errors.ts";
 import { print, step } from "../cli/output.ts";
-import { get, list, NAMESPACE, readDocuments } from "../kubernetes/kubectl.ts";
+import { LAPTOP, readEnvironment } from "../kubernetes/environment.ts";
+import { currentContext, get, list, namespace, useNamespace } from "../kubernetes/kubectl.ts";
 import { checkReachable } from "../kubernetes/preflight.ts";
-import { run } from "../process/run.ts";
+import { attempt, run } from "../process/run.ts";
+import { findFunctions } from "../project/functions.ts";
 
-/** Kinds in the order they go: first what calls, then what is called. */
-const SOURCES = ["kafkasources.sources.knative.dev", "pingsources.sources.knative.dev"];
-const PLATFORM = ["job", "deployment", "statefulset", "networkpolicy", "poddisruptionbudget"];
+const LABEL = "app.kubernetes.io/part-of=lotus";
+
+/** The steps in their order: callers go before the functions that they call. */
+const STEPS = {
+  Sources: ["kafkasources.sources.knative.dev", "pingsources.sources.knative.dev"],
+  Routes: ["ingresses.networking.internal.knative.dev", "certificates.cert-manager.io"],
+  Functions: ["services.serving.knative.dev"],
+  "Kafka, Postgres, jobs, policies": [
+    "job",
+    "statefulset",
+    "poddisruptionbudget",
+    "networkpolicy",
+    "podmonitors.monitoring.coreos.com",
+    "service",
+    "serviceaccount",
+  ],
+} as const;
+/** Objects that contain data or secrets. */
+const DATA_KINDS = ["persistentvolumeclaim", "secret", "configmap"];
+
+/** Returns the names of the objects of Lotus. A kind that the cluster does not know has none. */
+async function namesOf(kind: string): Promise<string[]> {
+  const { code, stdout, stderr } = await attempt("kubectl", [
+    "get",
+    kind,
+    "-n",
+    namespace(),
+    "-l",
+    LABEL,
+    "-o",
+    "json",
+  ]);
+  if (code !== 0) {
+    if (/NotFound|doesn't have a resource type/.test(stderr)) return [];
+    throw new Refusal(`kubectl cannot list ${kind}: ${stderr.trim()}`);
+  }
+  const { items } = JSON.parse(stdout) as { items: { metadata: { name: string } }[] };
+  return items.map(({ metadata }) => metadata.name);
+}
 
 async function deleteAll(kinds: readonly string[]): Promise<number> {
   let deleted = 0;
   for (const kind of kinds) {
-    const names = (await list(kind)).map(({ metadata }) => metadata.name);
+    const names = await namesOf(kind);
     if (names.length === 0) continue;
-    await run("kubectl", ["delete", kind, ...names, "-n", NAMESPACE, "--ignore-not-found", "--timeout=180s"]);
+    await run("kubectl", ["delete", kind, ...names, "-n", namespace(), "--ignore-not-found", "--timeout=180s"]);
     deleted += names.length;
   }
   return deleted;
 }
 
-async function deleteRoutes(): Promise<void> {
-  for (const { kind, metadata } of await readDocuments("knative/routes.yaml")) {
-    const resource = kind === "Ingress" ? "ingresses.networking.internal.knative.dev" : kind.toLowerCase();
-    await run("kubectl", ["delete", resource, metadata.name, "-n", NAMESPACE, "--ignore-not-found"]);
-  }
+/** The tables whose rows people ask about before they delete a ledger. */
+const COUNTS = [
+  "profile.users",
+  "billing.accounts",
+  "billing.transfers",
+  '"order".orders',
+  "notification.notifications",
+];
+
+/** Counts the rows of the Postgres in the namespace. Undefined: there is none, or it does not answer. */
+async function countRows(): Promise<string | undefined> {
+  const sql = COUNTS.map(
+    (table) =>
+      `select '${table}', case when to_regclass('${table}') is null then null else (xpath('/row/c/text()', query_to_xml('select count(*) as c from ${table}', false, true, '')))[1]::text end`,
+  ).join(" union all ");
+  const psql = ["psql", "-U", "postgres", "-d", "lotus", "-At", "-F", " ", "-c", sql];
+  const shell = `PGPASSWORD="$POSTGRES_PASSWORD" exec "$@"`;
+  const { code, stdout } = await attempt("kubectl", [
+    "exec",
+    "-n",
+    namespace(),
+    "postgres-0",
+    "--",
+    "sh",
+    "-c",
+    shell,
+    "sh",
+    ...psql,
+  ]);
+  if (code !== 0) return undefined;
+  const rows = stdout
+    .trim()
+    .split("\n")
+    .map((line) => line.split(" "));
+  return rows.flatMap(([table, count]) => (count ? [`${count} rows in ${table}`] : [])).join(", ");
 }
 
-async function deletePlatform(): Promise<number> {
-  const deleted = await deleteAll(PLATFORM);
-  // By name: Knative made other Services here, and takes them with it.
-  const services = ["kafka", "kafka-brokers", "postgres"];
-  await run("kubectl", ["delete", "service", ...services, "-n", NAMESPACE, "--ignore-not-found"]);
-  return deleted;
-}
-
-async function undeploy(deleteData: boolean): Promise<void> {
+async function undeploy(environmentName: string, dataOf: string | undefined): Promise<void> {
+  const names = (await findFunctions()).map(({ name }) => name);
+  const environment = await readEnvironment(environmentName, names);
+  useNamespace(environment.namespace);
   await checkReachable({ withKn: false });
-  if ((await get("namespace", NAMESPACE, "")) === undefined) {
-    print("Lotus is not on this cluster.");
-    return;
+  const context = await currentContext();
+  print(`Environment ${environment.name}: namespace ${namespace()} of the kubectl context ${context}.`);
+  if ((await get("namespace", namespace(), "")) === undefined) return print("Lotus is not in this cluster.");
+  const disks = await namesOf("persistentvolumeclaim");
+  if (dataOf !== undefined) {
+    const rows = await countRows();
+    print(
+      `--delete-data deletes the disks ${disks.join(", ") || "(none)"}, all Secrets of Lotus with the keys and passwords, and the configuration.\n` +
+        `The ledger: ${rows ?? "no Postgres in this namespace answers, so the rows are not counted"}.`,
+    );
+    if (dataOf !== environment.name)
+      throw new Refusal(
+        `To delete this data, give the name of the environment: npx lotus undeploy --environment ${environment.name} --delete-data ${environment.name}`,
+      );
   }
-  await step("Sources", async (report) => report(`${await deleteAll(SOURCES)} removed`));
-  await step("Routes", deleteRoutes);
-  await step("Functions", async (report) => report(`${await deleteAll(["services.serving.knative.dev"])} removed`));
-  await step("Kafka, Postgres, jobs, policies", async (report) => report(`${await deletePlatform()} removed`));
-  if (deleteData) {
-    await step("Data", async () => {
-      await run("kubectl", ["delete", "namespace", NAMESPACE, "--timeout=300s"]);
-    });
-    print("\nLotus is gone, and what it had stored in the cluster.");
-    return;
+  for (const [what, kinds] of Object.entries(STEPS))
+    await step(what, async (report) => report(`${await deleteAll(kinds)} removed`));
+  if (dataOf !== undefined) {
+    await step("Data", async (report) => report(`${await deleteAll(DATA_KINDS)} removed`));
+    return print(`\nLotus and its data are gone. The namespace stays: kubectl delete namespace ${namespace()}`);
   }
-  const disks = (await list("pvc")).map(({ metadata }) => metadata.name);
-  const secrets = await list("secret", NAMESPACE, "-l", "app.kubernetes.io/part-of=lotus");
+  const secrets = await list("secret", namespace(), "-l", LABEL);
   print(
     `\nLotus is off the cluster. Kept: ${secrets.length} secrets, the configuration, and ${disks.length === 0 ? "no disks" : `the disks ${disks.join(", ")}`}.\n` +
-      "npx lotus deploy brings it back; npx lotus undeploy --delete-data removes these too.",
+      `npx lotus deploy brings it back. npx lotus undeploy --delete-data ${environment.name} removes them.`,
   );
 }
 
 export default command({
-  about:
-    "Removes sources, routes, functions, and the pods of Kafka and Postgres. Keeps disks, secrets and the namespace.",
+  about: "Removes the objects with the label of Lotus. Keeps disks, secrets, the configuration and the namespace.",
   notes: `\`lotus deploy\` brings everything back. Removing a KafkaSource removes its consumer group: the next deployment reads the
 topics from the beginning. A second delivery of an event changes no data.`,
   options: {
+    environment: {
+      type: "string",
+      value: "NAME",
+      about: "the environment, a file of knative/environments",
+      default: LAPTOP,
+    },
     "delete-data": {
-      type: "boolean",
-      about: "remove disks, secrets and the namespace too; databases and brokers outside the cluster stay",
+      type: "string",
+      value: "NAME",
+      implied: "",
+      about: "remove disks, secrets and configuration of the environment NAME; databases and brokers outside stay",
     },
   },
-  run: (values) => undeploy(values["delete-data"]),
+  run: (values) => undeploy(values.environment, values["delete-data"]),
 });

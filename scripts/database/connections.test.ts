@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { connectTo } from "./client.ts";
-import { checkBudget, clusterBudget, connectionsOf, readBudget, writeBudget } from "./connections.ts";
+import { checkBudget, connectionBudget, connectionsOf, readBudget, writeBudget } from "./connections.ts";
 
 let client: Awaited<ReturnType<typeof connectTo>>;
 beforeAll(async () => {
@@ -9,10 +9,14 @@ beforeAll(async () => {
 afterAll(() => client.end());
 
 describe("the connection budget", () => {
-  it("adds up functions, pods, connections, the revisions of a rollout, and jobs", () => {
-    expect(connectionsOf(clusterBudget(16, 3, 4))).toBe(16 * 3 * 4 * 2 + 12);
-    expect(readBudget(writeBudget(clusterBudget(16, 3, 4)))).toEqual(clusterBudget(16, 3, 4));
-    expect(readBudget("16x3")).toBeUndefined();
+  it("adds up pods, connections, the revisions of a rollout, and jobs", () => {
+    const budget = connectionBudget([
+      { pods: 3, pool: 4 },
+      { pods: 7, pool: 2 },
+    ]);
+    expect(connectionsOf(budget)).toBe((3 * 4 + 7 * 2) * 2 + 12);
+    expect(readBudget(writeBudget(budget))).toEqual(budget);
+    expect(readBudget("16x3x4")).toBeUndefined();
   });
 
   it("is accepted by a server that allows as many, and refused with the arithmetic by one that does not", async () => {
@@ -20,18 +24,20 @@ describe("the connection budget", () => {
       "select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int as most",
     );
     const most = rows[0]?.most ?? 0;
-    await checkBudget(client, { functions: most - 12, pods: 1, pool: 1, revisions: 1 });
-    await expect(checkBudget(client, { functions: most - 11, pods: 1, pool: 1, revisions: 1 })).rejects.toThrow(
+    await checkBudget(client, { connections: most - 12, revisions: 1 });
+    await expect(checkBudget(client, { connections: most - 11, revisions: 1 })).rejects.toThrow(
       `= ${most + 1} connections. The server allows ${most} (max_connections`,
     );
-    await expect(checkBudget(client, clusterBudget(16, 5, 4))).rejects.toThrow(
-      "16 functions × 5 pods × 4 connections × 2 revisions + 12 for jobs = 652 connections",
+    await expect(checkBudget(client, { connections: 320, revisions: 2 })).rejects.toThrow(
+      "320 connections × 2 revisions during a rollout + 12 for jobs = 652 connections",
     );
   });
 
-  it("proposes limits that the same server accepts", async () => {
-    const refused = await checkBudget(client, clusterBudget(16, 50, 50)).catch((error: Error) => error.message);
-    const [, pods, pool] = /--pods (\d+) --pool (\d+)/.exec(String(refused)) ?? [];
-    await checkBudget(client, clusterBudget(16, Number(pods), Number(pool)));
+  it("proposes a sum that the same server accepts", async () => {
+    const refused = await checkBudget(client, { connections: 9_999, revisions: 2 }).catch(
+      (error: Error) => error.message,
+    );
+    const [, connections] = /to at most (\d+) together/.exec(String(refused)) ?? [];
+    await checkBudget(client, { connections: Number(connections), revisions: 2 });
   });
 });

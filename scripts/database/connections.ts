@@ -1,54 +1,43 @@
-/** The connection budget: the connections of all functions together, against the limit of the server. */
+/** The connection budget: what all functions may open together, against what the server allows. */
 import type { Client } from "pg";
 
-/** Pods of one function at most, when an environment says nothing else. */
+/** Pods of one function at most, when its description and the environment say nothing else. */
 export const PODS_MAX_DEFAULT = 3;
 /** During a rollout the old and the new revision of a function run side by side. */
 const REVISIONS_MAX = 2;
 /** The migration's own connections, one login for each role, and commands of people. */
 const JOB_CONNECTIONS = 12;
 
-/** The pods and pools that open connections at the same time. */
+/** What opens connections at the same time. */
 export interface ConnectionBudget {
-  /** Functions that use the database. */
-  readonly functions: number;
-  /** Pods of each function. */
-  readonly pods: number;
-  /** Connections of each pod. */
-  readonly pool: number;
+  /** Connections of all pods of all functions: the sum of pods × pool. */
+  readonly connections: number;
   /** Revisions of a function during a rollout. */
   readonly revisions: number;
 }
 
-/** The budget of a deployment. */
-export function clusterBudget(functions: number, pods: number, pool: number): ConnectionBudget {
-  return { functions, pods, pool, revisions: REVISIONS_MAX };
+/** Returns the budget of functions, each with its pods and the connections of one pod. */
+export function connectionBudget(
+  functions: readonly { readonly pods: number; readonly pool: number }[],
+): ConnectionBudget {
+  return { connections: functions.reduce((sum, { pods, pool }) => sum + pods * pool, 0), revisions: REVISIONS_MAX };
 }
 
-/** Reads a budget as `writeBudget` writes it. Returns undefined when the text is not a budget. */
+/** Reads a budget as `writeBudget` writes it. Returns undefined for another text. */
 export function readBudget(text: string): ConnectionBudget | undefined {
-  const [, functions, pods, pool, revisions] = /^(\d+)x(\d+)x(\d+)x(\d+)$/.exec(text) ?? [];
+  const [, connections, revisions] = /^(\d+)x(\d+)$/.exec(text) ?? [];
   if (revisions === undefined) return undefined;
-  return { functions: Number(functions), pods: Number(pods), pool: Number(pool), revisions: Number(revisions) };
+  return { connections: Number(connections), revisions: Number(revisions) };
 }
 
-/** Functions × pods × connections × revisions, such as "16x3x4x2". */
-export function writeBudget({ functions, pods, pool, revisions }: ConnectionBudget): string {
-  return [functions, pods, pool, revisions].join("x");
+/** Returns connections × revisions, such as "212x2". */
+export function writeBudget({ connections, revisions }: ConnectionBudget): string {
+  return `${connections}x${revisions}`;
 }
 
-/** Connections that everything together may open. */
-export function connectionsOf({ functions, pods, pool, revisions }: ConnectionBudget): number {
-  return functions * pods * pool * revisions + JOB_CONNECTIONS;
-}
-
-/** The largest numbers of pods and of connections a pod that fit, or undefined when even one of each does not. */
-function fitting({ functions, revisions }: ConnectionBudget, available: number) {
-  for (let pool = 4; pool >= 1; pool--) {
-    const pods = Math.floor((available - JOB_CONNECTIONS) / (functions * pool * revisions));
-    if (pods >= 1) return { pods, pool };
-  }
-  return undefined;
+/** Returns the connections that everything together may open. */
+export function connectionsOf({ connections, revisions }: ConnectionBudget): number {
+  return connections * revisions + JOB_CONNECTIONS;
 }
 
 /**
@@ -68,11 +57,10 @@ export async function checkBudget(client: Client, budget: ConnectionBudget): Pro
   const available = limits.database >= 0 ? Math.min(server, limits.database) : server;
   const needed = connectionsOf(budget);
   if (needed <= available) return;
-  const { functions, pods, pool, revisions } = budget;
-  const fits = fitting(budget, available);
+  const { connections, revisions } = budget;
   throw new Error(
-    `Functions may open ${functions} functions × ${pods} pods × ${pool} connections × ${revisions} revisions + ${JOB_CONNECTIONS} for jobs = ${needed} connections. ` +
+    `All pods may open ${connections} connections × ${revisions} revisions during a rollout + ${JOB_CONNECTIONS} for jobs = ${needed} connections. ` +
       `The server allows ${available} (max_connections ${limits.most} − ${limits.reserved} reserved${limits.database >= 0 ? `; the database at most ${limits.database}` : ""}). ` +
-      `Raise max_connections to ${needed + limits.reserved}${fits === undefined ? "" : `, deploy with --pods ${fits.pods} --pool ${fits.pool}`}, or put a pooler between: --pooler URL.`,
+      `Raise max_connections to ${needed + limits.reserved}, lower maxPods and connections of the functions to at most ${Math.max(0, Math.floor((available - JOB_CONNECTIONS) / revisions))} together, or put a pooler between.`,
   );
 }

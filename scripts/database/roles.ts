@@ -71,7 +71,7 @@ const markOf = (database: string) => `Lotus: the database ${database}`;
  * A SCRAM-SHA-256 verifier (RFC 5803, as Postgres stores it). One iteration is enough for a password of 192 random bits: more
  * iterations only slow down guesses at weak passwords, and every login.
  */
-function scramVerifier(password: string, salt: Buffer = randomBytes(16)): string {
+export function scramVerifier(password: string, salt: Buffer = randomBytes(16)): string {
   const iterations = 1;
   const salted = pbkdf2Sync(password, salt, iterations, 32, "sha256");
   const hmac = (message: string) => createHmac("sha256", salted).update(message).digest();

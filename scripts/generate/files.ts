@@ -3,9 +3,10 @@ import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { stringify } from "yaml";
 import { Refusal } from "../cli/errors.ts";
+import { environmentJsonSchema } from "../kubernetes/environment.ts";
 import { findFunctions } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
-import { HEADER, HOST, knativeService, routes, source, UNBUILT_NOTE } from "./knative.ts";
+import { HEADER, knativeService, routes, source, TARGET_DEFAULT, UNBUILT_NOTE } from "./knative.ts";
 import { eventSchemas, openApi } from "./openapi.ts";
 
 const yaml = (documents: readonly object[], header = HEADER) =>
@@ -26,7 +27,8 @@ async function generatedFiles(): Promise<Map<string, string>> {
     if (itsSource !== undefined) files.set(`knative/sources/${fn.name}.yaml`, yaml([itsSource]));
   }
   files.set("knative/routes.yaml", yaml(routes(functions)));
-  files.set("docs/openapi.json", json(openApi(functions, [`http://${HOST}`, "http://localhost:8080"])));
+  files.set("docs/openapi.json", json(openApi(functions, [`http://${TARGET_DEFAULT.host}`, "http://localhost:8080"])));
+  files.set("knative/environments/schema.json", json(environmentJsonSchema()));
   for (const [name, schema] of eventSchemas(functions)) files.set(`docs/events/${name}.schema.json`, json(schema));
   return files;
 }

@@ -1,21 +1,76 @@
 /** Knative manifests of the functions: Services, sources and routes. */
+import type { Scale } from "#kernel/endpoint";
 import { usesOf } from "#kernel/server";
+import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
 import type { LotusFunction } from "../project/functions.ts";
 
-const NAMESPACE = "lotus";
-export const HOST = "arch.homework";
-/** Every route leads to Kourier's own entrance for calls inside the cluster; only the host differs (decision 0011). */
+/** Where the objects of an environment are. */
+export interface Target {
+  readonly namespace: string;
+  readonly host: string;
+  readonly clusterDomain: string;
+  /** Kourier's gateway for calls inside the cluster. */
+  readonly ingress: { readonly namespace: string; readonly service: string; readonly trustedProxies: number };
+  /** The Secret of the host's certificate. Undefined: plain HTTP. */
+  readonly certificate?: string;
+}
+
+/** The target of the generated files, which the local run and the environment `laptop` use. */
+export const TARGET_DEFAULT: Target = {
+  namespace: "lotus",
+  host: "arch.homework",
+  clusterDomain: "cluster.local",
+  ingress: { namespace: "kourier-system", service: "kourier-internal", trustedProxies: 1 },
+};
+
+/** Every route leads to Kourier's gateway for calls inside the cluster; only the host differs (decision 0011). */
 const GATEWAY = "kn-local-gateway";
 /** `npx lotus deploy` replaces this tag by the hash of the image. */
 const UNBUILT = "unbuilt";
 
+/** The scale of a function whose description and environment say nothing else. */
+export const SCALE_DEFAULT = {
+  target: 50,
+  limit: 0,
+  // Starting a pod takes about a second, and a pod that is in use stays.
+  minPods: 0,
+  // The pods of all functions share the connections of one Postgres.
+  maxPods: PODS_MAX_DEFAULT,
+  connections: POOL_CONNECTIONS_MAX,
+  // A process without requests uses about 60 MiB.
+  memoryMebibytes: 192,
+  // Less than a whole core makes cold starts slower.
+  cpu: "1",
+} as const satisfies Scale;
+/** A source has about 50 events in flight. 50 events of 1 MB use 186 MiB, and 100 of 1.2 MB use 254 MiB. */
+const TRIGGER_MEMORY_MEBIBYTES = 384;
+/** One source calls a scheduled function once a minute or less often. */
+const SCHEDULED: Scale = { maxPods: 1, connections: 2 };
+
+/** A scale as a file or a description gives it. */
+type PartialScale = { readonly [Field in keyof Scale]?: Scale[Field] | undefined };
+
+/** The scale of a function: the defaults, then its description, then the environment's values in their order. */
+export function scaleOf(fn: LotusFunction, ...environment: readonly PartialScale[]): Required<Scale> {
+  const given: PartialScale[] = [
+    fn.kind === "subscriber" ? { memoryMebibytes: TRIGGER_MEMORY_MEBIBYTES } : {},
+    "schedule" in fn.description ? SCHEDULED : {},
+    fn.description.scale ?? {},
+    ...environment,
+  ];
+  return Object.assign({}, SCALE_DEFAULT, ...given.map(definedOf)) as Required<Scale>;
+}
+
+const definedOf = (scale: PartialScale) =>
+  Object.fromEntries(Object.entries(scale).filter(([, value]) => value !== undefined));
+
 export const HEADER =
   "# Written by `npm run manifests` from the functions' descriptions. Change those, not this file.\n";
-export const UNBUILT_NOTE = `# npx lotus deploy puts an image's tag where \`${UNBUILT}\` stands, and applies it; scripts/generate/knative.ts has the reasons.\n`;
+export const UNBUILT_NOTE = `# \`npx lotus deploy\` replaces the tag \`${UNBUILT}\`. scripts/generate/knative.ts contains the reasons.\n`;
 
-/** Kubernetes names of what a function is given, and where it finds it. */
-function environmentOf(fn: LotusFunction) {
+/** Returns the variables of a function, and the secrets that it mounts. */
+function environmentOf(fn: LotusFunction, { connections }: Required<Scale>, { ingress }: Target) {
   const uses = usesOf(fn.description);
   const env: object[] = [];
   const mounts: { name: string; secret: string; path: string }[] = [];
@@ -25,12 +80,11 @@ function environmentOf(fn: LotusFunction) {
       { name: "DATABASE_PASSWORD_FILE", value: "/etc/lotus/database/password" },
       {
         name: "DATABASE_PREPARE",
-        valueFrom: { configMapKeyRef: { name: "lotus", key: "database-prepare", optional: true } },
+        valueFrom: { configMapKeyRef: { name: "lotus", key: "database-prepare" } },
       },
-      {
-        name: "DATABASE_POOL",
-        valueFrom: { configMapKeyRef: { name: "lotus", key: "database-pool", optional: true } },
-      },
+      connections === SCALE_DEFAULT.connections
+        ? { name: "DATABASE_POOL", valueFrom: { configMapKeyRef: { name: "lotus", key: "database-pool" } } }
+        : { name: "DATABASE_POOL", value: String(connections) },
     );
     mounts.push({ name: "database", secret: `database-${fn.service}`, path: "/etc/lotus/database" });
   }
@@ -45,13 +99,13 @@ function environmentOf(fn: LotusFunction) {
   if (uses.includes("database")) {
     for (const name of ["KAFKA_BROKERS", "KAFKA_PREFIX"]) {
       const key = name.toLowerCase().replace("_", "-");
-      env.push({ name, valueFrom: { configMapKeyRef: { name: "lotus", key, optional: true } } });
+      env.push({ name, valueFrom: { configMapKeyRef: { name: "lotus", key } } });
     }
   }
-  // Kourier sees the client and appends its address.
+  // Kourier appends the client's address to X-Forwarded-For.
   if (fn.kind === "endpoint")
     env.push(
-      { name: "TRUSTED_PROXIES", value: "1" },
+      { name: "TRUSTED_PROXIES", value: String(ingress.trustedProxies) },
       {
         name: "CORS_ORIGINS",
         valueFrom: { configMapKeyRef: { name: "lotus", key: "cors-origins", optional: true } },
@@ -60,21 +114,26 @@ function environmentOf(fn: LotusFunction) {
   return { env, mounts };
 }
 
-export function knativeService(fn: LotusFunction): object {
-  const { env, mounts } = environmentOf(fn);
+/** Returns the Knative Service of a function. */
+export function knativeService(
+  fn: LotusFunction,
+  target: Target = TARGET_DEFAULT,
+  scale: Required<Scale> = scaleOf(fn),
+): object {
+  const { env, mounts } = environmentOf(fn, scale, target);
   return {
     apiVersion: "serving.knative.dev/v1",
     kind: "Service",
     metadata: {
       name: fn.name,
-      namespace: NAMESPACE,
-      // Endpoints as well: the one way in from outside is routes.yaml.
+      namespace: target.namespace,
+      // routes.yaml is the only gateway from outside, also for endpoints.
       labels: { "networking.knative.dev/visibility": "cluster-local" },
     },
     spec: {
       template: {
         metadata: {
-          // The network policies go by these.
+          // Network policies select pods by these labels.
           labels: {
             "app.kubernetes.io/part-of": "lotus",
             "app.kubernetes.io/component": "function",
@@ -82,31 +141,34 @@ export function knativeService(fn: LotusFunction): object {
             ...(usesOf(fn.description).includes("database") && { "lotus/database": "true" }),
           },
           annotations: {
-            // No function earns a 1: waking costs a second, and what is in use stays awake. Where even the first caller
-            // must not wait, it is profile-login and order-pay that people wait for.
-            "autoscaling.knative.dev/min-scale": "0",
-            // All pods of all functions share the connections of one Postgres.
-            "autoscaling.knative.dev/max-scale": String(PODS_MAX_DEFAULT),
-            "autoscaling.knative.dev/target": "50",
+            "autoscaling.knative.dev/min-scale": String(scale.minPods),
+            "autoscaling.knative.dev/max-scale": String(scale.maxPods),
+            "autoscaling.knative.dev/target": String(scale.target),
             "autoscaling.knative.dev/target-burst-capacity": "0",
-            // The default window is a minute: a function that wakes every minute would be half gone each time it is called.
+            // With the default window of a minute a function that runs every minute would never scale to zero in time.
             ...("schedule" in fn.description && { "autoscaling.knative.dev/window": "10s" }),
           },
         },
         spec: {
+          ...(scale.limit > 0 && { containerConcurrency: scale.limit }),
           timeoutSeconds: 60,
           enableServiceLinks: false,
+          automountServiceAccountToken: false,
+          serviceAccountName: "lotus",
           containers: [
             {
-              image: `dev.local/lotus-${fn.name}:${UNBUILT}`,
+              image: `dev.local/lotus:${UNBUILT}`,
               imagePullPolicy: "IfNotPresent",
+              args: [`/app/${fn.name}/function.cjs`],
               ports: [{ containerPort: 8080 }],
               env,
-              // A process rests at some 60 MiB. Half a core more or less is the cold start, so the limit is a whole one.
-              resources: { requests: { cpu: "25m", memory: "64Mi" }, limits: { cpu: "1", memory: "192Mi" } },
+              resources: {
+                requests: { cpu: "25m", memory: "64Mi" },
+                limits: { cpu: scale.cpu, memory: `${scale.memoryMebibytes}Mi` },
+              },
+              // The image names the user, so that a platform such as OpenShift may choose another one.
               securityContext: {
                 runAsNonRoot: true,
-                runAsUser: 1000,
                 allowPrivilegeEscalation: false,
                 readOnlyRootFilesystem: true,
                 capabilities: { drop: ["ALL"] },
@@ -128,23 +190,28 @@ export function knativeService(fn: LotusFunction): object {
 
 const knativeSink = (name: string) => ({ ref: { apiVersion: "serving.knative.dev/v1", kind: "Service", name } });
 
-export function source(fn: LotusFunction, deadLetterSink: string): object | undefined {
+/** Returns the KafkaSource or PingSource of a trigger; undefined for other functions. */
+export function source(
+  fn: LotusFunction,
+  deadLetterSink: string,
+  { namespace, clusterDomain }: Target = TARGET_DEFAULT,
+): object | undefined {
   if (fn.kind !== "subscriber") return undefined;
-  const metadata = { name: fn.name, namespace: NAMESPACE };
+  const metadata = { name: fn.name, namespace };
   if ("topic" in fn.description) {
     return {
       apiVersion: "sources.knative.dev/v1",
       kind: "KafkaSource",
       metadata,
       spec: {
-        bootstrapServers: [`kafka.${NAMESPACE}.svc.cluster.local:9092`],
+        bootstrapServers: [`kafka.${namespace}.svc.${clusterDomain}:9092`],
         topics: [fn.description.topic],
-        // Named, because it can never be changed, and a source that is made anew must go on where the old one stopped.
+        // The group of a source cannot change. A new source with the same group continues at its offsets.
         consumerGroup: fn.name,
         consumers: 1,
         initialOffset: "earliest",
         ordering: "unordered",
-        // Written out in full: a part of it would switch the rest off. The first wait is twice the delay: 0.4 to 6.4 s.
+        // KafkaSource replaces all defaults of this block when one field is set. The waits are 0.4 to 6.4 s: twice the delay first.
         delivery: {
           retry: 5,
           backoffPolicy: "exponential",
@@ -172,16 +239,18 @@ export function source(fn: LotusFunction, deadLetterSink: string): object | unde
   return undefined;
 }
 
-export function routes(functions: readonly LotusFunction[]): object[] {
+/** Returns the Ingress of the endpoints, and the Service that leads to Kourier's gateway. */
+export function routes(functions: readonly LotusFunction[], target: Target = TARGET_DEFAULT): object[] {
+  const { namespace, host, clusterDomain, ingress, certificate } = target;
   const endpoints = functions.filter((fn) => fn.kind === "endpoint");
   const route = (path: string, name: string) => ({
     path,
-    rewriteHost: `${name}.${NAMESPACE}.svc.cluster.local`,
-    appendHeaders: { "K-Original-Host": HOST },
-    splits: [{ serviceName: GATEWAY, serviceNamespace: NAMESPACE, servicePort: 80, percent: 100 }],
+    rewriteHost: `${name}.${namespace}.svc.${clusterDomain}`,
+    appendHeaders: { "K-Original-Host": host },
+    splits: [{ serviceName: GATEWAY, serviceNamespace: namespace, servicePort: 80, percent: 100 }],
   });
   const paths = endpoints.map(({ path, name }) => route(path, name));
-  // Only so that Kourier's readiness probe finds something: queue-proxy answers it without a start of the function.
+  // Kourier probes /healthz. queue-proxy or the activator answers, so the probe starts no pod.
   const probed = endpoints.find(({ name }) => name === "order-subscriptions") ?? endpoints[0];
   if (probed !== undefined) paths.push(route("/healthz", probed.name));
   paths.sort((a, b) => b.path.length - a.path.length || a.path.localeCompare(b.path));
@@ -189,10 +258,10 @@ export function routes(functions: readonly LotusFunction[]): object[] {
     {
       apiVersion: "v1",
       kind: "Service",
-      metadata: { name: GATEWAY, namespace: NAMESPACE },
+      metadata: { name: GATEWAY, namespace },
       spec: {
         type: "ExternalName",
-        externalName: "kourier-internal.kourier-system.svc.cluster.local",
+        externalName: `${ingress.service}.${ingress.namespace}.svc.${clusterDomain}`,
         ports: [{ name: "http", port: 80, targetPort: 80 }],
       },
     },
@@ -200,11 +269,17 @@ export function routes(functions: readonly LotusFunction[]): object[] {
       apiVersion: "networking.internal.knative.dev/v1alpha1",
       kind: "Ingress",
       metadata: {
-        name: HOST.replace(".", "-"),
-        namespace: NAMESPACE,
+        name: host.replaceAll(".", "-"),
+        namespace,
         annotations: { "networking.knative.dev/ingress.class": "kourier.ingress.networking.knative.dev" },
       },
-      spec: { httpOption: "Enabled", rules: [{ hosts: [HOST], visibility: "ExternalIP", http: { paths } }] },
+      spec: {
+        httpOption: certificate === undefined ? "Enabled" : "Redirected",
+        ...(certificate !== undefined && {
+          tls: [{ hosts: [host], secretName: certificate, secretNamespace: namespace }],
+        }),
+        rules: [{ hosts: [host], visibility: "ExternalIP", http: { paths } }],
+      },
     },
   ];
 }

@@ -53,18 +53,25 @@ async function uncompress(admin: Admin, topics: readonly string[]): Promise<void
   if (changed.length > 0) await admin.alterConfigs({ validateOnly: false, resources: changed });
 }
 
+/** How topics are created. */
+export interface TopicOptions {
+  /** Copies of each record; the default is 3 where there are that many brokers, else 1. */
+  readonly replication?: number;
+  /** Partitions of each topic; the default is 6. */
+  readonly partitions?: number;
+  /** The size of a partition above which its oldest records go. */
+  readonly retentionBytes?: number;
+  /** The beginning of every topic's name. */
+  readonly prefix?: string;
+}
+
 /**
- * Creates the missing topics, each with 6 partitions, and makes the brokers decompress the records of the existing ones.
- * @param options.replication copies of each record; the default is 3 where there are that many brokers, else 1. With 3, a
- *   record counts as accepted when two of them are written.
- * @param options.prefix of every topic's name
+ * Creates the missing topics and makes the brokers decompress the records of the existing ones.
+ * @param options With `replication` above 1, a record counts as accepted when all copies but one are written.
  * @returns the topics that were created
  * @throws {Error} a sentence, when the brokers cannot be reached or refuse
  */
-export async function createTopics(
-  bootstrap: readonly string[],
-  options: { readonly replication?: 1 | 3; readonly prefix?: string } = {},
-): Promise<string[]> {
+export async function createTopics(bootstrap: readonly string[], options: TopicOptions = {}): Promise<string[]> {
   let reason = "no answer";
   const kafka = await kafkaClient(bootstrap, (message, why) => {
     reason = why === "" ? message : why;
@@ -91,13 +98,16 @@ export async function createTopics(
       timeout: LEADERS_MILLISECONDS_MAX,
       topics: missing.map((topic) => ({
         topic,
-        numPartitions: PARTITIONS,
+        numPartitions: options.partitions ?? PARTITIONS,
         replicationFactor: replication,
         configEntries: [
           { name: "cleanup.policy", value: "delete" },
           { name: "retention.ms", value: String(RETENTION_MILLISECONDS) },
           { name: "max.message.bytes", value: String(RECORD_BYTES_MAX) },
-          { name: "min.insync.replicas", value: String(replication === REPLICATION ? 2 : 1) },
+          { name: "min.insync.replicas", value: String(Math.max(1, replication - 1)) },
+          ...(options.retentionBytes === undefined
+            ? []
+            : [{ name: "retention.bytes", value: String(options.retentionBytes) }]),
           UNCOMPRESSED,
         ],
       })),

@@ -1,20 +1,19 @@
-/** Where this deployment's database and Kafka are: as the command line says, else as it was, else in the cluster. */
-
+/** The database and the Kafka of a deployment: from the command line, the previous deployment, or the environment's file. */
 import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import { Refusal } from "../cli/errors.ts";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
-import { type KafkaSecurity, MECHANISMS, securityOf } from "./kafka-security.ts";
-import { HOST, type KubernetesObject, NAMESPACE } from "./kubectl.ts";
+import { type Environment, LAPTOP } from "./environment.ts";
+import { type KafkaSecurity, readSecurity, securityOf, writeSecurity } from "./kafka-security.ts";
+import { type KubernetesObject, namespace } from "./kubectl.ts";
 import type { DeployOptions } from "./options.ts";
 
 export type Database =
   | { readonly kind: "cluster" }
-  /** Speaks WebSocket itself. */
-  | { readonly kind: "neon"; readonly adminUrl: string }
-  /** Any other Postgres. */
   | {
-      readonly kind: "outside";
-      readonly adminUrl: string;
+      /** Neon accepts WebSockets. */
+      readonly kind: "neon" | "outside";
+      /** The owner's URL without the password. */
+      readonly url: string;
       /** False: a transaction pooler that does not keep prepared statements. */
       readonly prepare?: false;
     };
@@ -23,7 +22,7 @@ export type Kafka =
   | { readonly kind: "cluster"; readonly brokers: 1 | 3 }
   | { readonly kind: "outside"; readonly hosts: readonly string[]; readonly security: KafkaSecurity | undefined };
 
-/** How far functions scale, because they share the connections of one Postgres. */
+/** Upper limits of every function, because all functions share the connections of one Postgres. */
 export interface Limits {
   /** Pods of one function. */
   readonly pods: number;
@@ -36,7 +35,7 @@ export interface Backends {
   readonly kafka: Kafka;
   /** The beginning of every topic and consumer group. */
   readonly kafkaPrefix?: string;
-  /** Where an environment differs from the defaults. */
+  /** Limits that differ from the defaults. */
   readonly limits?: Partial<Limits>;
   /** The URL of the pooler that functions use, as roleUrl reads it. */
   readonly pooler?: string;
@@ -44,67 +43,81 @@ export interface Backends {
   readonly cors?: string;
 }
 
-/** The limits of an environment. */
+/** Returns the limits of a deployment. */
 export function limitsOf({ limits }: Pick<Backends, "limits">): Limits {
   return { pods: limits?.pods ?? PODS_MAX_DEFAULT, pool: limits?.pool ?? POOL_CONNECTIONS_MAX };
 }
 
-/** What the ConfigMap `lotus` and the Secret `database-admin` of an earlier deployment hold. */
+/** The ConfigMap `lotus` and the Secret `database-admin` of an earlier deployment. */
 export interface Previous {
   readonly configuration: Readonly<Record<string, string>> | undefined;
   readonly adminUrl: string | undefined;
 }
 
-export const POSTGRES = `postgres.${NAMESPACE}.svc.cluster.local:5432`;
-const KAFKA = `kafka.${NAMESPACE}.svc.cluster.local:9092`;
+/** The place of an environment's own Postgres and Kafka. */
+type Place = Pick<Environment, "namespace" | "clusterDomain">;
 
-function databaseAt(adminUrl: string): Database {
-  const { host, hostname } = new URL(adminUrl);
-  if (host === POSTGRES) return { kind: "cluster" };
-  if (hostname.endsWith(".neon.tech")) return { kind: "neon", adminUrl };
+/** Returns host and port of the Postgres in the cluster. */
+export function clusterPostgres({ namespace: within, clusterDomain }: Place): string {
+  return `postgres.${within}.svc.${clusterDomain}:5432`;
+}
+
+/** Returns a database URL without its password. */
+export function withoutPassword(url: string): string {
+  const shown = new URL(url);
+  shown.password = "";
+  return shown.href;
+}
+
+function databaseAt(url: string, environment: Place): Database {
+  const { host, hostname } = new URL(url);
+  if (host === clusterPostgres(environment)) return { kind: "cluster" };
+  if (hostname.endsWith(".neon.tech")) return { kind: "neon", url: withoutPassword(url) };
   if (hostname === "localhost" || hostname.startsWith("127.")) {
-    throw new Refusal(
-      `The database at ${host} cannot be reached from the cluster: give the address that pods know it by.`,
-    );
+    throw new Refusal(`Pods cannot reach the database at ${host}. Give the address that pods use.`);
   }
-  return { kind: "outside", adminUrl };
+  return { kind: "outside", url: withoutPassword(url) };
 }
 
-/** "tls authority scram-sha-512", in any part, as an earlier deployment wrote it. */
-function formerSecurity(written: string | undefined): KafkaSecurity | undefined {
-  if (written === undefined) return undefined;
-  const words = written.split(" ");
-  const mechanism = MECHANISMS.find((name) => words.includes(name));
-  return { tls: words.includes("tls"), authority: words.includes("authority"), mechanism };
-}
-
-function writtenSecurity({ tls, authority, mechanism }: KafkaSecurity): string {
-  return [...(tls ? ["tls"] : []), ...(authority ? ["authority"] : []), ...(mechanism ? [mechanism] : [])].join(" ");
-}
-
-function kafkaOf(options: DeployOptions, previous: Readonly<Record<string, string>> | undefined): Kafka {
+function kafkaOf(
+  options: DeployOptions,
+  previous: Readonly<Record<string, string>> | undefined,
+  environment: Environment,
+): Kafka {
   if (options.kafka !== undefined) {
     return { kind: "outside", hosts: options.kafka, security: securityOf(options.kafkaCredentials) };
   }
   const before = previous?.kafka;
-  if (options.brokers === undefined && before === "outside") {
+  const remembers = environment.name === LAPTOP && previous !== undefined;
+  if (options.brokers === undefined && remembers && before === "outside") {
     return {
       kind: "outside",
       hosts: (previous?.["kafka-brokers"] ?? "").split(","),
-      security: formerSecurity(previous?.["kafka-security"]),
+      security: readSecurity(previous?.["kafka-security"]),
     };
   }
+  const { kafka } = environment;
+  if (options.brokers === undefined && !remembers && kafka.mode === "outside") return kafkaInFile(environment);
   const brokersBefore = before === "cluster-3" ? 3 : before === "cluster-1" ? 1 : undefined;
-  const brokers = options.brokers ?? brokersBefore ?? 1;
+  const inFile = kafka.mode === "cluster" ? kafka.brokers : undefined;
+  const brokers = options.brokers ?? (remembers ? brokersBefore : inFile) ?? inFile ?? 1;
   if (brokersBefore !== undefined && brokers !== brokersBefore) {
+    const where = `kubectl -n ${namespace()} delete`;
     throw new Refusal(
-      `Kafka runs with ${brokersBefore} brokers here, and its voters cannot be changed while it runs. Begin with an empty one:\n` +
-        `  kubectl -n ${NAMESPACE} delete kafkasource --all && kubectl -n ${NAMESPACE} delete statefulset kafka\n` +
-        `  kubectl -n ${NAMESPACE} delete pvc -l app.kubernetes.io/name=kafka && kubectl -n ${NAMESPACE} delete configmap lotus\n` +
-        "and deploy again. Events that are not settled are in the outbox, and will be published again.",
+      `The Kafka of this namespace has ${brokersBefore} ${brokersBefore === 1 ? "broker" : "brokers"}, and its voters cannot change while it runs. Start with an empty Kafka:\n` +
+        `  ${where} kafkasource --all && ${where} statefulset kafka\n` +
+        `  ${where} pvc -l app.kubernetes.io/name=kafka && ${where} configmap lotus\n` +
+        "Then deploy again. The outbox contains the events that are not settled, and the relay publishes them again.",
     );
   }
   return { kind: "cluster", brokers };
+}
+
+function kafkaInFile({ kafka }: Environment): Kafka {
+  if (kafka.mode === "cluster") return { kind: "cluster", brokers: kafka.brokers };
+  const { hosts, tls, authority, clientCertificate, mechanism } = kafka;
+  const secured = tls || mechanism !== undefined;
+  return { kind: "outside", hosts, security: secured ? { tls, authority, clientCertificate, mechanism } : undefined };
 }
 
 /** A number of an earlier deployment, unless it was the default: the default may change. */
@@ -112,71 +125,128 @@ const numberIn = (text: string | undefined, otherwise: number) =>
   text === undefined || Number(text) === otherwise ? undefined : Number(text);
 
 /** @throws {Refusal} for another prefix than before: a KafkaSource cannot change its consumer group */
-function prefixOf(options: DeployOptions, previous: Readonly<Record<string, string>> | undefined): string {
+function prefixOf(
+  options: DeployOptions,
+  previous: Readonly<Record<string, string>> | undefined,
+  environment: Environment,
+): string {
   const before = previous?.["kafka-prefix"] ?? "";
-  if (previous === undefined) return options.kafkaPrefix ?? "";
-  if (options.kafkaPrefix !== undefined && options.kafkaPrefix !== before) {
+  const wanted = options.kafkaPrefix ?? (environment.name === LAPTOP && previous ? before : environment.kafka.prefix);
+  if (previous !== undefined && wanted !== before) {
+    const where = `kubectl -n ${namespace()} delete`;
     throw new Refusal(
       `The topics here begin with "${before}", and a KafkaSource cannot change its consumer group. Delete the sources:\n` +
-        `  kubectl -n ${NAMESPACE} delete kafkasource --all && kubectl -n ${NAMESPACE} delete configmap lotus\n` +
-        "and deploy again. Events that are not settled are in the outbox, and the relay publishes them again.",
+        `  ${where} kafkasource --all && ${where} configmap lotus\n` +
+        "Then deploy again. The outbox contains the events that are not settled, and the relay publishes them again.",
     );
   }
-  return before;
+  return wanted;
+}
+
+/** Returns the backends that an environment's file names. */
+export function backendsOf(environment: Environment): Backends {
+  const { database, kafka, cors } = environment;
+  const pooler = database.mode === "cluster" ? undefined : database.pooler;
+  return {
+    database:
+      database.mode === "cluster"
+        ? { kind: "cluster" }
+        : { kind: database.mode, url: database.url, ...(!database.prepare && { prepare: false }) },
+    kafka: kafkaInFile(environment),
+    ...(kafka.prefix !== "" && { kafkaPrefix: kafka.prefix }),
+    ...(pooler !== undefined && { pooler }),
+    ...(cors.length > 0 && { cors: cors.join(",") }),
+  };
+}
+
+/** Returns the server and the name of a database. Two URLs with the same address lead to the same data. */
+function addressOf(url: string): string {
+  const { hostname, port, pathname, username } = new URL(url);
+  return `${hostname}:${port || 5432}${pathname === "" || pathname === "/" ? `/${username}` : pathname}`;
 }
 
 /**
- * Decides.
- * @throws {Refusal} when what is asked for cannot follow what is there
+ * Refuses another database or another Kafka than the installation has.
+ * @throws {Refusal} with both addresses
  */
-export function choose(options: DeployOptions, previous: Previous): Backends {
-  const adminUrl = options.database ?? previous.adminUrl;
-  const prefix = prefixOf(options, previous.configuration);
-  const database: Database = adminUrl === undefined ? { kind: "cluster" } : databaseAt(adminUrl);
-  const remembered = options.database === undefined && previous.configuration?.["database-prepare"] === "false";
-  const cors = options.cors ?? previous.configuration?.["cors-origins"];
-  const unprepared = options.noPrepare || remembered;
-  const former = previous.configuration ?? {};
+function refuseMove({ database, kafka }: Backends, previous: Previous, environment: Environment): void {
+  const { adminUrl, configuration: former } = previous;
+  if (former === undefined) return;
+  const own = clusterPostgres(environment);
+  const here = database.kind === "cluster" ? `${own}/lotus` : addressOf(database.url);
+  const before = adminUrl === undefined ? undefined : addressOf(adminUrl);
+  if (before !== undefined && before !== here)
+    throw new Refusal(
+      `This installation keeps its ledger in ${before}. The deployment names ${here}, which does not contain it. ` +
+        "docs/operations.md describes the move. When the data is there: --move.",
+    );
+  const hostsBefore = former.kafka === "outside" ? (former["kafka-brokers"] ?? "").split(",") : [];
+  const hosts = kafka.kind === "outside" ? kafka.hosts : [];
+  const isSame = hosts.length === 0 ? hostsBefore.length === 0 : hosts.some((host) => hostsBefore.includes(host));
+  if (former.kafka !== undefined && !isSame)
+    throw new Refusal(
+      `This installation uses the Kafka ${hostsBefore.join(",") || "in its namespace"}. The deployment names ${hosts.join(",") || "one in the namespace"}. ` +
+        "docs/operations.md describes the move. When the sources are stopped: --move.",
+    );
+}
+
+/**
+ * Decides. The command line comes first. On the laptop the previous deployment comes next, and elsewhere the environment's file.
+ * @throws {Refusal} when the decision contradicts the installation that exists
+ */
+export function choose(options: DeployOptions, previous: Previous, environment: Environment): Backends {
+  const file = backendsOf(environment);
+  const remembers = environment.name === LAPTOP && previous.configuration !== undefined;
+  const former = remembers ? (previous.configuration ?? {}) : {};
+  const url = options.database ?? (remembers || environment.name === LAPTOP ? previous.adminUrl : undefined);
+  const chosen: Database = url === undefined ? file.database : databaseAt(url, environment);
+  const prepared = options.database === undefined && former["database-prepare"] === "false";
+  const unprepared = options.noPrepare || prepared;
+  const cors = options.cors ?? former["cors-origins"] ?? file.cors;
   const pods = options.pods ?? numberIn(former["max-pods"], PODS_MAX_DEFAULT);
   const pool = options.pool ?? numberIn(former["database-pool"], POOL_CONNECTIONS_MAX);
-  const pooler = options.pooler ?? (options.database === undefined ? former["database-pooler"] : undefined);
-  return {
+  const pooler =
+    options.pooler ?? (options.database === undefined ? (former["database-pooler"] ?? file.pooler) : undefined);
+  const prefix = prefixOf(options, previous.configuration, environment);
+  const backends: Backends = {
     ...((pods ?? pool) !== undefined && {
       limits: { ...(pods !== undefined && { pods }), ...(pool !== undefined && { pool }) },
     }),
     ...(pooler !== undefined && { pooler }),
-    database: database.kind === "outside" && unprepared ? { ...database, prepare: false } : database,
-    kafka: kafkaOf(options, previous.configuration),
+    database: chosen.kind === "outside" && unprepared ? { ...chosen, prepare: false } : chosen,
+    kafka: kafkaOf(options, previous.configuration, environment),
     ...(cors && { cors }),
     ...(prefix !== "" && { kafkaPrefix: prefix }),
   };
+  if (!options.move) refuseMove(backends, previous, environment);
+  return backends;
 }
 
-/** Kafka's addresses, as a client is told them. */
-export function brokersOf({ kafka }: Backends): readonly string[] {
-  return kafka.kind === "cluster" ? [KAFKA] : kafka.hosts;
+/** Returns the bootstrap addresses of Kafka. */
+export function brokersOf({ kafka }: Backends, { namespace: within, clusterDomain }: Place): readonly string[] {
+  return kafka.kind === "cluster" ? [`kafka.${within}.svc.${clusterDomain}:9092`] : kafka.hosts;
 }
 
-/** The ConfigMap that the functions read, and the next deployment. */
-export function configuration(backends: Backends): KubernetesObject {
+/** Returns the ConfigMap that the functions and the next deployment read. */
+export function configuration(backends: Backends, environment: Pick<Environment, "host"> & Place): KubernetesObject {
   const { database, kafka, pooler } = backends;
   const { pods, pool } = limitsOf(backends);
   return {
     apiVersion: "v1",
     kind: "ConfigMap",
-    metadata: { name: "lotus", namespace: NAMESPACE, labels: { "app.kubernetes.io/part-of": "lotus" } },
+    metadata: { name: "lotus", namespace: environment.namespace },
     data: {
-      host: HOST,
+      host: environment.host,
       database: database.kind,
       kafka: kafka.kind === "cluster" ? `cluster-${kafka.brokers}` : "outside",
-      "kafka-brokers": brokersOf(backends).join(","),
+      "kafka-brokers": brokersOf(backends, environment).join(","),
       "max-pods": String(pods),
       "database-pool": String(pool),
       ...(pooler !== undefined && { "database-pooler": pooler }),
       "kafka-prefix": backends.kafkaPrefix ?? "",
       "database-prepare": String(database.kind !== "outside" || database.prepare !== false),
       ...(backends.cors && { "cors-origins": backends.cors }),
-      ...(kafka.kind === "outside" && kafka.security && { "kafka-security": writtenSecurity(kafka.security) }),
+      ...(kafka.kind === "outside" && kafka.security && { "kafka-security": writeSecurity(kafka.security) }),
     },
   };
 }

@@ -1,68 +1,108 @@
-/** A Kafka outside the cluster that wants TLS, or to know who calls: given to functions, to the topics job and to KafkaSource. */
+/** TLS and logins of a Kafka outside the cluster: for functions, jobs and KafkaSource. */
 import type { KubernetesObject } from "./kubectl.ts";
-
-/** The options of `lotus deploy`. The values go into a Secret only. */
-export interface KafkaCredentials {
-  readonly tls: boolean;
-  /** PEM of an authority that signs the brokers' certificates, when it is not a public one. */
-  readonly authority: string | undefined;
-  readonly user: { readonly name: string; readonly password: string; readonly mechanism: Mechanism } | undefined;
-}
 
 export const MECHANISMS = ["plain", "scram-sha-256", "scram-sha-512"] as const;
 export type Mechanism = (typeof MECHANISMS)[number];
 
-/** The same without its secrets: what the ConfigMap keeps for the next deployment. */
+/** The secret part, from the options of `lotus deploy`. The values go into the Secret `kafka` only. */
+export interface KafkaCredentials {
+  readonly tls: boolean;
+  /** PEM of an authority that signs the brokers' certificates, when it is not a public one. */
+  readonly authority: string | undefined;
+  /** PEM of the client's certificate and key, for brokers that identify clients by certificates. */
+  readonly client: { readonly certificate: string; readonly key: string } | undefined;
+  readonly user: { readonly name: string; readonly password: string; readonly mechanism: Mechanism } | undefined;
+}
+
+/** The public part, which the ConfigMap `lotus` keeps for the next deployment. */
 export interface KafkaSecurity {
   readonly tls: boolean;
   readonly authority: boolean;
+  readonly clientCertificate: boolean;
   readonly mechanism: Mechanism | undefined;
 }
 
 const SECRET = "kafka";
 const FOLDER = "/etc/lotus/kafka";
 
-/** What is kept of the credentials in the open. Undefined: a Kafka that takes everyone. */
-export function securityOf(credentials: KafkaCredentials): KafkaSecurity | undefined {
-  const { tls, authority, user } = credentials;
+/** Returns the public part of credentials. Undefined: the brokers accept every client without TLS. */
+export function securityOf({ tls, authority, client, user }: KafkaCredentials): KafkaSecurity | undefined {
   if (!tls && user === undefined) return undefined;
-  return { tls, authority: authority !== undefined, mechanism: user?.mechanism };
+  return {
+    tls,
+    authority: authority !== undefined,
+    clientCertificate: client !== undefined,
+    mechanism: user?.mechanism,
+  };
 }
 
-/** The Secret's values, by the keys that KafkaSource's references name. */
-export function secretOf({ authority, user }: KafkaCredentials): Record<string, string> {
+/** Writes the public part as words, such as "tls authority scram-sha-512". */
+export function writeSecurity({ tls, authority, clientCertificate, mechanism }: KafkaSecurity): string {
+  const words = [tls && "tls", authority && "authority", clientCertificate && "client-certificate", mechanism];
+  return words.filter((word) => word).join(" ");
+}
+
+/** Reads the words of `writeSecurity`. */
+export function readSecurity(written: string | undefined): KafkaSecurity | undefined {
+  if (written === undefined) return undefined;
+  const words = written.split(" ");
+  return {
+    tls: words.includes("tls"),
+    authority: words.includes("authority"),
+    clientCertificate: words.includes("client-certificate"),
+    mechanism: MECHANISMS.find((name) => words.includes(name)),
+  };
+}
+
+/** Returns the keys and values of the Secret `kafka`. */
+export function secretOf({ authority, client, user }: KafkaCredentials): Record<string, string> {
   return {
     ...(authority !== undefined && { "ca.crt": authority }),
+    ...(client && { "user.crt": client.certificate, "user.key": client.key }),
     ...(user && { user: user.name, password: user.password, "sasl.mechanism": user.mechanism.toUpperCase() }),
   };
 }
 
 const fromSecret = (key: string) => ({ secretKeyRef: { name: SECRET, key } });
 
-/** Gives a pod's template what a client of a secured Kafka needs. Changes the object that it is given. */
-export function secureClient(object: KubernetesObject, { tls, authority, mechanism }: KafkaSecurity): void {
+/**
+ * Adds variables and files for a secured Kafka to a pod's template. User and password are files, so that a running process
+ * reads a new pair together. Changes the object.
+ */
+export function secureClient(object: KubernetesObject, security: KafkaSecurity): void {
+  const { tls, authority, clientCertificate, mechanism } = security;
   const { spec } = object.spec.template;
   const [container] = spec.containers;
-  container.env.push(
-    ...(tls ? [{ name: "KAFKA_TLS", value: "true" }] : []),
-    ...(authority ? [{ name: "KAFKA_TLS_CA_FILE", value: `${FOLDER}/ca.crt` }] : []),
-  );
-  if (mechanism !== undefined) {
-    container.env.push(
-      { name: "KAFKA_SASL_MECHANISM", value: mechanism },
-      { name: "KAFKA_USERNAME", valueFrom: fromSecret("user") },
-      { name: "KAFKA_PASSWORD_FILE", value: `${FOLDER}/password` },
-    );
-  }
-  if (!authority && mechanism === undefined) return;
+  const variables: Record<string, string> = {
+    ...(tls && { KAFKA_TLS: "true" }),
+    ...(authority && { KAFKA_TLS_CA_FILE: `${FOLDER}/ca.crt` }),
+    ...(clientCertificate && {
+      KAFKA_TLS_CERTIFICATE_FILE: `${FOLDER}/user.crt`,
+      KAFKA_TLS_KEY_FILE: `${FOLDER}/user.key`,
+    }),
+    ...(mechanism !== undefined && {
+      KAFKA_SASL_MECHANISM: mechanism,
+      KAFKA_USERNAME_FILE: `${FOLDER}/user`,
+      KAFKA_PASSWORD_FILE: `${FOLDER}/password`,
+    }),
+  };
+  container.env.push(...Object.entries(variables).map(([name, value]) => ({ name, value })));
+  if (!authority && !clientCertificate && mechanism === undefined) return;
   container.volumeMounts = [...(container.volumeMounts ?? []), { name: SECRET, mountPath: FOLDER, readOnly: true }];
   spec.volumes = [...(spec.volumes ?? []), { name: SECRET, secret: { secretName: SECRET } }];
 }
 
-/** Tells a KafkaSource the same. Changes the object that it is given. */
-export function secureSource(source: KubernetesObject, { tls, authority, mechanism }: KafkaSecurity): void {
+/** Adds the same to a KafkaSource. Changes the object. */
+export function secureSource(source: KubernetesObject, security: KafkaSecurity): void {
+  const { tls, authority, clientCertificate, mechanism } = security;
   source.spec.net = {
-    ...(tls && { tls: { enable: true, ...(authority && { caCert: fromSecret("ca.crt") }) } }),
+    ...(tls && {
+      tls: {
+        enable: true,
+        ...(authority && { caCert: fromSecret("ca.crt") }),
+        ...(clientCertificate && { cert: fromSecret("user.crt"), key: fromSecret("user.key") }),
+      },
+    }),
     ...(mechanism !== undefined && {
       sasl: {
         enable: true,

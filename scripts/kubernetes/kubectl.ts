@@ -1,4 +1,4 @@
-/** The cluster, through kubectl: whatever the user's kubectl reaches is the cluster that is meant. */
+/** The cluster of the current kubectl context. */
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseAllDocuments, stringify } from "yaml";
@@ -6,10 +6,24 @@ import { Refusal } from "../cli/errors.ts";
 import { attempt, run, runJson } from "../process/run.ts";
 import { ROOT } from "../project/paths.ts";
 
-export const NAMESPACE = "lotus";
-export const HOST = "arch.homework";
+let current = "lotus";
 
-/** Any Kubernetes object, as far as it is known here. */
+/** The namespace of the environment that this process works on. */
+export function namespace(): string {
+  return current;
+}
+
+/** Chooses the namespace of the environment that this process works on. */
+export function useNamespace(name: string): void {
+  current = name;
+}
+
+/** Returns the name of the current kubectl context. */
+export async function currentContext(): Promise<string> {
+  return (await attempt("kubectl", ["config", "current-context"])).stdout.trim();
+}
+
+/** Any Kubernetes object. */
 export interface KubernetesObject {
   readonly apiVersion: string;
   readonly kind: string;
@@ -21,11 +35,11 @@ export interface KubernetesObject {
     readonly generation?: number;
     readonly resourceVersion?: string;
   };
-  // biome-ignore lint/suspicious/noExplicitAny: the schema of this object is Kubernetes' own, and judged by it
+  // biome-ignore lint/suspicious/noExplicitAny: Kubernetes checks the schema of this object
   readonly [field: string]: any;
 }
 
-/** The documents of one YAML file of the checkout, each time anew: callers change them. */
+/** Reads the documents of one YAML file of the checkout. Callers may change the result. */
 export async function readDocuments(file: string): Promise<KubernetesObject[]> {
   const text = await readFile(join(ROOT, file), "utf8");
   return parseAllDocuments(text).map((document) => {
@@ -55,23 +69,23 @@ export async function apply(documents: readonly KubernetesObject[]): Promise<str
   return output.trim().split("\n");
 }
 
-/** How many lines of kubectl tell of a change. */
+/** Counts the lines of kubectl that report a change. */
 export function changesIn(lines: readonly string[]): string {
   const changed = lines.filter((line) => !line.endsWith(" unchanged")).length;
   return changed === 0 ? `${lines.length} objects, no changes` : `${changed} of ${lines.length} objects changed`;
 }
 
 /** One object, or undefined when it, or its kind, does not exist. */
-export async function get(kind: string, name: string, namespace = NAMESPACE): Promise<KubernetesObject | undefined> {
-  const { code, stdout, stderr } = await attempt("kubectl", ["get", kind, name, "-n", namespace, "-o", "json"]);
+export async function get(kind: string, name: string, within = current): Promise<KubernetesObject | undefined> {
+  const { code, stdout, stderr } = await attempt("kubectl", ["get", kind, name, "-n", within, "-o", "json"]);
   if (code === 0) return JSON.parse(stdout) as KubernetesObject;
   if (/NotFound|doesn't have a resource type/.test(stderr)) return undefined;
-  throw new Refusal(`The cluster did not say whether there is ${kind} ${name}: ${stderr.trim()}`);
+  throw new Refusal(`kubectl cannot read ${kind} ${name}: ${stderr.trim()}`);
 }
 
 /** All objects of a kind in a namespace, or with "" in all of them. */
-export async function list(kind: string, namespace = NAMESPACE, ...selectors: string[]): Promise<KubernetesObject[]> {
-  const where = namespace === "" ? ["-A"] : ["-n", namespace];
+export async function list(kind: string, within = current, ...selectors: string[]): Promise<KubernetesObject[]> {
+  const where = within === "" ? ["-A"] : ["-n", within];
   const answer = await runJson<{ items: KubernetesObject[] }>("kubectl", [
     "get",
     kind,
@@ -90,13 +104,13 @@ export function secretValue(secret: KubernetesObject | undefined, key: string): 
 }
 
 /** Waits until a Deployment or a StatefulSet runs what was applied. */
-export async function waitForRollout(kind: "deployment" | "statefulset", name: string, namespace = NAMESPACE) {
+export async function waitForRollout(kind: "deployment" | "statefulset", name: string, within = current) {
   const { code, stderr } = await attempt("kubectl", [
     "rollout",
     "status",
     `${kind}/${name}`,
     "-n",
-    namespace,
+    within,
     "--timeout=300s",
   ]);
   if (code === 0) return;
@@ -104,7 +118,7 @@ export async function waitForRollout(kind: "deployment" | "statefulset", name: s
     "get",
     "events",
     "-n",
-    namespace,
+    within,
     "--field-selector=type=Warning",
     "--sort-by=.lastTimestamp",
     "-o",
@@ -117,10 +131,14 @@ export async function waitForRollout(kind: "deployment" | "statefulset", name: s
   throw new Refusal(`${kind} ${name} did not get ready: ${last ?? stderr.trim()}`);
 }
 
-/** Runs a Job anew and waits for its end; its pod's last lines are part of the error. */
+/** The label of a Job whose name ends in a hash of its content. */
+const JOB_LABEL = "app.kubernetes.io/name";
+
+/** Removes earlier Jobs of this kind, runs this one and waits for its end. The last lines of its pod are part of the error. */
 export async function runJob(job: KubernetesObject): Promise<string> {
   const { name } = job.metadata;
-  await run("kubectl", ["delete", "job", name, "-n", NAMESPACE, "--ignore-not-found", "--wait"]);
+  const selector = `${JOB_LABEL}=${job.metadata.labels?.[JOB_LABEL]},app.kubernetes.io/part-of=lotus`;
+  await run("kubectl", ["delete", "job", "-l", selector, "-n", current, "--ignore-not-found", "--wait"]);
   await apply([job]);
   const until = Date.now() + 600_000;
   for (;;) {
@@ -131,11 +149,11 @@ export async function runJob(job: KubernetesObject): Promise<string> {
     const failed = holds("Failed");
     const over = Date.now() > until;
     if (holds("Complete") || failed || over) {
-      const { stdout } = await attempt("kubectl", ["logs", `job/${name}`, "-n", NAMESPACE, "--tail=10"]);
+      const { stdout } = await attempt("kubectl", ["logs", `job/${name}`, "-n", current, "--tail=10"]);
       if (!failed && !over) return stdout.trim().replaceAll("\n", "; ");
       throw new Refusal(
         `The job ${name} failed: ${failed?.message ?? "it did not end in ten minutes"}\n  ${stdout.trim().replaceAll("\n", "\n  ")}\n` +
-          `Look closer with: kubectl -n ${NAMESPACE} describe job/${name} pods`,
+          `Look closer with: kubectl -n ${current} describe job/${name} pods`,
       );
     }
     await new Promise((resolve) => setTimeout(resolve, 500));

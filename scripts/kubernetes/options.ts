@@ -5,8 +5,9 @@ import { readDatabaseAddress } from "#kernel/database-url";
 import { KafkaPrefix, POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import type { Option } from "../cli/command.ts";
 import { UsageError } from "../cli/errors.ts";
-import { brokers, cors, database, readOrigins } from "../cli/options.ts";
+import { brokers, cors, readOrigins } from "../cli/options.ts";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
+import { LAPTOP } from "./environment.ts";
 import { type KafkaCredentials, MECHANISMS } from "./kafka-security.ts";
 
 export const BASE_DEFAULT = "gcr.io/distroless/nodejs24-debian12:nonroot";
@@ -16,7 +17,9 @@ export type Builder = (typeof BUILDERS)[number];
 export interface DeployOptions {
   /** These functions only; empty: everything. */
   readonly functions: readonly string[];
+  /** The owner's URL without the password. */
   readonly database: string | undefined;
+  readonly databasePassword: string | undefined;
   /** The database is behind a pooler that does not keep prepared statements. */
   readonly noPrepare: boolean;
   /** PEM text of the authority that signed the database's certificate: the file of sslrootcert. */
@@ -38,14 +41,46 @@ export interface DeployOptions {
   readonly loadCommand: string | undefined;
   readonly builder: Builder | undefined;
   readonly base: string;
-  /** On, off, or as it is. */
+  /** The architectures of the image. Undefined: those of the nodes. */
+  readonly architectures: readonly string[] | undefined;
+  /** The URL of the source, for a label of the image. */
+  readonly source: string;
+  /** On, off, or unchanged. */
   readonly metrics: boolean | undefined;
+  /** The environment: the name of a file in knative/environments. */
+  readonly environment: string;
+  /** Accepts another database or Kafka than the installation has. */
+  readonly move: boolean;
+  /** Answers the question about the cluster. */
+  readonly yes: boolean;
+  /** Writes knative/rendered/<environment> and changes no cluster. */
+  readonly render: boolean;
+  /** With render: writes no file and fails when one is stale. Otherwise: checks the cluster and changes nothing. */
+  readonly check: boolean;
+  /** Makes the Secrets only, for a cluster that Argo CD or Flux deploys to. */
+  readonly secretsOnly: boolean;
   readonly dryRun: boolean;
 }
 
 /** The options of the command line. */
 export const DEPLOY_OPTIONS = {
-  database: { ...database, about: `${database.about}; Neon or any Postgres, instead of one in the cluster` },
+  environment: {
+    type: "string",
+    value: "NAME",
+    about: "the environment, a file of knative/environments",
+    default: LAPTOP,
+  },
+  render: { type: "string", value: "NAME", about: "write this environment into knative/rendered; change no cluster" },
+  check: { type: "boolean", about: "check the cluster, or with --render the rendered files; change nothing" },
+  "secrets-only": { type: "boolean", about: "make the missing secrets only, for Argo CD or Flux" },
+  move: { type: "boolean", about: "accept another database or Kafka than the installation has" },
+  yes: { type: "boolean", about: "do not ask whether this is the right cluster" },
+  database: {
+    type: "string",
+    value: "URL",
+    about:
+      "Neon or any Postgres instead of one in the cluster: postgres://owner@host:port/name. DATABASE_ADMIN_PASSWORD contains the password",
+  },
   cors: { ...cors, about: `${cors.about}; an empty text ends that` },
   brokers: { ...brokers, about: "these Kafka brokers, host:port,…, instead of one in the cluster" },
   pooler: {
@@ -69,6 +104,8 @@ export const DEPLOY_OPTIONS = {
     value: "FILE",
     about: "the PEM file of the authority that signed their certificates",
   },
+  "kafka-certificate": { type: "string", value: "FILE", about: "the PEM file of the client's certificate" },
+  "kafka-key": { type: "string", value: "FILE", about: "the PEM file of the client's key" },
   "kafka-user": { type: "string", value: "NAME", about: "the user; the variable KAFKA_PASSWORD contains the password" },
   "kafka-mechanism": { type: "string", value: "NAME", about: "plain, scram-sha-256 or scram-sha-512 (default)" },
   "kafka-prefix": {
@@ -85,10 +122,25 @@ export const DEPLOY_OPTIONS = {
   },
   builder: { type: "string", value: "NAME", about: "docker, minikube or buildah (default: the first that works)" },
   base: { type: "string", value: "IMAGE", about: "base of the images", default: BASE_DEFAULT },
-  metrics: { type: "boolean", about: "measure requests for Prometheus" },
-  "no-metrics": { type: "boolean", about: "stop measuring requests" },
+  platform: { type: "string", value: "LIST", about: "architectures of the image: amd64,arm64 (default: of the nodes)" },
+  source: { type: "string", value: "URL", about: "address of the source code, for a label of the image" },
+  metrics: { type: "boolean", about: "apply a PodMonitor for Prometheus" },
+  "no-metrics": { type: "boolean", about: "remove the PodMonitor" },
   "dry-run": { type: "boolean", about: "print what a first deployment would apply and change nothing" },
 } as const satisfies Readonly<Record<string, Option>>;
+
+/** Options that stand in the file of an environment other than the laptop's. */
+const FILE_OPTIONS = [
+  "database",
+  "pooler",
+  "pods",
+  "pool",
+  "no-prepare",
+  "cors",
+  "brokers",
+  "kafka-prefix",
+  "replicas",
+] as const;
 
 /** The values of the command line. */
 export type DeployValues = {
@@ -99,15 +151,17 @@ export type DeployValues = {
 
 function parseUrl(text: string): string {
   if (!URL.canParse(text) || !/^postgres(ql)?:$/.test(new URL(text).protocol)) {
-    throw new UsageError("--database must be a URL such as postgres://owner:password@host:5432/name.");
+    throw new UsageError("--database must be a URL such as postgres://owner@host:5432/name.");
   }
-  if (new URL(text).password === "") {
-    throw new UsageError("--database needs the owner's password: postgres://owner:password@host:5432/name.");
+  if (new URL(text).password !== "") {
+    throw new UsageError(
+      "--database must not contain the password, which every process list shows. Put it into the variable DATABASE_ADMIN_PASSWORD.",
+    );
   }
   return text;
 }
 
-/** Where pods find the authority of the database: beside the password, in the same Secret. */
+/** The file of the database's authority in a pod. The Secret of the password contains it too. */
 const AUTHORITY_PATH = "/etc/lotus/database/ca.crt";
 
 /** Reads the authority's file on this machine, and names the place where pods find it. */
@@ -134,6 +188,15 @@ function parseNumber(option: string, text: string): number {
   return Number(text);
 }
 
+/** Returns the architectures of `--platform`. @throws {UsageError} for a name that is not an architecture */
+export function readArchitectures(text: string): string[] {
+  const names = text.split(",").map((name) => name.trim().replace(/^linux\//, ""));
+  const wrong = names.find((name) => !/^[a-z0-9]+$/.test(name));
+  if (wrong !== undefined)
+    throw new UsageError(`--platform must be architectures such as amd64,arm64; "${wrong}" is not.`);
+  return names;
+}
+
 function parseHosts(text: string): string[] {
   const hosts = text.split(",").map((host) => host.trim());
   const wrong = hosts.find((host) => !/^[^\s:/]+:\d{1,5}$/.test(host));
@@ -147,31 +210,47 @@ function oneOf<T extends string>(option: string, text: string | undefined, allow
   throw new UsageError(`${option} must be ${allowed.join(" or ")}; "${text}" is not.`);
 }
 
-function readAuthority(file: string): string {
+function readPem(option: string, file: string, what: "certificate" | "private key"): string {
   try {
     const text = readFileSync(file, "utf8");
-    if (text.includes("-----BEGIN CERTIFICATE-----")) return text;
+    if (
+      what === "certificate"
+        ? text.includes("-----BEGIN CERTIFICATE-----")
+        : /-----BEGIN [A-Z ]*PRIVATE KEY-----/.test(text)
+    )
+      return text;
   } catch (error) {
-    throw new UsageError(`--kafka-authority: ${(error as Error).message}.`);
+    throw new UsageError(`${option}: ${(error as Error).message}.`);
   }
-  throw new UsageError(`--kafka-authority must be a file in PEM; ${file} contains no certificate.`);
+  throw new UsageError(`${option} must be a file in PEM; ${file} contains no ${what}.`);
 }
 
 function credentialsOf(values: DeployValues, password: string | undefined): KafkaCredentials {
   const { "kafka-tls": tls, "kafka-authority": authority, "kafka-user": name } = values;
   const mechanism = oneOf("--kafka-mechanism", values["kafka-mechanism"], MECHANISMS) ?? "scram-sha-512";
-  if (values.brokers === undefined && (tls || authority !== undefined || name !== undefined)) {
-    throw new UsageError(
-      "--kafka-tls, --kafka-authority and --kafka-user need a Kafka outside the cluster: --brokers.",
-    );
+  const { "kafka-certificate": certificate, "kafka-key": key } = values;
+  const named = tls || authority !== undefined || name !== undefined || certificate !== undefined || key !== undefined;
+  // The file of another environment names its brokers itself.
+  if (values.brokers === undefined && values.environment === LAPTOP && named) {
+    throw new UsageError("The options --kafka-… need a Kafka outside the cluster: --brokers.");
   }
+  if ((certificate === undefined) !== (key === undefined))
+    throw new UsageError("A client certificate needs its key: give --kafka-certificate and --kafka-key.");
+  if (certificate !== undefined && !tls) throw new UsageError("--kafka-certificate is for TLS: give --kafka-tls too.");
   if (authority !== undefined && !tls) throw new UsageError("--kafka-authority is for TLS: give --kafka-tls too.");
   if (name !== undefined && !password) {
     throw new UsageError("--kafka-user needs the password in the environment: KAFKA_PASSWORD=… npx lotus deploy …");
   }
   return {
     tls,
-    authority: authority === undefined ? undefined : readAuthority(authority),
+    authority: authority === undefined ? undefined : readPem("--kafka-authority", authority, "certificate"),
+    client:
+      certificate === undefined || key === undefined
+        ? undefined
+        : {
+            certificate: readPem("--kafka-certificate", certificate, "certificate"),
+            key: readPem("--kafka-key", key, "private key"),
+          },
     user: name === undefined ? undefined : { name, password: password ?? "", mechanism },
   };
 }
@@ -203,8 +282,23 @@ export function readOptions(
   }
   const replicas = oneOf("--replicas", values.replicas, ["1", "3"]);
   const database = values.database === undefined ? undefined : withAuthority(parseUrl(values.database));
+  const environmentName = values.render ?? values.environment ?? LAPTOP;
+  if (environmentName !== LAPTOP) {
+    const inFile = FILE_OPTIONS.filter((option) => values[option] !== undefined && values[option] !== false);
+    if (inFile.length > 0)
+      throw new UsageError(
+        `--${inFile.join(" and --")} ${inFile.length === 1 ? "belongs" : "belong"} in knative/environments/${environmentName}.yaml.`,
+      );
+  }
   return {
     functions,
+    environment: environmentName,
+    render: values.render !== undefined,
+    check: values.check,
+    secretsOnly: values["secrets-only"],
+    move: values.move,
+    yes: values.yes,
+    databasePassword: environment.DATABASE_ADMIN_PASSWORD,
     database: database?.url,
     databaseAuthority: database?.authority,
     pooler: values.pooler === undefined ? undefined : parsePooler(values.pooler),
@@ -220,6 +314,8 @@ export function readOptions(
     loadCommand: values["load-command"],
     builder: oneOf("--builder", values.builder, BUILDERS),
     base: values.base ?? BASE_DEFAULT,
+    architectures: values.platform === undefined ? undefined : readArchitectures(values.platform),
+    source: values.source ?? "",
     metrics: values.metrics ? true : values["no-metrics"] ? false : undefined,
     dryRun: values["dry-run"],
   };

@@ -1,17 +1,20 @@
-/** What a deployment decides before it changes anything: options, backends, and what is completed in the YAML. */
-
+/** The decisions of a deployment before it changes anything: options, backends and the plan. */
 import { describe, expect, it } from "vitest";
 import { PROGRAM_NAMES } from "../build/image-files.ts";
 import { command } from "../cli/command.ts";
 import { SERVICES } from "../database/sql.ts";
+import { findFunctions } from "../project/functions.ts";
 import { AUTHORITY } from "../testing/postgres-server.ts";
-import { type Backends, choose, configuration } from "./backends.ts";
+import { type Backends, choose as chooseIn, configuration as configurationIn, type Previous } from "./backends.ts";
+import { LAPTOP, parseEnvironment, readEnvironment } from "./environment.ts";
 import { toYaml } from "./kubectl.ts";
 import { BASE_DEFAULT, DEPLOY_OPTIONS, type DeployOptions, readOptions } from "./options.ts";
 import { type ClusterPlan, makePlan } from "./plan.ts";
+import { trafficFault } from "./services.ts";
 
-const OWNER = "postgres://owner:secret@db.example:5433/lotus";
-const NEON = "postgresql://owner:secret@ep-quiet-1.eu-central-1.aws.neon.tech/lotus?sslmode=require";
+const OWNER = "postgres://owner@db.example:5433/lotus";
+const OWNER_WITH_PASSWORD = "postgres://owner:secret@db.example:5433/lotus";
+const NEON = "postgresql://owner@ep-quiet-1.eu-central-1.aws.neon.tech/lotus?sslmode=require";
 const nothing = { configuration: undefined, adminUrl: undefined };
 
 /** Reads a command line as `lotus deploy` does. */
@@ -30,22 +33,37 @@ async function options(...args: string[]): Promise<DeployOptions> {
   return read;
 }
 
-async function planOf(backends: Backends, names = ["order-pay", "notification-store"]): Promise<ClusterPlan> {
+const functions = await findFunctions();
+const functionNames = functions.map(({ name }) => name);
+const laptop = await readEnvironment(LAPTOP, functionNames);
+const choose = (given: DeployOptions, previous: Previous, environment = laptop) =>
+  chooseIn(given, previous, environment);
+const configuration = (backends: Backends) => configurationIn(backends, laptop);
+const IMAGE = "dev.local/lotus:0123456789abcdef";
+
+async function planOf(
+  backends: Backends,
+  names = ["order-pay", "notification-store"],
+  environment = laptop,
+): Promise<ClusterPlan> {
   const images = new Map(
-    [...names, ...PROGRAM_NAMES].map((name) => [name, `dev.local/lotus-${name}:0123456789abcdef`]),
+    [...functionNames, ...PROGRAM_NAMES].map((name) => [name, { reference: IMAGE, content: "0".repeat(16) }]),
   );
-  return makePlan(names, images, backends);
+  const plan = await makePlan({ all: functions, names, images, environment, backends, version: "1.2.3" });
+  const order = (name: string) => names.indexOf(name);
+  return { ...plan, functions: [...plan.functions].sort((a, b) => order(a.name) - order(b.name)) };
 }
 
 const all = (plan: ClusterPlan) =>
   toYaml([
     ...plan.platform,
+    ...plan.backends,
     plan.migrate,
     plan.topics,
     ...plan.functions.flatMap(({ service, source }) => [service, source ?? []].flat()),
   ]);
 const find = (plan: ClusterPlan, kind: string, name: string) =>
-  plan.platform.find((document) => document.kind === kind && document.metadata.name === name);
+  [...plan.platform, ...plan.backends].find((document) => document.kind === kind && document.metadata.name === name);
 
 describe("options", () => {
   it("are everything in the cluster, unless one says otherwise", async () => {
@@ -57,7 +75,7 @@ describe("options", () => {
   it.each([
     [["--colour"], "lotus deploy has no option --colour."],
     [["--database", "mysql://a:b@c/d"], "--database must be a URL such as"],
-    [["--database", "postgres://a@c/d"], "--database needs the owner's password"],
+    [["--database", "postgres://a:b@c/d"], "--database must not contain the password"],
     [["--brokers", "kafka"], '"kafka" is not'],
     [["--brokers", "a:1", "--replicas", "3"], "Give one of them"],
     [["--registry", "a/b", "--load-command", "x {image}"], "Give one of them"],
@@ -78,8 +96,8 @@ describe("backends", () => {
     expect(choose(await options("--database", NEON), nothing).database.kind).toBe("neon");
     expect(choose(await options("--database", OWNER), nothing).database.kind).toBe("outside");
     expect(choose(await options("--replicas", "3"), nothing).kafka).toEqual({ kind: "cluster", brokers: 3 });
-    const local = await options("--database", "postgres://a:b@localhost/d");
-    expect(() => choose(local, nothing)).toThrow("cannot be reached from the cluster");
+    const local = await options("--database", "postgres://a@localhost/d");
+    expect(() => choose(local, nothing)).toThrow("Pods cannot reach the database at localhost");
   });
 
   it("keep the origins of pages until --cors names others, or none", async () => {
@@ -95,8 +113,8 @@ describe("backends", () => {
 
   it("stay as they were without options", async () => {
     const configuration = { kafka: "outside", "kafka-brokers": "a:1,b:2" };
-    const { database, kafka } = choose(await options(), { configuration, adminUrl: OWNER });
-    expect(database).toEqual({ kind: "outside", adminUrl: OWNER });
+    const { database, kafka } = choose(await options(), { configuration, adminUrl: OWNER_WITH_PASSWORD });
+    expect(database).toEqual({ kind: "outside", url: OWNER });
     expect(kafka).toEqual({ kind: "outside", hosts: ["a:1", "b:2"], security: undefined });
     const own = "postgres://lotus:secret@postgres.lotus.svc.cluster.local:5432/lotus";
     const again = choose(await options(), { configuration: { kafka: "cluster-3" }, adminUrl: own });
@@ -109,8 +127,8 @@ describe("backends", () => {
     expect(data["database-prepare"]).toBe("false");
     const same = choose(await options(), { configuration: data, adminUrl: OWNER });
     expect(same.database).toEqual(database);
-    const other = choose(await options("--database", OWNER), { configuration: data, adminUrl: OWNER });
-    expect(other.database).not.toHaveProperty("prepare");
+    const again = choose(await options("--database", OWNER), { configuration: data, adminUrl: OWNER });
+    expect(again.database).not.toHaveProperty("prepare");
   });
 
   it("keep the prefix of topics, and refuse another one", async () => {
@@ -128,7 +146,7 @@ describe("backends", () => {
   it("do not change a running Kafka's voters", async () => {
     const previous = { configuration: { kafka: "cluster-1" }, adminUrl: undefined };
     const three = await options("--replicas", "3");
-    expect(() => choose(three, previous)).toThrow("Kafka runs with 1 brokers here");
+    expect(() => choose(three, previous)).toThrow("The Kafka of this namespace has 1 broker,");
   });
 });
 
@@ -143,12 +161,12 @@ describe("the plan", () => {
   it("has three brokers, and as many copies, where that is wanted", async () => {
     const plan = await planOf({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 3 } });
     expect(find(plan, "StatefulSet", "kafka")?.spec.replicas).toBe(3);
-    expect(plan.topics.spec.template.spec.containers[0].args.slice(-2)).toEqual(["--replication", "3"]);
+    expect(plan.topics.spec.template.spec.containers[0].args.slice(1, 3)).toEqual(["--replication", "3"]);
   });
 
   it("lets functions reach a Postgres outside, and shows the owner's password nowhere", async () => {
     const plan = await planOf({
-      database: { kind: "outside", adminUrl: OWNER },
+      database: { kind: "outside", url: OWNER },
       kafka: { kind: "outside", hosts: ["k:9093"], security: undefined },
     });
     expect(find(plan, "StatefulSet", "postgres")).toBeUndefined();
@@ -162,7 +180,11 @@ describe("the plan", () => {
 
   it("tells the migration what all functions may connect, and scales no further", async () => {
     const plan = await planOf(choose(await options("--database", OWNER, "--pods", "1", "--pool", "2"), nothing));
-    expect(plan.migrate.spec.template.spec.containers[0].args.slice(-2)).toEqual(["--connections", "2x1x2x2"]);
+    const databaseFunctions = functionNames.length - 1;
+    expect(plan.migrate.spec.template.spec.containers[0].args.slice(-2)).toEqual([
+      "--connections",
+      `${databaseFunctions * 2}x2`,
+    ]);
     expect(plan.functions[0]?.service.spec.template.metadata.annotations["autoscaling.knative.dev/max-scale"]).toBe(
       "1",
     );
@@ -219,7 +241,7 @@ describe("the plan", () => {
   });
 
   it("lets functions reach Neon's WebSocket", async () => {
-    const plan = await planOf({ database: { kind: "neon", adminUrl: NEON }, kafka: { kind: "cluster", brokers: 1 } });
+    const plan = await planOf({ database: { kind: "neon", url: NEON }, kafka: { kind: "cluster", brokers: 1 } });
     expect(find(plan, "NetworkPolicy", "functions-outside")?.spec.egress[0].ports).toEqual([
       { protocol: "TCP", port: 443 },
     ]);
@@ -232,8 +254,8 @@ describe("the plan", () => {
     const [pay, jwks, store] = plan.functions;
     const variables = (fn: typeof pay) =>
       fn?.service.spec.template.spec.containers[0].env.map(({ name }: { name: string }) => name);
-    expect(variables(pay)).toEqual(expect.arrayContaining(["KAFKA_TLS", "KAFKA_USERNAME", "KAFKA_PASSWORD_FILE"]));
-    expect(variables(jwks)).not.toContain("KAFKA_USERNAME");
+    expect(variables(pay)).toEqual(expect.arrayContaining(["KAFKA_TLS", "KAFKA_USERNAME_FILE", "KAFKA_PASSWORD_FILE"]));
+    expect(variables(jwks)).not.toContain("KAFKA_USERNAME_FILE");
     expect(plan.topics.spec.template.spec.volumes).toEqual([{ name: "kafka", secret: { secretName: "kafka" } }]);
     expect(store?.source?.spec.net).toMatchObject({ tls: { enable: true }, sasl: { enable: true } });
     expect(all(plan)).not.toContain("hush");
@@ -258,4 +280,205 @@ it("the migration has the password of each service", async () => {
   const paths = containers[0].volumeMounts.map(({ mountPath }: { mountPath: string }) => mountPath);
   for (const service of SERVICES) expect(paths).toContain(`/etc/lotus/database-${service}`);
   expect(volumes).toHaveLength(containers[0].volumeMounts.length);
+});
+
+describe("the installation that exists", () => {
+  const here = {
+    configuration: { kafka: "outside", "kafka-brokers": "k1:9092,k2:9092" },
+    adminUrl: OWNER_WITH_PASSWORD,
+  };
+
+  it("keeps its database: another one is refused, unless the move is confirmed", async () => {
+    const elsewhere = await options("--database", "postgres://owner@elsewhere.example/empty");
+    expect(() => choose(elsewhere, here)).toThrow(
+      "keeps its ledger in db.example:5433/lotus. The deployment names elsewhere.example:5432/empty",
+    );
+    expect(() => choose(elsewhere, { ...here, configuration: { database: "cluster" } })).toThrow("keeps its ledger in");
+    expect(choose({ ...elsewhere, move: true }, here).database).toMatchObject({ url: elsewhere.database });
+    const anotherUser = await options("--database", "postgres://other@db.example:5433/lotus");
+    expect(choose(anotherUser, here).database).toMatchObject({ url: anotherUser.database });
+  });
+
+  it("keeps its Kafka: another one is refused, and further brokers of the same one are not", async () => {
+    const elsewhere = await options("--brokers", "other:9092");
+    expect(() => choose(elsewhere, here)).toThrow("uses the Kafka k1:9092,k2:9092. The deployment names other:9092");
+    const more = await options("--brokers", "k2:9092,k3:9092");
+    expect(choose(more, here).kafka).toMatchObject({ hosts: ["k2:9092", "k3:9092"] });
+    const cluster = { configuration: { kafka: "cluster-1" }, adminUrl: undefined };
+    expect(() => choose(elsewhere, cluster)).toThrow("uses the Kafka in its namespace");
+  });
+});
+
+describe("an environment other than the laptop", () => {
+  const shop = (more = "") =>
+    parseEnvironment(
+      "shop",
+      `namespace: shop
+host: shop.example
+tls: { issuer: letsencrypt }
+ingress: { namespace: knative-serving-ingress }
+database: { mode: outside, url: "${OWNER}" }
+kafka: { mode: outside, hosts: ["k:9093"], tls: true, authority: true, clientCertificate: true, prefix: shop. }
+pullSecrets: [registry]
+${more}`,
+      functionNames,
+    );
+
+  it("takes no option that its file contains", async () => {
+    await expect(options("--environment", "staging", "--brokers", "a:1")).rejects.toThrow(
+      "--brokers belongs in knative/environments/staging.yaml.",
+    );
+  });
+
+  it("reaches Kafka with a client certificate, in functions, in the topics job and in the source", async () => {
+    const environment = shop();
+    const backends = choose(await options(), nothing, environment);
+    const plan = await planOf(backends, ["order-pay", "notification-store"], environment);
+    for (const pod of [plan.functions[0]?.service.spec.template.spec, plan.topics.spec.template.spec]) {
+      expect(pod.containers[0].env).toEqual(
+        expect.arrayContaining([
+          { name: "KAFKA_TLS_CERTIFICATE_FILE", value: "/etc/lotus/kafka/user.crt" },
+          { name: "KAFKA_TLS_KEY_FILE", value: "/etc/lotus/kafka/user.key" },
+        ]),
+      );
+      expect(pod.volumes).toContainEqual({ name: "kafka", secret: { secretName: "kafka" } });
+    }
+    expect(plan.functions[1]?.source?.spec.net.tls).toEqual({
+      enable: true,
+      caCert: { secretKeyRef: { name: "kafka", key: "ca.crt" } },
+      cert: { secretKeyRef: { name: "kafka", key: "user.crt" } },
+      key: { secretKeyRef: { name: "kafka", key: "user.key" } },
+    });
+    expect(plan.functions[1]?.source?.spec.topics).toEqual(["shop.notification-requested"]);
+  });
+
+  it("leaves the copies of a record to the brokers, unless it names a number", async () => {
+    const argsOf = async (environment: ReturnType<typeof shop>) => {
+      const plan = await planOf(choose(await options(), nothing, environment), [], environment);
+      return plan.topics.spec.template.spec.containers[0].args;
+    };
+    expect(await argsOf(shop())).toEqual(["/app/topics/program.mjs"]);
+    const kafka = shop().kafka;
+    expect(await argsOf({ ...shop(), kafka: { ...kafka, replication: 3, retentionBytes: 1_000 } })).toEqual([
+      "/app/topics/program.mjs",
+      "--replication",
+      "3",
+      "--retention-bytes",
+      "1000",
+    ]);
+  });
+
+  it("gives every pod its account and its pull secret, and no token", async () => {
+    const environment = shop("serviceAccount: { name: shop }");
+    const plan = await planOf(choose(await options(), nothing, environment), functionNames, environment);
+    for (const pod of [plan.migrate, plan.topics, ...plan.functions.map(({ service }) => service)])
+      expect(pod.spec.template.spec).toMatchObject({
+        serviceAccountName: "shop",
+        imagePullSecrets: [{ name: "registry" }],
+        automountServiceAccountToken: false,
+      });
+    expect(find(plan, "ServiceAccount", "shop")).toMatchObject({ automountServiceAccountToken: false });
+  });
+
+  it("has TLS for its host, and redirects plain HTTP", async () => {
+    const environment = shop();
+    const { routes } = await planOf(choose(await options(), nothing, environment), [], environment);
+    const certificate = routes.find(({ kind }) => kind === "Certificate");
+    const ingress = routes.find(({ kind }) => kind === "Ingress");
+    expect(certificate?.spec).toMatchObject({ dnsNames: ["shop.example"], issuerRef: { name: "letsencrypt" } });
+    expect(ingress?.spec).toMatchObject({
+      httpOption: "Redirected",
+      tls: [{ hosts: ["shop.example"], secretName: certificate?.spec.secretName, secretNamespace: "shop" }],
+    });
+    const inLaptop = (await planOf(choose(await options(), nothing))).routes.find(({ kind }) => kind === "Ingress");
+    expect(inLaptop?.spec).toMatchObject({ httpOption: "Enabled" });
+  });
+
+  it("names the namespace of its ingress only", async () => {
+    const environment = shop();
+    const plan = await planOf(choose(await options(), nothing, environment), functionNames, environment);
+    const text = toYaml([...plan.platform, ...plan.routes]);
+    expect(text).toContain("kourier-internal.knative-serving-ingress.svc.cluster.local");
+    expect(text).not.toContain("kourier-system");
+  });
+
+  it("labels every object", async () => {
+    const environment = shop("metrics: { labels: { release: prometheus } }\nscale: { order-pay: { minPods: 1 } }");
+    const plan = await planOf(choose(await options(), nothing, environment), functionNames, environment);
+    const objects = [
+      ...plan.namespace,
+      ...plan.platform,
+      plan.migrate,
+      plan.topics,
+      ...plan.routes,
+      ...plan.metrics,
+      ...plan.functions.flatMap(({ service, source, disruptionBudget }) =>
+        [service, source ?? [], disruptionBudget ?? []].flat(),
+      ),
+    ];
+    for (const { metadata } of objects)
+      expect(metadata.labels).toMatchObject({
+        "app.kubernetes.io/part-of": "lotus",
+        "app.kubernetes.io/instance": "shop",
+        "app.kubernetes.io/version": "1.2.3",
+      });
+    expect(plan.metrics[0]?.metadata.labels).toMatchObject({ release: "prometheus" });
+    expect(objects.filter(({ kind }) => kind === "PodDisruptionBudget").map(({ metadata }) => metadata.name)).toEqual([
+      "order-pay",
+    ]);
+  });
+
+  it("overrides the scale of a description, which overrides the default", async () => {
+    const annotationsOf = async (more: string) => {
+      const environment = shop(more);
+      const plan = await planOf(
+        choose(await options(), nothing, environment),
+        ["profile-login", "order-pay"],
+        environment,
+      );
+      return plan.functions.map(({ service }) => service.spec.template.metadata.annotations);
+    };
+    const max = "autoscaling.knative.dev/max-scale";
+    const [login, pay] = await annotationsOf("scale: { default: { maxPods: 9 } }");
+    expect([login?.[max], pay?.[max]]).toEqual(["7", "9"]);
+    expect(login?.["autoscaling.knative.dev/target"]).toBe("4");
+    const [wide] = await annotationsOf("scale: { profile-login: { maxPods: 30 } }");
+    expect(wide?.[max]).toBe("30");
+  });
+
+  it("gives a trigger memory for 50 events of 1 MiB", async () => {
+    const [pay, store] = (await planOf(choose(await options(), nothing))).functions;
+    const memoryOf = (fn: typeof pay) => fn?.service.spec.template.spec.containers[0].resources.limits.memory;
+    expect([memoryOf(pay), memoryOf(store)]).toEqual(["192Mi", "384Mi"]);
+  });
+
+  it("splits the traffic as its file says, and otherwise sends all of it to the latest revision", async () => {
+    const environment = shop(
+      "traffic: { order-pay: [{ revision: order-pay-00001, percent: 90 }, { revision: latest, percent: 10, tag: canary }] }\nrolloutSeconds: 60",
+    );
+    const [pay, store] = (await planOf(choose(await options(), nothing, environment), undefined, environment))
+      .functions;
+    expect(pay?.service.spec.traffic).toEqual([
+      { latestRevision: false, revisionName: "order-pay-00001", percent: 90 },
+      { latestRevision: true, percent: 10, tag: "canary" },
+    ]);
+    expect(store?.service.spec.traffic).toEqual([{ latestRevision: true, percent: 100 }]);
+    expect(pay?.service.metadata.annotations).toMatchObject({ "serving.knative.dev/rollout-duration": "60s" });
+  });
+});
+
+describe("the traffic of a function", () => {
+  const all = [{ latestRevision: true, percent: 100 }];
+
+  it("is as rendered when the latest revision receives all of it", () => {
+    const actual = [{ latestRevision: true, revisionName: "pay-00002", percent: 100 }];
+    expect(trafficFault("pay", all, actual, "pay-00002")).toBeUndefined();
+  });
+
+  it("is a fault when a pinned revision receives it", () => {
+    const pinned = [{ latestRevision: false, revisionName: "pay-00001", percent: 100 }];
+    expect(trafficFault("pay", all, pinned, "pay-00002")).toBe(
+      "The traffic of pay goes 100 % to pay-00001; the deployment asks for 100 % to pay-00002.",
+    );
+  });
 });

@@ -1,10 +1,11 @@
-/** What must be there before anything is changed. All that is missing is said at once, a sentence each. */
+/** Checks a cluster before anything changes. One error contains a sentence for each fault. */
 
 import { Refusal } from "../cli/errors.ts";
 import { attempt } from "../process/run.ts";
 import type { Backends } from "./backends.ts";
+import type { Environment } from "./environment.ts";
 import type { Loading } from "./images.ts";
-import { get, type KubernetesObject, list, NAMESPACE } from "./kubectl.ts";
+import { get, type KubernetesObject, list, namespace } from "./kubectl.ts";
 import { BUILDERS, type Builder, type DeployOptions } from "./options.ts";
 
 /** Kourier's longest-path-first routing came with 1.21; Kubernetes' own check is stricter and newer. */
@@ -23,12 +24,18 @@ const FUNCTION_CPU = 50;
 /** KafkaSource's dispatcher is started for the first source. */
 const DISPATCHER_CPU = 1000;
 
-export interface Environment {
-  readonly builder: Builder;
-  readonly loading: Loading;
-  readonly profile: string;
-  /** Images that every node has already. */
+/** What the checks found in the cluster. */
+export interface Findings {
+  /** How images get into the cluster. Undefined: the options do not say, and the cluster is not a minikube. */
+  readonly loading: Loading | undefined;
+  /** The profile of minikube. Undefined: another cluster. */
+  readonly profile: string | undefined;
+  /** Images that every node has. */
   readonly present: ReadonlySet<string>;
+  /** The architectures of the nodes, such as amd64. */
+  readonly architectures: readonly string[];
+  /** Sentences that do not stop the deployment. */
+  readonly warnings: readonly string[];
 }
 
 function olderThan(version: string, oldest: string): boolean {
@@ -66,18 +73,32 @@ async function works(builder: Builder, profile: string | undefined): Promise<boo
   return (await attempt(builder, builder === "docker" ? ["version"] : ["--version"])).code === 0;
 }
 
-async function findBuilder(options: DeployOptions, profile: string | undefined): Promise<Builder | string> {
+/**
+ * Finds a program that builds images. Only a deployment that builds calls it.
+ * @throws {Refusal} when there is none
+ */
+export async function findBuilder(
+  options: Pick<DeployOptions, "builder" | "registry" | "loadCommand">,
+  profile: string | undefined,
+): Promise<Builder> {
   for (const builder of options.builder === undefined ? BUILDERS : [options.builder]) {
-    // What minikube builds is in minikube, and nowhere else.
-    if (builder === "minikube" && options.builder === undefined && (options.registry ?? options.loadCommand)) continue;
+    // The images of minikube's builder stay in minikube.
+    if (builder === "minikube" && (options.registry ?? options.loadCommand)) continue;
     if (await works(builder, profile)) return builder;
   }
+  if (options.builder === "minikube" && (options.registry ?? options.loadCommand))
+    throw new Refusal(
+      "An image that minikube builds stays in minikube. With --registry or --load-command build with docker or buildah.",
+    );
   if (options.builder !== undefined)
-    return `${options.builder} was asked for by --builder, and does not answer. Is it installed, and does it run?`;
-  return "There is nothing to build images with: neither docker (running), minikube nor buildah answers. Install one of them.";
+    throw new Refusal(`--builder names ${options.builder}, which does not answer. Install and start it.`);
+  throw new Refusal(
+    "No program can build the image: docker does not run, and minikube and buildah do not answer. Install one of them, " +
+      "or deploy an image that exists with an environment of its own and knative/images.lock.yaml.",
+  );
 }
 
-async function checkKnative(): Promise<string[]> {
+async function checkKnative({ ingress, servingNamespace }: Environment): Promise<string[]> {
   const wrong: string[] = [];
   const advice = "npx lotus cluster sets up minikube with it; for another cluster: https://knative.dev/docs/install/";
   const { stdout } = await attempt("kubectl", ["get", "crd", "-o", "name"]);
@@ -86,13 +107,16 @@ async function checkKnative(): Promise<string[]> {
   for (const what of new Set(missing)) wrong.push(`${what} is not installed in this cluster. ${advice}`);
   if (missing.includes("Knative Serving")) return wrong;
 
-  const serving = await get("namespace", "knative-serving", "");
+  const serving = await get("namespace", servingNamespace, "");
   const version = serving?.metadata.labels?.["app.kubernetes.io/version"];
   if (version !== undefined && olderThan(version, KNATIVE_OLDEST)) {
     wrong.push(`Knative Serving is ${version} here; Lotus needs ${KNATIVE_OLDEST} or newer. ${advice}`);
   }
-  if ((await get("service", "kourier-internal", "kourier-system")) === undefined) {
-    wrong.push(`Kourier, the gateway, is not installed in this cluster. ${advice}`);
+  const { namespace: gateway = "kourier-system", service = "kourier-internal" } = ingress;
+  if ((await get("service", service, gateway)) === undefined) {
+    wrong.push(
+      `Kourier has no Service ${service} in the namespace ${gateway}. If it is in another one, set \`ingress.namespace\` of the environment. ${advice}`,
+    );
   }
   const { code, stdout: answer } = await attempt("kubectl", [
     "auth",
@@ -100,7 +124,7 @@ async function checkKnative(): Promise<string[]> {
     "create",
     "ingresses.networking.internal.knative.dev",
     "-n",
-    NAMESPACE,
+    namespace(),
   ]);
   if (code !== 0 && answer.trim() === "no") {
     wrong.push(
@@ -121,8 +145,13 @@ function requested(pod: KubernetesObject): number {
   return containers.reduce((sum, { resources }) => sum + thousandths(resources?.requests?.cpu), 0);
 }
 
-async function checkCpu(functions: number, { kafka, database }: Backends): Promise<string[]> {
-  const nodes = (await list("nodes", "")).filter(({ spec }) => spec.unschedulable !== true);
+/** Compares the free CPUs of the nodes with the requests of the pods. */
+async function checkCpu(
+  functions: number,
+  { kafka, database }: Backends,
+  all: readonly KubernetesObject[],
+): Promise<string[]> {
+  const nodes = all.filter(({ spec }) => spec.unschedulable !== true);
   const pods = (await list("pods", "")).filter(({ status }) => !["Succeeded", "Failed"].includes(status?.phase));
   const named = (label: string) =>
     pods.filter(({ metadata }) => metadata.labels?.["app.kubernetes.io/name"] === label).length;
@@ -139,20 +168,35 @@ async function checkCpu(functions: number, { kafka, database }: Backends): Promi
   const cpus = (value: number) => (value / 1000).toFixed(2);
   return [
     `The cluster has ${cpus(Math.max(free, 0))} CPUs left, and the pods of this deployment ask for ${cpus(needed)}. ` +
-      "Give it more (minikube: `npx lotus cluster --cpus 6`), or stop what else runs there.",
+      "Give it more (minikube: `npx lotus cluster --cpus 6`), or stop other pods.",
   ];
 }
 
-async function checkMetrics(options: DeployOptions): Promise<string[]> {
-  if (options.metrics !== true) return [];
-  if ((await get("crd", "podmonitors.monitoring.coreos.com", "")) !== undefined) return [];
-  return [
-    "--metrics needs the Prometheus operator, whose PodMonitor is not known here. Install kube-prometheus-stack first: https://prometheus-community.github.io/helm-charts",
-  ];
+/** Metrics need two settings that belong to the whole cluster. Lotus checks them and does not change them. */
+async function checkMetrics(
+  options: DeployOptions,
+  { metrics, servingNamespace }: Environment,
+): Promise<{ wrong: string[]; warnings: string[] }> {
+  if (options.metrics === false || (options.metrics === undefined && metrics === undefined))
+    return { wrong: [], warnings: [] };
+  const wrong =
+    (await get("crd", "podmonitors.monitoring.coreos.com", "")) === undefined
+      ? [
+          "Metrics need the Prometheus operator, and this cluster has no PodMonitor. Install kube-prometheus-stack: https://prometheus-community.github.io/helm-charts",
+        ]
+      : [];
+  const observability = await get("configmap", "config-observability", servingNamespace);
+  const protocol = observability?.data?.["request-metrics-protocol"];
+  const warnings =
+    protocol === "prometheus"
+      ? []
+      : [
+          `Pods measure no requests until an administrator sets request-metrics-protocol: prometheus in the ConfigMap config-observability of ${servingNamespace}.`,
+        ];
+  return { wrong, warnings };
 }
 
-async function presentImages(): Promise<Set<string>> {
-  const nodes = await list("nodes", "");
+function presentImages(nodes: readonly KubernetesObject[]): Set<string> {
   const held = nodes.map(({ status }) => {
     const images: { names?: string[] }[] = status?.images ?? [];
     return new Set(images.flatMap(({ names }) => names ?? []).map((name) => name.replace(/^docker\.io\//, "")));
@@ -160,9 +204,17 @@ async function presentImages(): Promise<Set<string>> {
   return new Set([...(held[0] ?? [])].filter((name) => held.every((names) => names.has(name))));
 }
 
+/** Returns the nodes. Undefined: this account may not list them. */
+async function readNodes(): Promise<KubernetesObject[] | undefined> {
+  const { code, stdout, stderr } = await attempt("kubectl", ["get", "nodes", "-A", "-o", "json"]);
+  if (code === 0) return (JSON.parse(stdout) as { items: KubernetesObject[] }).items;
+  if (/forbidden/i.test(stderr)) return undefined;
+  throw new Refusal(`kubectl cannot list the nodes: ${stderr.trim()}`);
+}
+
 /**
- * Says at once whether there are the programs, and a cluster to ask at all.
- * @throws {Refusal} when there are not
+ * Checks the programs and the connection to a cluster.
+ * @throws {Refusal} when one is missing
  */
 export async function checkReachable({ withKn }: { withKn: boolean }): Promise<void> {
   const wrong = await checkTools(withKn);
@@ -177,30 +229,48 @@ export async function checkReachable({ withKn }: { withKn: boolean }): Promise<v
   if (wrong.length > 0) throw new Refusal(wrong.join("\n"));
 }
 
+/** Node's names of architectures, as Kubernetes names them. */
+const ARCHITECTURES: Readonly<Record<string, string>> = {
+  x64: "amd64",
+  arm64: "arm64",
+  s390x: "s390x",
+  ppc64: "ppc64le",
+};
+
 /**
  * Checks everything else.
- * @throws {Refusal} with a sentence for each thing that is not as it must be
+ * @throws {Refusal} with a sentence for each fault
  */
-export async function check(options: DeployOptions, functions: number, backends: Backends): Promise<Environment> {
+export async function check(
+  options: DeployOptions,
+  functions: number,
+  backends: Backends,
+  environment: Environment,
+): Promise<Findings> {
   const profile = await minikubeProfile();
-  const builder = await findBuilder(options, profile);
-  const wrong = (BUILDERS as readonly string[]).includes(builder) ? [] : [builder];
   let loading: Loading | undefined;
   if (options.registry !== undefined) loading = { kind: "registry" };
   else if (options.loadCommand !== undefined) loading = { kind: "command", command: options.loadCommand };
   else if (profile !== undefined) loading = { kind: "minikube", profile };
-  else {
-    wrong.push(
-      "This cluster is not a minikube, so say how it gets images: --registry HOST/PATH, or --load-command 'CMD {image}' " +
-        "(kind: 'kind load docker-image {image}').",
-    );
-  }
-  if (builder === "minikube" && loading !== undefined && loading.kind !== "minikube") {
-    wrong.push(
-      "What minikube builds stays in minikube. With --registry or --load-command build with docker or buildah.",
-    );
-  }
-  wrong.push(...(await checkKnative()), ...(await checkCpu(functions, backends)), ...(await checkMetrics(options)));
-  if (wrong.length > 0 || loading === undefined) throw new Refusal(wrong.join("\n"));
-  return { builder: builder as Builder, loading, profile: profile ?? "", present: await presentImages() };
+  const nodes = await readNodes();
+  const found = new Set((nodes ?? []).map(({ status }) => status?.nodeInfo?.architecture as string | undefined));
+  const own = ARCHITECTURES[process.arch] ?? process.arch;
+  const architectures = [...found].filter((name) => name !== undefined).sort();
+  const wrong = await checkKnative(environment);
+  const missing = architectures.filter((name) => options.architectures?.includes(name) === false);
+  if (missing.length > 0)
+    wrong.push(`The cluster has nodes of the architecture ${missing.join(", ")}, and --platform does not name it.`);
+  const metrics = await checkMetrics(options, environment);
+  wrong.push(...metrics.wrong);
+  const cpu = nodes === undefined ? [] : await checkCpu(functions, backends, nodes);
+  // A cluster outside this machine may add nodes by itself.
+  if (profile !== undefined) wrong.push(...cpu);
+  if (wrong.length > 0) throw new Refusal(wrong.join("\n"));
+  return {
+    loading,
+    profile,
+    present: presentImages(nodes ?? []),
+    architectures: architectures.length > 0 ? architectures : [own],
+    warnings: [...metrics.warnings, ...(profile === undefined ? cpu : [])],
+  };
 }

@@ -1,14 +1,45 @@
-/** The functions themselves: kn applies them and waits for them. */
+/** Applies functions with kn, and waits for them. */
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Refusal } from "../cli/errors.ts";
 import { attempt, eachOf, run } from "../process/run.ts";
 import { ROOT } from "../project/paths.ts";
-import { get, list, NAMESPACE, toYaml } from "./kubectl.ts";
+import { get, list, namespace, toYaml } from "./kubectl.ts";
 import type { FunctionPlan } from "./plan.ts";
 
 const READY_SECONDS_MAX = 180;
 const WAITS_AT_ONCE = 8;
+
+interface Split {
+  readonly revisionName?: string;
+  readonly latestRevision?: boolean;
+  readonly percent?: number;
+}
+
+/** Compares the traffic of a Service with the rendered one. Returns a sentence for a difference. */
+export function trafficFault(
+  name: string,
+  wanted: readonly Split[],
+  actual: readonly Split[],
+  latest: string | undefined,
+): string | undefined {
+  const shares = (splits: readonly Split[]) => {
+    const sums = new Map<string, number>();
+    for (const { revisionName, latestRevision, percent = 0 } of splits) {
+      const revision = (latestRevision ? (revisionName ?? latest) : revisionName) ?? "";
+      if (percent > 0) sums.set(revision, (sums.get(revision) ?? 0) + percent);
+    }
+    return [...sums]
+      .sort(([a], [b]) => a.localeCompare(b))
+      .map(([revision, percent]) => `${percent} % to ${revision}`)
+      .join(", ");
+  };
+  const is = shares(actual);
+  const should = shares(wanted);
+  return is === should
+    ? undefined
+    : `The traffic of ${name} goes ${is || "nowhere"}; the deployment asks for ${should}.`;
+}
 
 interface Condition {
   readonly type: string;
@@ -16,9 +47,9 @@ interface Condition {
   readonly message?: string;
 }
 
-/** Why a function is not ready, in the words of whoever knows best: its pod, its revision, itself. */
+/** Returns why a function is not ready, from its pod or its conditions. */
 async function reasonOf(name: string): Promise<string> {
-  const pods = await list("pods", NAMESPACE, "-l", `serving.knative.dev/service=${name}`);
+  const pods = await list("pods", namespace(), "-l", `serving.knative.dev/service=${name}`);
   for (const pod of pods) {
     for (const { name: container, state, lastState } of pod.status?.containerStatuses ?? []) {
       const waiting = state?.waiting;
@@ -28,7 +59,7 @@ async function reasonOf(name: string): Promise<string> {
         "logs",
         pod.metadata.name,
         "-n",
-        NAMESPACE,
+        namespace(),
         "-c",
         container,
         "--tail=5",
@@ -38,21 +69,23 @@ async function reasonOf(name: string): Promise<string> {
   }
   const service = await get("services.serving.knative.dev", name);
   const conditions: Condition[] = service?.status?.conditions ?? [];
-  return conditions.find(({ status }) => status !== "True")?.message ?? "it does not say why";
+  return conditions.find(({ status }) => status !== "True")?.message ?? "its status contains no reason";
 }
 
-async function waitFor(name: string): Promise<void> {
-  const until = Date.now() + READY_SECONDS_MAX * 1000;
+async function waitFor({ name, service: applied }: FunctionPlan): Promise<void> {
+  const rollout = /^(\d+)s$/.exec(applied.metadata.annotations?.["serving.knative.dev/rollout-duration"] ?? "")?.[1];
+  const until = Date.now() + (READY_SECONDS_MAX + Number(rollout ?? 0)) * 1000;
+  let fault: string | undefined;
   const { code } = await attempt("kn", [
     "service",
     "wait",
     name,
     "-n",
-    NAMESPACE,
+    namespace(),
     "--wait-timeout",
     String(READY_SECONDS_MAX),
   ]);
-  // Right after `apply` the old Ready may still be there: what counts is that the newest revision is the ready one.
+  // Right after `apply` the status may be that of the former revision.
   while (code === 0 && Date.now() < until) {
     const service = await get("services.serving.knative.dev", name);
     const {
@@ -64,13 +97,19 @@ async function waitFor(name: string): Promise<void> {
     const ready = (conditions as Condition[]).find(({ type }) => type === "Ready");
     const current =
       observedGeneration === service?.metadata.generation && latestCreatedRevisionName === latestReadyRevisionName;
-    if (current && ready?.status === "True") return;
+    if (current && ready?.status === "True") {
+      const { traffic = [] } = service?.status ?? {};
+      fault = trafficFault(name, applied.spec.traffic ?? [], traffic as Split[], latestReadyRevisionName);
+      if (fault === undefined) return;
+    }
     if (current && ready?.status === "False") break;
     await new Promise((resolve) => setTimeout(resolve, 250));
   }
+  if (fault !== undefined)
+    throw new Refusal(`${fault} A revision may be pinned: kn service describe ${name} -n ${namespace()}`);
   throw new Refusal(
-    `The function ${name} did not get ready: ${await reasonOf(name)}\nThe revision before it still serves, where there was one. ` +
-      `Look closer with: kn revision list -s ${name} -n ${NAMESPACE}`,
+    `The function ${name} did not get ready: ${await reasonOf(name)}\nAn earlier revision still serves. ` +
+      `Look closer with: kn revision list -s ${name} -n ${namespace()}`,
   );
 }
 
@@ -87,13 +126,13 @@ export async function applyFunctions(
     // kn reads one document from one file, and no standard input.
     const file = join(folder, `${name}.yaml`);
     await writeFile(file, toYaml([service]));
-    const said = await run("kn", ["service", "apply", "-f", file, "--no-wait", "-n", NAMESPACE]);
+    const said = await run("kn", ["service", "apply", "-f", file, "--no-wait", "-n", namespace()]);
     if (!/no changes/i.test(said)) changed.push(name);
     report(`applied ${++applied} of ${functions.length}, ${changed.length} changed`);
   }
   let ready = 0;
-  await eachOf(functions, WAITS_AT_ONCE, async ({ name }) => {
-    await waitFor(name);
+  await eachOf(functions, WAITS_AT_ONCE, async (fn) => {
+    await waitFor(fn);
     report(`${++ready} of ${functions.length} ready, ${changed.length} changed`);
   });
   return changed;

@@ -1,19 +1,41 @@
 /** Every YAML of knative/: well formed, made for restricted namespaces, and every name in it leads somewhere. */
 import { describe, expect, it } from "vitest";
-import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
-import { clusterBudget, connectionsOf, PODS_MAX_DEFAULT } from "../database/connections.ts";
+import { connectionsOf } from "../database/connections.ts";
 import { SERVICES } from "../database/sql.ts";
+import { TARGET_DEFAULT } from "../generate/knative.ts";
 import { KAFKA_VERSION } from "../kafka/java.ts";
-import { configuration } from "./backends.ts";
-import { type KubernetesObject, NAMESPACE, readDocuments, yamlFiles } from "./kubectl.ts";
+import { findFunctions } from "../project/functions.ts";
+import { backendsOf, configuration } from "./backends.ts";
+import { LAPTOP, readEnvironment } from "./environment.ts";
+import { type KubernetesObject, readDocuments, yamlFiles } from "./kubectl.ts";
+import { budgetIn } from "./plan.ts";
+
+const NAMESPACE = TARGET_DEFAULT.namespace;
 
 const FOLDERS = ["knative", "knative/functions", "knative/sources", "knative/platform"];
 const PLATFORM_FOLDERS = ["kafka", "kafka-3", "jobs"].map((name) => `knative/platform/${name}`);
 
 /** What an object may have at its top, and what Knative takes in a Service: the rest is a misspelling. */
-const TOP_FIELDS = ["apiVersion", "data", "kind", "metadata", "spec"];
-const REVISION_FIELDS = ["containers", "enableServiceLinks", "timeoutSeconds", "volumes"];
-const CONTAINER_FIELDS = ["env", "image", "imagePullPolicy", "ports", "resources", "securityContext", "volumeMounts"];
+const TOP_FIELDS = ["apiVersion", "automountServiceAccountToken", "data", "kind", "metadata", "spec"];
+const REVISION_FIELDS = [
+  "automountServiceAccountToken",
+  "containerConcurrency",
+  "containers",
+  "enableServiceLinks",
+  "serviceAccountName",
+  "timeoutSeconds",
+  "volumes",
+];
+const CONTAINER_FIELDS = [
+  "args",
+  "env",
+  "image",
+  "imagePullPolicy",
+  "ports",
+  "resources",
+  "securityContext",
+  "volumeMounts",
+];
 
 /** What scripts/secrets/cluster.ts makes. */
 const SECRETS = new Map([
@@ -24,6 +46,11 @@ const SECRETS = new Map([
   ["signing-key", ["key.json"]],
 ]);
 
+const all = await findFunctions();
+const laptop = await readEnvironment(
+  LAPTOP,
+  all.map(({ name }) => name),
+);
 const files = (await Promise.all([...FOLDERS, ...PLATFORM_FOLDERS].map(yamlFiles))).flat();
 const documents = (
   await Promise.all(files.map(async (file) => (await readDocuments(file)).map((document) => ({ file, document }))))
@@ -77,11 +104,7 @@ describe("all of it", () => {
   });
 
   it("names only what the configuration holds", () => {
-    const { data } = configuration({
-      database: { kind: "cluster" },
-      kafka: { kind: "cluster", brokers: 1 },
-      cors: "https://shop.example",
-    });
+    const { data } = configuration({ ...backendsOf(laptop), cors: "https://shop.example" }, laptop);
     for (const { document } of withPods) {
       for (const { name, key } of below(document, "configMapKeyRef")) {
         expect(name).toBe("lotus");
@@ -95,13 +118,14 @@ describe("pods", () => {
   it.each(withPods)("$file: restricted, with requests, no service links, and an image that stays", ({ document }) => {
     const { spec } = document.spec.template;
     expect(spec.enableServiceLinks).toBe(false);
+    expect(spec.automountServiceAccountToken).toBe(false);
     for (const container of spec.containers) {
       const { securityContext: own = {}, image, resources } = container;
       const context = { ...spec.securityContext, ...own };
       expect(context).toMatchObject({ runAsNonRoot: true, allowPrivilegeEscalation: false });
       expect(context).toMatchObject({ capabilities: { drop: ["ALL"] }, seccompProfile: { type: "RuntimeDefault" } });
       expect(image).toMatch(/^[a-z0-9./-]+:[\w.-]+$/);
-      expect(image).not.toMatch(/:latest$/);
+      expect(image).not.toMatch(/:(?:latest|\d+)$/);
       expect(container.imagePullPolicy).toBe("IfNotPresent");
       expect(Object.keys(resources.requests).sort()).toEqual(["cpu", "memory"]);
       expect(resources.limits.memory).toBeDefined();
@@ -154,12 +178,7 @@ describe("functions", () => {
   });
 
   it("open no more connections at full scale during a rollout than the cluster's Postgres allows", () => {
-    const withDatabase = functions.filter(({ document }) => podLabels(document)["lotus/database"] === "true");
-    const scales = withDatabase.map(({ document }) =>
-      Number(document.spec.template.metadata.annotations["autoscaling.knative.dev/max-scale"]),
-    );
-    expect(new Set(scales)).toEqual(new Set([PODS_MAX_DEFAULT]));
-    const needed = connectionsOf(clusterBudget(withDatabase.length, PODS_MAX_DEFAULT, POOL_CONNECTIONS_MAX));
+    const needed = connectionsOf(budgetIn({ all, environment: laptop, backends: backendsOf(laptop) }));
     // Postgres reserves three for superusers.
     const advice = `Raise max_connections in knative/platform/postgres.yaml to ${needed + 3}, and its memory.`;
     expect(needed + 3, advice).toBeLessThanOrEqual(postgresSetting("max_connections"));

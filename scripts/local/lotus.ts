@@ -474,7 +474,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
 async function localBudget(): Promise<ConnectionBudget> {
   const functions = await findFunctions();
   const { DATABASE_POOL: pool } = process.env;
-  return { functions: functions.length, pods: 1, pool: Number(pool ?? POOL_CONNECTIONS_MAX), revisions: 1 };
+  return { connections: functions.length * Number(pool ?? POOL_CONNECTIONS_MAX), revisions: 1 };
 }
 
 /** Returns the entries of the ConfigMap `lotus` that a local run sets by its options and by variables of the same meaning. */

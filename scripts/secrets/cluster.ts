@@ -1,10 +1,12 @@
-/** The Secrets of a deployment: made once, in the cluster and nowhere else, and kept from then on. */
+/** The Secrets of a deployment. Lotus makes them once, in the cluster, and keeps them. */
 import { randomBytes } from "node:crypto";
+import { Refusal } from "../cli/errors.ts";
 import { roleUrl } from "../database/roles.ts";
 import { SERVICES } from "../database/sql.ts";
-import { type Database, POSTGRES } from "../kubernetes/backends.ts";
+import { clusterPostgres, type Database, withoutPassword } from "../kubernetes/backends.ts";
+import type { Environment } from "../kubernetes/environment.ts";
 import { type KafkaCredentials, secretOf, securityOf } from "../kubernetes/kafka-security.ts";
-import { get, type KubernetesObject, NAMESPACE, secretValue, toYaml } from "../kubernetes/kubectl.ts";
+import { get, type KubernetesObject, namespace, secretValue, toYaml } from "../kubernetes/kubectl.ts";
 import { run } from "../process/run.ts";
 import { addKey, type Keys, parseKeys, publicKeysText, retireOthers, signingKeyText } from "./keys.ts";
 
@@ -28,7 +30,7 @@ export async function writeSecrets(
   const secrets = [...values].map(([name, stringData]): KubernetesObject => {
     const metadata = {
       name,
-      namespace: NAMESPACE,
+      namespace: namespace(),
       labels: { "app.kubernetes.io/part-of": "lotus" },
       ...(version !== undefined && { resourceVersion: version }),
     };
@@ -67,31 +69,58 @@ export async function changePublicKeys(change: (keys: Keys) => Promise<Keys> | K
   }
 }
 
-/** Facts about a database beside its URL. */
+/** The parts of a database that its URL does not contain. */
 export interface DatabaseExtras {
   /** The URL of the pooler that functions use, as roleUrl reads it. */
   readonly pooler?: string | undefined;
   /** PEM text of the authority that signed the database's certificate. Undefined: as the cluster has it. */
   readonly authority?: string | undefined;
+  /** The owner's password. Undefined: the Secret `database-admin` contains it. */
+  readonly password?: string | undefined;
+}
+
+/** Returns the owner's URL with the given password, or with the one of the Secret when host and user are the same. */
+function withPassword(url: string, password: string | undefined, former: string | undefined): string {
+  const complete = new URL(url);
+  const before = former === undefined ? undefined : new URL(former);
+  const isSameUser = before?.host === complete.host && before.username === complete.username;
+  if (password !== undefined && password !== "") complete.password = encodeURIComponent(password);
+  else if (isSameUser && before !== undefined) complete.password = before.password;
+  else
+    throw new Refusal(
+      `The password of the database's owner is missing. Put it into the variable DATABASE_ADMIN_PASSWORD: it is for ${url}.`,
+    );
+  return complete.href;
 }
 
 /** Makes the Secrets that are missing and corrects where the database is. Returns the names of those that were written. */
 export async function ensureSecrets(
   database: Database,
   kafka: KafkaCredentials,
-  { pooler, authority }: DatabaseExtras = {},
+  environment: Environment,
+  { pooler, authority, password: given }: DatabaseExtras = {},
 ): Promise<string[]> {
   const missing = new Map<string, Record<string, string>>();
   const owner = await get("secret", "database-admin");
   let adminUrl = secretValue(owner, "url");
   if (database.kind === "cluster" && adminUrl === undefined) {
     const password = newPassword();
-    adminUrl = `postgres://lotus:${password}@${POSTGRES}/lotus`;
+    adminUrl = `postgres://lotus:${password}@${clusterPostgres(environment)}/lotus`;
     missing.set("database-admin", { url: adminUrl, password });
-  } else if (database.kind !== "cluster" && adminUrl !== database.adminUrl) {
-    adminUrl = database.adminUrl;
+  } else if (
+    database.kind !== "cluster" &&
+    (given || adminUrl === undefined || withoutPassword(adminUrl) !== database.url)
+  ) {
+    const former = adminUrl;
+    adminUrl = withPassword(database.url, given, former);
     const password = decodeURIComponent(new URL(adminUrl).password);
-    missing.set("database-admin", { url: adminUrl, password, ...(authority !== undefined && { "ca.crt": authority }) });
+    // The only copy of the former owner's password would be lost.
+    if (former !== undefined && withoutPassword(former) !== database.url)
+      missing.set(`database-admin-${Date.now()}`, { url: former, password: secretValue(owner, "password") ?? "" });
+    const isSame = former !== undefined && withoutPassword(former) === database.url;
+    const kept = authority ?? (isSame ? secretValue(owner, "ca.crt") : undefined);
+    if (former !== adminUrl || kept !== secretValue(owner, "ca.crt"))
+      missing.set("database-admin", { url: adminUrl, password, ...(kept !== undefined && { "ca.crt": kept }) });
   } else if (authority !== undefined && adminUrl !== undefined && secretValue(owner, "ca.crt") !== authority) {
     const password = decodeURIComponent(new URL(adminUrl).password);
     missing.set("database-admin", { url: adminUrl, password, "ca.crt": authority });
@@ -99,7 +128,7 @@ export async function ensureSecrets(
   // The superuser of the cluster's own Postgres. Only that Postgres mounts this Secret.
   if (database.kind === "cluster" && (await get("secret", "database-superuser")) === undefined)
     missing.set("database-superuser", { password: newPassword() });
-  const known = authority ?? (missing.has("database-admin") ? undefined : secretValue(owner, "ca.crt"));
+  const known = missing.get("database-admin")?.["ca.crt"] ?? authority ?? secretValue(owner, "ca.crt");
   for (const role of SERVICES) {
     const name = `database-${role}`;
     const found = await get("secret", name);

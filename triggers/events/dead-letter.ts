@@ -11,6 +11,7 @@ function destination(url: string | undefined): string {
 
 export default subscriber({
   deadLetters: true,
+  scale: { maxPods: 2, connections: 2 },
   async handle({ attributes, ...delivery }) {
     const { knativeerrordest, knativeerrorcode, knativeerrordata, ...event } = attributes;
     const answer = Buffer.from(knativeerrordata ?? "", "base64").toString("utf8");

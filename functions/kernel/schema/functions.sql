@@ -318,8 +318,7 @@ begin
       'originalid', events.printable(l.attributes ->> case when is_own then 'originalid' else 'id' end))),
     array[l.subscriber], '-infinity'
   from events.subscriptions s where s.subscriber = l.subscriber
-  on conflict (id) do update
-    set awaiting = array_append(o.awaiting, l.subscriber), attempts = 0, attempted_at = '-infinity';
+  on conflict (id) do update set awaiting = array_append(o.awaiting, l.subscriber), attempted_at = '-infinity';
   if not found then raise 'there is no subscriber % any more', l.subscriber; end if;
   return true;
 end $$;

@@ -5,7 +5,8 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, inject, it } from "vitest";
 import { parse } from "yaml";
-import { HOST, type KubernetesObject, NAMESPACE, toYaml } from "../../kubernetes/kubectl.ts";
+import { TARGET_DEFAULT } from "../../generate/knative.ts";
+import { type KubernetesObject, namespace, toYaml } from "../../kubernetes/kubectl.ts";
 import { run } from "../../process/run.ts";
 
 import { PROGRAM, ROOT } from "../../project/paths.ts";
@@ -26,7 +27,7 @@ async function roll(name: string, change: (template: KubernetesObject["spec"]) =
   await mkdir(folder, { recursive: true });
   const file = join(folder, `${name}.yaml`);
   await writeFile(file, toYaml([service]));
-  await run("kn", ["service", "apply", "-f", file, "-n", NAMESPACE, "--wait-timeout", "120"]);
+  await run("kn", ["service", "apply", "-f", file, "-n", namespace(), "--wait-timeout", "120"]);
 }
 
 const newRevision = (name: string) =>
@@ -47,7 +48,7 @@ async function restarts(name: string): Promise<{ count: number; reasons: string[
 function flood(path: string, requests: number, bytes: number): () => void {
   const sent = Array.from({ length: requests }, () => {
     const upload = request({
-      host: HOST,
+      host: TARGET_DEFAULT.host,
       path,
       method: "POST",
       headers: { "content-type": "application/json", "content-length": bytes + 1 },

@@ -3,9 +3,10 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
 import { verifyLedger } from "../../database/verify-ledger.ts";
-import { HOST } from "../../kubernetes/kubectl.ts";
 
-export const BASE_URL = `http://${HOST}`;
+import { TARGET_DEFAULT } from "../../generate/knative.ts";
+
+export const BASE_URL = `http://${TARGET_DEFAULT.host}`;
 const DEPOSIT = 1_000_000;
 const SETTLE_SECONDS_MAX = 90;
 /** The notifications of a new user: the welcome, and the deposit. */

@@ -9,7 +9,8 @@ import { parseArgs } from "node:util";
 import { median, ratios, spread } from "../../bench/statistics.ts";
 import { describeError } from "../../cli/errors.ts";
 import { table } from "../../cli/text.ts";
-import { get, HOST, list, NAMESPACE, readDocuments, toYaml } from "../../kubernetes/kubectl.ts";
+import { TARGET_DEFAULT } from "../../generate/knative.ts";
+import { get, list, namespace, readDocuments, toYaml } from "../../kubernetes/kubectl.ts";
 import { BASE_DEFAULT } from "../../kubernetes/options.ts";
 import { attempt, run } from "../../process/run.ts";
 
@@ -51,13 +52,13 @@ async function applyBare(base: string): Promise<void> {
   await mkdir(join(ROOT, ".lotus/knative"), { recursive: true });
   const file = join(ROOT, `.lotus/knative/${BARE}.yaml`);
   await writeFile(file, toYaml([bare]));
-  await run("kn", ["service", "apply", "-f", file, "-n", NAMESPACE]);
+  await run("kn", ["service", "apply", "-f", file, "-n", namespace()]);
 }
 
 async function newUser(): Promise<{ token: string; id: string; email: string }> {
   const email = `${randomUUID()}@example.com`;
   const post = async (path: string, body: object) => {
-    const answer = await fetch(`http://${HOST}${path}`, {
+    const answer = await fetch(`http://${TARGET_DEFAULT.host}${path}`, {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify(body),
@@ -66,7 +67,7 @@ async function newUser(): Promise<{ token: string; id: string; email: string }> 
   };
   const { id } = await post("/profile/register", { email, password: "correct horse battery" });
   const { token } = await post("/profile/login", { email, password: "correct horse battery" });
-  await fetch(`http://${HOST}/billing/add-money?money=100000`, {
+  await fetch(`http://${TARGET_DEFAULT.host}/billing/add-money?money=100000`, {
     method: "POST",
     headers: { authorization: `Bearer ${token}` },
   });
@@ -77,14 +78,14 @@ async function newUser(): Promise<{ token: string; id: string; email: string }> 
 function callsOf(user: { token: string; id: string; email: string }): Call[] {
   const endpoint = (method: Call["method"], path: string, body?: object): Call => ({
     name: path.slice(1).split("?")[0]?.replace("/", "-") ?? "",
-    url: `http://${HOST}${path}`,
+    url: `http://${TARGET_DEFAULT.host}${path}`,
     method,
     headers: { authorization: `Bearer ${user.token}`, ...(body && { "content-type": "application/json" }) },
     ...(body && { body }),
   });
   const event = (name: string, topic: string, data: object): Call => ({
     name,
-    url: `http://${name}.${NAMESPACE}.svc.cluster.local/`,
+    url: `http://${name}.${namespace()}.svc.cluster.local/`,
     method: "POST",
     body: data,
     headers: {
@@ -96,7 +97,7 @@ function callsOf(user: { token: string; id: string; email: string }): Call[] {
     },
   });
   return [
-    { name: BARE, url: `http://${BARE}.${NAMESPACE}.svc.cluster.local/`, method: "GET" },
+    { name: BARE, url: `http://${BARE}.${namespace()}.svc.cluster.local/`, method: "GET" },
     endpoint("POST", "/profile/register", { email: `${randomUUID()}@example.com`, password: "correct horse battery" }),
     endpoint("POST", "/profile/login", { email: user.email, password: "correct horse battery" }),
     endpoint("GET", "/profile/me"),
@@ -119,7 +120,7 @@ async function memoryOf(name: string): Promise<number | undefined> {
   const [pod] = await functionPods(name);
   if (pod === undefined) return undefined;
   const read = 'console.log(require("node:fs").readFileSync("/proc/1/status", "utf8").match(/VmRSS:\\s+(\\d+)/)[1])';
-  const where = ["exec", pod.metadata.name, "-n", NAMESPACE, "-c", "user-container", "--"];
+  const where = ["exec", pod.metadata.name, "-n", namespace(), "-c", "user-container", "--"];
   for (const node of ["node", "/nodejs/bin/node"]) {
     const { code, stdout } = await attempt("kubectl", [...where, node, "-e", read]);
     if (code === 0) return Number(stdout.trim()) * 1024;
@@ -183,7 +184,7 @@ async function main(): Promise<void> {
     const figures = [spread(taken, 0), median(ratios(taken, bare)).toFixed(2), resident.toFixed(1)];
     rows.push([name, ...figures, (whole / 1e6).toFixed(1), (own / 1e6).toFixed(2)]);
   }
-  await run("kn", ["service", "delete", BARE, "-n", NAMESPACE]);
+  await run("kn", ["service", "delete", BARE, "-n", namespace()]);
   console.log(
     `\n${table(rows)}\n\nOf ${values.rounds} rounds: the median (the least–the most); the ratio round by round.`,
   );

@@ -8,6 +8,7 @@
 import { spawn } from "node:child_process";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
+import { withoutPassword } from "../../kubernetes/backends.ts";
 import { get } from "../../kubernetes/kubectl.ts";
 import { attempt } from "../../process/run.ts";
 
@@ -67,7 +68,9 @@ export default async function setup(project: TestProject): Promise<(() => Promis
   const backends: ExternalBackends | undefined = host
     ? await startExternalBackends(host, join(ROOT, ".lotus/external-backends"))
     : undefined;
-  const where = backends ? `--database '${backends.databaseUrl}' --brokers ${backends.kafka}` : "";
+  const where = backends ? `--database '${withoutPassword(backends.databaseUrl)}' --brokers ${backends.kafka}` : "";
+  // Deployments of the tests inherit the variable: a command line does not contain the password.
+  if (backends) process.env.DATABASE_ADMIN_PASSWORD = decodeURIComponent(new URL(backends.databaseUrl).password);
   const deployArguments = `${process.env.CLUSTER_DEPLOY ?? ""} ${where}`;
   console.log(await deploy(deployArguments));
   const controlled = await get("deployment", "kafka-controller", "knative-eventing");
