@@ -119,7 +119,7 @@ export function htmlReport(report: Report): string {
 body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 svg { width: 100%; border: 1px solid #8886; }
 polyline { fill: none; stroke: #2a7; stroke-width: 1.5; }
-rect { fill: #c44; } text { font-size: 10px; fill: currentColor; }
+rect { fill: #c44; } text { font-size: 10px; fill: CanvasText; stroke: Canvas; stroke-width: 3; paint-order: stroke; }
 table { border-collapse: collapse; } td, th { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #8884; }
 </style>
 <h1>Chaos run, seed ${seed}</h1>

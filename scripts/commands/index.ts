@@ -41,6 +41,7 @@ export const COMMANDS: Readonly<Record<string, Entry>> = {
   images: entry("Develop", "write the contents of the images", () => import("./images.ts")),
   chaos: entry("Develop", "inject faults under load and check the invariants", () => import("./chaos.ts")),
   fuzz: entry("Develop", "send generated requests to every endpoint", () => import("./fuzz.ts")),
+  licences: entry("Develop", "list the licences of the packages that ship", () => import("./licences.ts")),
   bench: entry("Develop", "measure Lotus against floors", () => import("./bench.ts")),
 
   cluster: entry("Cluster", "start minikube with Knative", () => import("./cluster.ts")),
