@@ -1,7 +1,17 @@
 import { randomBytes } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../../scripts/testing/lotus.ts";
+import type { ReceivedSpan } from "../../scripts/local/otlp-receiver.ts";
+import {
+  eventually,
+  newUser,
+  relayNow,
+  settled,
+  startTestLotus,
+  type TestLotus,
+  type TestUser,
+} from "../../scripts/testing/lotus.ts";
 import { receiverOf, spanNamed, spansOnce, tracesWith, treeOf } from "../../scripts/testing/spans.ts";
+import { METRICS } from "./telemetry-sdk.ts";
 
 const PAY = "POST /order/pay";
 const CREATE = "create notification-requested";
@@ -92,5 +102,185 @@ describe("the trace of a payment", () => {
     expect(request.traceId).not.toBe(traceId);
     expect(request.links).toEqual([{ traceId, spanId }]);
     expect(receiverOf(lotus).trace(traceId)).toEqual([]);
+  });
+});
+
+/** Returns the id of the event that a payment created. */
+function eventOf(spans: readonly ReceivedSpan[]): string {
+  return String(spanNamed(spans, CREATE).attributes["messaging.message.id"]);
+}
+
+const isRepublished = ({ attributes }: ReceivedSpan) => attributes["lotus.republished"] === true;
+const childrenOf = (spans: readonly ReceivedSpan[], parent: ReceivedSpan) =>
+  spans.filter(({ parentSpanId }) => parentSpanId === parent.spanId).map(({ name }) => name);
+
+describe("the trace of an event that takes another way", () => {
+  let lotus: TestLotus;
+  let user: TestUser;
+  beforeAll(async () => {
+    lotus = await startTestLotus({ otel: true, scheduled: false });
+    user = await newUser(lotus, 1_000);
+    await settled(lotus);
+  });
+  afterAll(() => lotus.stop());
+
+  /** Leaves an event of a payment's trace in the outbox, as if its publication had failed. Resolves to the payment's `create` span. */
+  async function leaveUnpublished(): Promise<ReceivedSpan> {
+    const create = spanNamed(await pay(lotus, user), CREATE);
+    await lotus.database.query(
+      `select events.emit('notification-requested', 1, 'order-pay', $1::uuid, $2, jsonb_build_object(
+        'userId', $1::uuid, 'recipient', 'a@example.com', 'kind', 'message', 'message', 'late'))`,
+      [user.id, `00-${create.traceId}-${create.spanId}-01`],
+    );
+    return create;
+  }
+  const once = (id: string, what: string, isComplete: (spans: readonly ReceivedSpan[]) => boolean) =>
+    spansOnce(lotus, what, () => id, isComplete);
+
+  it("contains each delivery of an event that is delivered twice", async () => {
+    const spans = await pay(lotus, user);
+    const create = spanNamed(spans, CREATE);
+    const traceparent = `00-${create.traceId}-${create.spanId}-01`;
+    const http = { traceId: randomBytes(16).toString("hex"), spanId: randomBytes(8).toString("hex") };
+    const { rows } = await lotus.database.query(
+      "select jsonb_build_object('userId', user_id, 'recipient', email, 'kind', 'message', 'message', message) as data from notification.notifications where id = $1",
+      [eventOf(spans)],
+    );
+    const { rows: installation } = await lotus.database.query("select events.source_of('order-pay') as source");
+    const answer = await fetch(`${lotus.insideUrl}/notification-store`, {
+      method: "POST",
+      headers: {
+        "content-type": "application/json",
+        "ce-specversion": "1.0",
+        "ce-id": eventOf(spans),
+        "ce-source": installation[0].source,
+        "ce-type": "lotus.notification-requested.v1",
+        "ce-traceparent": traceparent,
+        "ce-knativekafkapartition": "3",
+        "ce-knativekafkaoffset": "42",
+        traceparent: `00-${http.traceId}-${http.spanId}-01`,
+      },
+      body: JSON.stringify(rows[0].data),
+    });
+    expect(answer.status).toBeLessThan(300);
+    const both = await once(
+      create.traceId,
+      "both deliveries are in the trace",
+      (all) => all.filter(({ name }) => name === "notification.store").length === 2,
+    );
+    const deliveries = both.filter(({ name }) => name === PROCESS);
+    expect(deliveries.map(({ parentSpanId }) => parentSpanId)).toEqual([create.spanId, create.spanId]);
+    expect(deliveries[1]).toMatchObject({
+      links: [http],
+      attributes: { "messaging.destination.partition.id": "3", "messaging.kafka.offset": "42" },
+    });
+    for (const delivery of deliveries) expect(childrenOf(both, delivery)).toEqual(["notification.store"]);
+  });
+
+  it("continues from the relay's publication", async () => {
+    const create = await leaveUnpublished();
+    await relayNow(lotus);
+    const spans = await once(
+      create.traceId,
+      "the relay's publication and its delivery are in the trace",
+      (all) => all.filter(({ name }) => name === "notification.store").length === 2 && all.some(isRepublished),
+    );
+    const republished = spans.find(isRepublished);
+    expect(republished).toMatchObject({ name: SEND, service: "events-relay", parentSpanId: create.spanId });
+    const relay = await once(republished?.links[1]?.traceId ?? "", "the relay's run has ended", (all) =>
+      all.some(({ name }) => name === "events-relay"),
+    );
+    expect(spanNamed(relay, "events-relay").attributes).toMatchObject({ "faas.trigger": "timer" });
+  });
+
+  it("continues from the replay of a dead letter", async () => {
+    const create = await leaveUnpublished();
+    const traces = async () =>
+      once(
+        create.traceId,
+        "the replayed event is stored",
+        (all) => all.filter(({ name }) => name === "notification.store").length === 2 && all.some(isRepublished),
+      );
+    await lotus.database.query(
+      `with gone as (delete from events.outbox o returning o.*)
+       insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
+       select g.id, 'notification-store', 'test', (events.envelope(g::events.outbox) -> 'event') - 'data', convert_to(g.data::text, 'UTF8')
+       from gone g`,
+    );
+    await lotus.database.query("select events.replay(d.id) from events.dead_letters d");
+    await relayNow(lotus);
+    const deliveries = (await traces()).filter(({ name }) => name === PROCESS);
+    expect(deliveries.map(({ parentSpanId }) => parentSpanId)).toEqual([create.spanId, create.spanId]);
+  });
+
+  it("continues where a reader settles the event", async () => {
+    const create = await leaveUnpublished();
+    const id = create.traceId;
+    const { status, headers } = await user.call("GET /notification");
+    expect(status).toBe(200);
+    const readerTrace = headers.get("traceresponse")?.split("-")[1] ?? "";
+    const spans = await once(id, "the reader's settling is in the trace", (all) =>
+      all.some(({ attributes }) => attributes["lotus.outcome"] === "settled by reader"),
+    );
+    const settling = spans.find(({ attributes }) => attributes["lotus.outcome"] === "settled by reader");
+    const reader = await once(readerTrace, "the reader's statement is in its trace", (all) =>
+      ["GET /notification", "notification.store"].every((name) => all.some((span) => span.name === name)),
+    );
+    const request = spanNamed(reader, "GET /notification");
+    expect(settling).toMatchObject({
+      name: PROCESS,
+      service: "notification",
+      parentSpanId: spanNamed(spans, CREATE).spanId,
+      links: [{ traceId: readerTrace, spanId: request.spanId }],
+    });
+    const statement = spanNamed(reader, "notification.store");
+    expect(statement.parentSpanId).toBe(request.spanId);
+    expect(statement.links).toContainEqual({ traceId: id, spanId: settling?.spanId });
+  });
+
+  it("links the calls of a batch and their statement in both directions", async () => {
+    const answers = await Promise.all(Array.from({ length: 40 }, () => user.call("POST /billing/add-money?money=1")));
+    const ids = answers.map(({ headers }) => headers.get("traceresponse")?.split("-")[1] ?? "");
+    const spansOfAll = () => ids.flatMap((id) => receiverOf(lotus).trace(id));
+    const batch = await eventually("a statement with several calls", () =>
+      spansOfAll().find(
+        ({ name, attributes }) => name === "billing.deposit" && Number(attributes["lotus.batch.calls"]) > 1,
+      ),
+    );
+    const waits = await eventually("each call of the batch has waited", () => {
+      const found = spansOfAll().filter(
+        ({ name, links }) => name === "wait billing.deposit" && links[0]?.spanId === batch.spanId,
+      );
+      return found.length === batch.attributes["lotus.batch.calls"] && found;
+    });
+    const traces = new Set(waits.map(({ traceId }) => traceId));
+    expect(new Set([batch.traceId, ...batch.links.map(({ traceId }) => traceId)])).toEqual(traces);
+  });
+
+  it("contains no token, no password and no email", async () => {
+    const all = JSON.stringify(
+      receiverOf(lotus)
+        .traceIds()
+        .map((id) => receiverOf(lotus).trace(id)),
+    );
+    expect(all).toContain(PAY);
+    for (const secret of [user.token, user.password, user.email, "@example.com", "late"])
+      expect(all).not.toContain(secret);
+  });
+
+  it("is accompanied by every metric", async () => {
+    await lotus.tick();
+    const seen = () =>
+      new Set(
+        receiverOf(lotus)
+          .metrics()
+          .map(({ name }) => name),
+      );
+    const expected = Object.keys(METRICS).filter((name) => name !== "lotus.lane.calls" && name !== "lotus.seal.age");
+    await eventually(`the metrics ${expected.join(", ")} arrive`, () => expected.every((name) => seen().has(name)));
+    const balance = receiverOf(lotus)
+      .metrics()
+      .filter(({ name }) => name === "lotus.trial_balance");
+    expect(balance.map(({ value }) => value)).toEqual(balance.map(() => 0));
   });
 });

@@ -8,7 +8,9 @@ import { SERVICES } from "./sql.ts";
 /** The functions that each service may call. A function that is missing here is for SECURITY DEFINER functions only. */
 const MAY_EXECUTE: Readonly<Record<string, readonly string[]>> = {
   events: [
+    "billing.figures",
     "events.claim",
+    "events.figures",
     "events.forget_keys",
     "events.forget_unawaited",
     "events.give_up",

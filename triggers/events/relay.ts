@@ -16,16 +16,20 @@ import {
   RELAY_RUN_MILLISECONDS_MAX,
 } from "#kernel/settings";
 import { subscriber } from "#kernel/subscriber";
+import { isRecording, measure, type Span } from "#kernel/telemetry";
 
 const idsOf = (envelopes: readonly Envelope[]) => envelopes.map(({ event }) => event.id);
 
 /**
  * Publishes events, and moves those that the broker refuses to the dead letters.
  * @param until of performance.now(): when this run ends
+ * @param span the span of this run
  * @returns how many were published
  */
-async function publishOrMoveToDeadLetters(envelopes: readonly Envelope[], until: number): Promise<number> {
-  const refused = await publish(envelopes, until);
+async function publishOrMoveToDeadLetters(envelopes: readonly Envelope[], until: number, span: Span): Promise<number> {
+  const refused = await publish(envelopes, until, span);
+  const published = envelopes.length - refused.length;
+  measure("lotus.events.republished", published, { "messaging.destination.name": envelopes[0]?.topic ?? "" });
   for (const { envelope, reason } of refused) {
     log("error", "the broker refuses an event; it moved to the dead letters", { event: envelope.event.id, reason });
     await query("move-unpublishable-to-dead-letters", "select events.move_unpublishable_to_dead_letters($1, $2)", [
@@ -34,16 +38,17 @@ async function publishOrMoveToDeadLetters(envelopes: readonly Envelope[], until:
     ]);
   }
   await query("forget-unawaited", "select events.forget_unawaited($1)", [idsOf(envelopes)]);
-  return envelopes.length - refused.length;
+  return published;
 }
 
-async function claim(overdueSeconds: number, exceptTopics: readonly string[]): Promise<Envelope[]> {
-  const [row] = await query<{ overdue: Envelope[] }>("claim", "select events.claim($1, $2, $3, $4) as overdue", [
-    `${overdueSeconds} seconds`,
-    RELAY_BATCH_EVENTS_MAX,
-    RELAY_BATCH_BYTES_MAX,
-    exceptTopics,
-  ]);
+async function claim(overdueSeconds: number, exceptTopics: readonly string[], span: Span): Promise<Envelope[]> {
+  const [row] = await query<{ overdue: Envelope[] }>(
+    "claim",
+    "select events.claim($1, $2, $3, $4) as overdue",
+    [`${overdueSeconds} seconds`, RELAY_BATCH_EVENTS_MAX, RELAY_BATCH_BYTES_MAX, exceptTopics],
+    "repeatable",
+    span,
+  );
   return row?.overdue ?? [];
 }
 
@@ -67,7 +72,7 @@ async function giveUp(): Promise<void> {
 }
 
 /** Publishes overdue events until the outbox has no more, or the time of the run is over. */
-async function publishOverdue(): Promise<void> {
+async function publishOverdue(span: Span): Promise<void> {
   const began = performance.now();
   const until = began + RELAY_RUN_MILLISECONDS_MAX;
   // A topic that the brokers refuse or lack waits for the next run, and delays no other topic.
@@ -75,11 +80,11 @@ async function publishOverdue(): Promise<void> {
   let published = 0;
   for (let elapsed = 0; elapsed < RELAY_RUN_MILLISECONDS_MAX; elapsed = performance.now() - began) {
     // Overdue since this run began: an event that this run has published gets its time.
-    const overdue = await claim(RELAY_OVERDUE_SECONDS + elapsed / 1000, failed);
+    const overdue = await claim(RELAY_OVERDUE_SECONDS + elapsed / 1000, failed, span);
     if (overdue.length === 0) break;
     for (const [topic, envelopes] of byTopic(overdue)) {
       try {
-        published += await publishOrMoveToDeadLetters(envelopes, until);
+        published += await publishOrMoveToDeadLetters(envelopes, until, span);
       } catch (error) {
         const { reason = "" } = failure(error);
         log("error", "overdue events were not published; the next run tries again", {
@@ -120,11 +125,40 @@ async function trimDeadLetters(): Promise<void> {
     log("warning", "old dead letters of other producers were deleted", { count: row.deleted });
 }
 
+interface Figures {
+  readonly outbox_rows: string;
+  readonly outbox_seconds: number;
+  readonly dead_letters: string;
+  readonly seal_seconds: number | null;
+  readonly trial_balance: string;
+}
+
+/** Reports the state of the database as metrics. Without telemetry it asks for nothing. */
+async function reportFigures(span: Span): Promise<void> {
+  if (!isRecording()) return;
+  const [figures] = await query<Figures>(
+    "figures",
+    "select * from events.figures() e, billing.figures() b",
+    [],
+    "repeatable",
+    span,
+  );
+  if (figures === undefined) return;
+  measure("lotus.outbox.rows", Number(figures.outbox_rows));
+  measure("lotus.outbox.age", figures.outbox_seconds);
+  measure("lotus.dead_letters", Number(figures.dead_letters));
+  measure("lotus.trial_balance", Number(figures.trial_balance));
+  // Before the first seal there is no age.
+  if (figures.seal_seconds !== null) measure("lotus.seal.age", figures.seal_seconds);
+}
+
 export default subscriber({
   schedule: "* * * * *",
-  async handle() {
+  async handle({ span }) {
+    // The events of the outbox are more important than their figures.
+    await reportFigures(span).catch((error: unknown) => log("warning", "no figures were reported", failure(error)));
     await giveUp();
-    await publishOverdue();
+    await publishOverdue(span);
     await trimDeadLetters();
     await forgetKeys();
   },

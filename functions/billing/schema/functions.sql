@@ -506,6 +506,16 @@ returns void language sql volatile security definer set search_path = pg_catalog
   delete from events.outbox o where o.id = event_key and o.topic = 'ledger-sealed' and o.awaiting = '{}'
 $$;
 
-grant usage on schema billing to "lotus:billing";
+-- The figures of the ledger that the relay reports as metrics: the seconds since the last seal, null without one, and the sum of all
+-- balances in minor units, which is 0.
+create or replace function billing.figures(out seal_seconds double precision, out trial_balance numeric)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select (select extract(epoch from clock_timestamp() - max(s.sealed_at))::double precision from billing.seals s),
+    coalesce(sum(a.balance), 0)
+  from billing.accounts a
+$$;
+
+grant usage on schema billing to "lotus:billing", "lotus:events";
+grant execute on function billing.figures to "lotus:events";
 grant execute on function billing.open_account, billing.move_money, billing.balance, billing.history, billing.begin_seal,
   billing.continue_seal, billing.forget_published_seal to "lotus:billing";

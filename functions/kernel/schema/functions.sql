@@ -363,12 +363,20 @@ returns integer language sql volatile security definer set search_path = pg_cata
   select count(*)::integer from gone
 $$;
 
+-- The figures of the outbox and of the dead letters that the relay reports as metrics. The age is in seconds, 0 without events.
+create or replace function events.figures(out outbox_rows bigint, out outbox_seconds double precision, out dead_letters bigint)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select count(*), coalesce(greatest(extract(epoch from clock_timestamp() - min(o.time)), 0), 0)::double precision,
+    (select count(*) from events.dead_letters)
+  from events.outbox o
+$$;
+
 -- A role may execute only what its service calls by itself. A security definer function needs no grant of its caller's.
 grant usage on schema events to "lotus:profile", "lotus:billing", "lotus:order", "lotus:notification", "lotus:events";
 grant execute on function events.emit, events.uuid_v7 to "lotus:profile";
 grant execute on function events.settle_many, events.unsettled to "lotus:notification";
 grant execute on function events.move_to_dead_letters to "lotus:billing", "lotus:notification", "lotus:events";
-grant execute on function events.claim, events.release, events.give_up, events.forget_unawaited,
+grant execute on function events.figures, events.claim, events.release, events.give_up, events.forget_unawaited,
   events.move_unpublishable_to_dead_letters, events.trim_dead_letters, events.forget_keys to "lotus:events";
 -- Triggers compare the id with the source of an event.
 grant execute on function events.installation_id to "lotus:billing", "lotus:notification", "lotus:events";
