@@ -5,6 +5,7 @@ import type { ConnectionOptions } from "node:tls";
 
 /** The modes of libpq that decide before a byte is sent; `allow` and `prefer` would send a password in clear when TLS fails. */
 export const TLS_MODES = ["disable", "require", "verify-ca", "verify-full"] as const;
+/** Is one of TLS_MODES. */
 export type TlsMode = (typeof TLS_MODES)[number];
 
 /** Where a database is, and how a client connects to it. */

@@ -211,9 +211,9 @@ export function openDatabase(): void {
     });
 }
 
-/** What a lost connection means for a statement that was already sent. */
+/** States how a lost connection is answered for a statement that was already sent. */
 export type Repetition =
-  /** The statement changes nothing that a user asked for. It is sent again. */
+  /** The statement makes no change that a user asked for. It is sent again. */
   | "repeatable"
   /** The statement takes effect once, however often it is sent. It is sent again. */
   | "keyed"
@@ -360,7 +360,7 @@ async function repeat<Row>(
       return await send<Row>(client, name, text, values as unknown[]);
     } catch (error) {
       const state = sqlState(error);
-      // Without an answer of the server nobody knows what it has done.
+      // Without an answer of the server the outcome is unknown.
       const lost = state === undefined || LOST.test(state);
       if (state === LOCK_NOT_AVAILABLE && outcomeIsKnown) throw new RowLocked();
       if (!lost && !UNAVAILABLE.test(state) && !ROLLED_BACK.test(state)) throw error;

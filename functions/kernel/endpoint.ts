@@ -1,4 +1,4 @@
-/** An HTTP endpoint: what it takes, what it answers, and the handler between. */
+/** Describes an HTTP endpoint: its inputs, its answers and its handler. */
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type * as v from "valibot";
 import { failure, log } from "./log.ts";
@@ -52,10 +52,10 @@ type SuccessOf<A extends Answers> =
 
 type OutputOf<S> = S extends Schema ? v.InferOutput<S> : undefined;
 
-/** Who may call: only a user with a valid token, or anyone. */
+/** Names the callers that an endpoint accepts: only a user with a valid token, or anyone. */
 type Caller = "user" | "anyone";
 
-/** What a handler is given: of what its description does not ask for, nothing. */
+/** Contains the input of a handler. An input that the endpoint does not declare is `undefined`. */
 export interface EndpointRequest<
   C extends Caller = "user",
   Q extends Schema | undefined = undefined,
@@ -82,7 +82,7 @@ export interface EndpointRequest<
   publish(envelopes: readonly Envelope[]): void;
 }
 
-/** What a function is given: its service's database role, the public keys, the private key. */
+/** Names a secret of a function: its service's database role, the public keys, or the private key. */
 export type Use = "database" | "public-keys" | "signing-key";
 
 /** How a function scales in a cluster. An environment may override each field. */
@@ -102,6 +102,7 @@ export interface Scale {
   readonly cpu?: string;
 }
 
+/** Describes a function that answers HTTP requests. Its file exports the description by default. */
 export interface Endpoint<
   A extends Answers = Answers,
   C extends Caller = Caller,
@@ -112,9 +113,9 @@ export interface Endpoint<
 > {
   readonly method: "GET" | "POST";
   readonly caller: C;
-  /** One sentence with a verb: what the endpoint does. OpenAPI shows it. */
+  /** States in one sentence with a verb what the endpoint does. OpenAPI shows it. */
   readonly summary: string;
-  /** More sentences for OpenAPI: what a client must know beyond the summary. */
+  /** Adds sentences for clients to OpenAPI. */
   readonly description?: string;
   readonly query?: Q;
   readonly body?: B;
@@ -122,7 +123,7 @@ export interface Endpoint<
   readonly page?: P;
   /** Takes an Idempotency-Key. */
   readonly idempotent?: I;
-  /** What it is given, when that is not the database and, for users, the public keys. */
+  /** Lists its secrets. The default is the database and, for callers with a token, the public keys. */
   readonly uses?: readonly Use[];
   readonly scale?: Scale;
   readonly answers: A;
@@ -364,7 +365,7 @@ export function toHttpFunction(source: string, description: Endpoint) {
       if (!known) failed = failure(error);
       const problem = known
         ? error
-        : new Problem("internal", `Tell us the trace ${span.traceId}, and we can find what it was.`, {
+        : new Problem("internal", `The log contains the cause under the trace ${span.traceId}. Report this trace.`, {
             members: { traceId: span.traceId },
           });
       if (!response.headersSent) {

@@ -49,7 +49,7 @@ function sasl(): SASLOptions | undefined {
   return { mechanism, username, password };
 }
 
-/** kafkajs looks into the queue of a connection every millisecond, also when nothing is in it: 3 % of a core, for each. */
+/** Stops the timer of idle connections: kafkajs looks into the queue of each every millisecond, which costs 3 % of a core. */
 async function quietenEmptyQueues(): Promise<void> {
   // @ts-expect-error kafkajs does not describe what is inside it
   const { default: RequestQueue } = await import("kafkajs/src/network/requestQueue/index.js");
@@ -61,7 +61,7 @@ async function quietenEmptyQueues(): Promise<void> {
   };
 }
 
-/** A message of kafkajs: what happened, and why. */
+/** Receives a message of kafkajs and its reason. */
 export type Report = (message: string, reason: string) => void;
 
 let reportedAt = -REPORT_MILLISECONDS_MIN;
@@ -74,8 +74,8 @@ const toLog: Report = (message, reason) => {
 };
 
 /**
- * A kafkajs client for these brokers, secured as the settings say. It connects when it is used.
- * @param report hears what kafkajs would print; our log, unless given
+ * Makes a kafkajs client for brokers, secured as the settings say. It connects when it is used.
+ * @param report receives the messages of kafkajs; the default writes them to the log
  * @throws {SettingsError} when a file that a setting names cannot be read
  */
 export async function kafkaClient(brokers: readonly string[], report: Report = toLog): Promise<Kafka> {
@@ -136,7 +136,7 @@ function disconnectWhenIdle(): void {
 /** The broker will never take what it was given. Of several events, one at least is to blame; `message` says why. */
 export class Refused extends Error {}
 
-/** What brokers say of a record, or of several at once, that they will never take. Other errors are nobody's fault but theirs. */
+/** The errors of brokers that always refuse a record or a batch. Other errors may pass. */
 const REFUSALS = ["MESSAGE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD"];
 
 function refusal(error: unknown): Refused | undefined {
@@ -145,6 +145,7 @@ function refusal(error: unknown): Refused | undefined {
   return REFUSALS.includes(type ?? "") ? new Refused(`Kafka does not accept it: ${message} (${type}).`) : undefined;
 }
 
+/** Contains a record as Lotus publishes it. */
 export interface KafkaRecord {
   readonly topic: string;
   readonly key: string | null;

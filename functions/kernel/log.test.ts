@@ -60,7 +60,7 @@ describe("the log", () => {
     await settled(lotus);
   });
 
-  it("names the trace of what went wrong on our side, in the answer and in the line", async () => {
+  it("names the trace of a server error in the answer and in the log line", async () => {
     await lotus.database.query(`revoke execute on function "order".place from ${roleOf(lotus, "order")}`);
     const user = await newUser(lotus, 100);
     const { status, body } = await user.call("POST /order/pay?idSubscription=1");

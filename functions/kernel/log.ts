@@ -24,6 +24,7 @@ export interface LogFields {
   stack?: string;
 }
 
+/** Names the severity of a log line. */
 export type LogLevel = "info" | "warning" | "error";
 
 let functionName: string | undefined;

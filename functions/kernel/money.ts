@@ -7,7 +7,7 @@ export type Money = bigint;
 const MINOR_UNITS = 100n;
 /** 1 000 000 000.00, in minor units. */
 export const AMOUNT_MAX: Money = 1_000_000_000n * MINOR_UNITS;
-/** Fifteen digits: what a JSON number carries exactly, decimals included. The ledger refuses a balance above it. */
+/** Limits a balance to fifteen digits, which a JSON number represents exactly. The ledger refuses a greater balance. */
 export const BALANCE_MAX: Money = 999_999_999_999_999n;
 
 const DECIMAL = /^(0|[1-9][0-9]{0,15})(?:\.([0-9]{1,2}))?$/;

@@ -28,14 +28,15 @@ const PROBLEMS = {
   "too-many-attempts": [429, "Too many attempts"],
   "too-many-requests": [429, "Too many requests at a time"],
   "headers-too-large": [431, "The headers are too large"],
-  internal: [500, "Something went wrong on our side"],
+  internal: [500, "The server failed"],
   unavailable: [503, "Not available at the moment"],
   "outcome-unknown": [503, "The outcome is not known"],
 } as const satisfies Record<string, readonly [number, string]>;
 
+/** Names a kind of problem. */
 export type ProblemCode = keyof typeof PROBLEMS;
 
-/** All of them. */
+/** Lists every code of a problem. */
 export const PROBLEM_CODES = Object.keys(PROBLEMS) as ProblemCode[];
 
 /** The codes that go with a status. */
@@ -59,6 +60,7 @@ export interface FieldError {
   readonly detail: string;
 }
 
+/** Contains the additions to the status and the text of a problem. */
 export interface ProblemExtras {
   /** Response headers, such as Allow and Retry-After. */
   readonly headers?: Readonly<Record<string, string>>;
@@ -66,7 +68,7 @@ export interface ProblemExtras {
   readonly members?: Readonly<Record<string, unknown>>;
 }
 
-/** What every 401 names: the way to authenticate (RFC 9110 §15.5.2, RFC 6750 §3). */
+/** Names the way to authenticate in every 401 (RFC 9110 §15.5.2, RFC 6750 §3). */
 export const CHALLENGE = 'Bearer realm="lotus"';
 
 /** A refusal. A handler returns it, or throws it from below. */
@@ -132,20 +134,20 @@ export function invalid(wrong: readonly FieldError[]): Problem {
   return new Problem("invalid-request", detail, { members: { errors } });
 }
 
-/** Our own messages say "must be …"; valibot's own say what type it expected. */
+/** Returns the expectation of an issue. The messages of Lotus begin with "must"; a message of valibot names the expected type. */
 function expectation(issue: v.BaseIssue<unknown>): string {
   if (issue.message.startsWith("must ")) return issue.message;
   return issue.expected === null ? "is not valid" : `must be ${issue.expected}`;
 }
 
 /**
- * What is wrong, field by field. Never the value: it may be a password, and this is shown and logged.
- * @param whole what a value is called that has no fields
+ * Returns the faults, field by field. It omits the values: one may be a password, and faults are shown and logged.
+ * @param whole the name of a value without fields
  */
 export function fieldErrors(issues: readonly v.BaseIssue<unknown>[], whole: string): FieldError[] {
   return issues.map((issue) => ({
     field: v.getDotPath(issue) ?? whole,
-    // Of a schema, not of a check behind it: only the former says that nothing was sent.
+    // Only an issue of the schema itself, not of a later check, means that the field is missing.
     detail: issue.kind === "schema" && issue.received === "undefined" ? "is missing" : expectation(issue),
   }));
 }

@@ -1,4 +1,4 @@
-/** What a request says: read, checked, and refused by what is wrong with it. */
+/** Reads and checks the parts of a request, and refuses wrong ones by name. */
 import { createHash } from "node:crypto";
 import type { IncomingMessage } from "node:http";
 import { isIPv4, isIPv6 } from "node:net";
@@ -18,15 +18,15 @@ import {
   settings,
 } from "./settings.ts";
 
-// Schemas of any input and output: `unknown` would refuse those that transform.
-// biome-ignore lint/suspicious/noExplicitAny: see above
+/** Accepts a schema of any input and output. */
+// biome-ignore lint/suspicious/noExplicitAny: `unknown` would refuse schemas that transform
 export type Schema = v.GenericSchema<any, any>;
 
 /** How a statement keeps a repeated request from having its effect twice. */
 export interface Idempotency {
   /** The client's Idempotency-Key; null when it sent none. */
   readonly key: string | null;
-  /** What the key was used for: the function and its validated input, hashed. */
+  /** The hash of the function and its validated input, which a key belongs to. */
   readonly fingerprint: string | null;
   /** A keyed statement may be sent again when its connection is lost. */
   readonly repetition: Repetition;
@@ -106,9 +106,9 @@ export function readBody(request: IncomingMessage & { rawBody?: Buffer }): unkno
   }
   const { "content-encoding": coding = "identity" } = request.headers;
   if (coding.toLowerCase() !== "identity")
-    throw new Problem("unsupported-media-type", `Send the body as it is, without content-encoding: ${quoted(coding)}.`);
+    throw new Problem("unsupported-media-type", `Send the body without this content-encoding: ${quoted(coding)}.`);
   const raw = request.rawBody ?? Buffer.alloc(0);
-  // Under the framework's own command line nobody has looked at the size before.
+  // The framework's own command line does not check the size.
   if (raw.length > REQUEST_BODY_BYTES_MAX) throw bodyTooLarge(REQUEST_BODY_BYTES_MAX);
   let value: unknown;
   try {
@@ -147,6 +147,12 @@ export function textOrNumber<S extends Schema>(schema: S, shownAs: Readonly<Reco
 
 const IDEMPOTENCY_KEY = new RegExp(IDEMPOTENCY_KEY_PATTERN);
 
+/**
+ * Reads the header Idempotency-Key.
+ * @param source the name of the function
+ * @param input the validated input, which becomes part of the fingerprint
+ * @throws {Problem} `invalid-input` when the key is malformed
+ */
 export function readIdempotency(request: IncomingMessage, source: string, input: unknown): Idempotency {
   const key = request.headers["idempotency-key"];
   if (key === undefined) return { key: null, fingerprint: null, repetition: "once" };
@@ -166,6 +172,12 @@ export function expiredKey(): Problem {
   );
 }
 
+/**
+ * Reads `limit` and `cursor` of a query.
+ * @param schema the schema of a position
+ * @param path the path of the link to the next page
+ * @throws {Problem} `invalid-input` when one of them is wrong
+ */
 export function readPage<Position>(schema: Schema, path: string, query: Record<string, string>): Page<Position> {
   const limit = query.limit === undefined ? PAGE_ROWS_DEFAULT : check(v.object({ limit: PageLimit }), query).limit;
   let after: Position | undefined;

@@ -172,13 +172,13 @@ async function within(work: Promise<unknown>, milliseconds: number, otherwise: s
   else if (first instanceof Error) log("warning", "draining failed", failure(first));
 }
 
-/** What a function uses besides the network. */
+/** Returns the secrets that a function uses. */
 export function usesOf(description: Endpoint | Subscriber): readonly Use[] {
   if (!("method" in description)) return ["database"];
   return description.uses ?? (description.caller === "user" ? ["database", "public-keys"] : ["database"]);
 }
 
-/** What a function of this description cannot run without; the generated Knative Service gives it just that. */
+/** Returns the settings that a function needs. The generated Knative Service sets only these. */
 export function settingsOf(description: Endpoint | Subscriber) {
   const uses = usesOf(description);
   return (["DATABASE_URL", "JWKS_FILE", "SIGNING_KEY_FILE"] as const).filter((name) => uses.includes(USE_OF[name]));
@@ -217,10 +217,10 @@ export function main(name: string, description: Endpoint | Subscriber, loadTelem
   process.on("SIGINT", stop);
   // The local gateway starts functions with a channel: when it dies, they do not stay behind.
   process.on("disconnect", stop);
-  // Whoever read the log lines has gone. To log that would fail as well, for ever.
+  // The reader of the log lines has gone. A log line about it would fail as well.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined);
   process.on("uncaughtException", (error) => {
-    log("error", "an error that nobody caught; the process ends", failure(error));
+    log("error", "an uncaught error; the process ends", failure(error));
     process.exitCode = 1;
     stop();
   });
@@ -229,7 +229,7 @@ export function main(name: string, description: Endpoint | Subscriber, loadTelem
     process.stderr.write(`${name} cannot listen: ${reason}\n`);
     process.exit(1);
   });
-  // To whoever started this process with a channel: port 0 is any free one, and this says which.
+  // Port 0 is any free port: the parent process receives the number through its channel.
   const { HOST: host } = settings();
   server.listen({ port, ...(host && { host }) }, () => {
     markListening();

@@ -1,44 +1,49 @@
-/** What a function process is told by its environment, and the limits that it keeps. */
+/** The settings of a function process, from its environment, and the limits of all functions, with their units. */
 import { readFileSync } from "node:fs";
 import * as v from "valibot";
 
-/** A request's body; a CloudEvent's data may be larger, because a broker lets foreign producers send that much. */
+/** Limits the body of a request. */
 export const REQUEST_BODY_BYTES_MAX = 64 * 1024;
+/** Limits the data of a CloudEvent. A broker accepts more from foreign producers than a request may contain. */
 export const EVENT_BODY_BYTES_MAX = 1024 * 1024;
-/** The largest record of a topic: more than an event may have, so that a larger event becomes a dead letter with a reason. */
+/** Limits a record of a topic. It is above the limit of an event, so that a larger event becomes a dead letter with a reason. */
 export const RECORD_BYTES_MAX = 1_250_000;
-/** Complete requests in progress in one process; one more is answered 503 at once. */
+/** Limits the complete requests in progress in one process. The process answers the next one with 503 at once. */
 export const REQUESTS_IN_FLIGHT_MAX = 1000;
-/** Of these, requests of one user, and requests without a token from one address, which many clients may share. */
+/** Limits the requests of one user among them. */
 export const REQUESTS_OF_USER_MAX = 100;
+/** Limits the requests without a token from one address among them. Many clients may share an address. */
 export const REQUESTS_OF_ADDRESS_MAX = 500;
-/** From the first byte of a request to its answer; then 503 `outcome-unknown`. */
+/** Limits the time from the first byte of a request to its answer. Then the answer is 503 `outcome-unknown`. */
 export const REQUEST_MILLISECONDS_MAX = 20_000;
-/** What is left of it when a call stops waiting for its statement, so that the answer says that nothing was changed. */
+/** Remains of that time when a call stops waiting for its statement, so that the answer says that nothing was changed. */
 export const REQUEST_ANSWER_MILLISECONDS = 500;
-/** Requests of one process whose body is still arriving; one more closes the one that waits longest. */
+/** Limits the requests of one process whose body is still arriving. One more closes the oldest of them. */
 export const REQUESTS_INCOMPLETE_MAX = 1000;
-/** Open connections of one process, idle ones included: above REQUESTS_IN_FLIGHT_MAX and REQUESTS_INCOMPLETE_MAX together. */
+/** Limits the open connections of one process. It is above REQUESTS_IN_FLIGHT_MAX and REQUESTS_INCOMPLETE_MAX together. */
 export const CONNECTIONS_MAX = 4_000;
-/** A request line and its headers, as a client may send them: Node's default. */
+/** Limits a request line and its headers, as a client sends them. It is Node's default. */
 export const REQUEST_HEADER_BYTES_MAX = 16 * 1024;
-/** The same as a function accepts it: a proxy adds headers, and writes a space after each colon. */
+/** Limits the same in a function: a proxy adds headers, and writes a space after each colon. */
 export const FORWARDED_HEADER_BYTES_MAX = 24 * 1024;
-/** KafkaSource sends a record's key in two headers and each record header in one: twice the record, and room for names. */
+/** Limits the headers of an event. KafkaSource sends a record's key in two headers and each record header in one. */
 export const EVENT_HEADER_BYTES_MAX = 2 * RECORD_BYTES_MAX + 1024 * 1024;
-/** From the first byte of a request to the last byte of its body; then 408. */
+/** Limits the time from the first byte of a request to the last byte of its body. Then the answer is 408. */
 export const REQUEST_RECEIVE_MILLISECONDS_MAX = 5_000;
-/** How often Node looks for requests that take longer than that. */
+/** States how often Node looks for requests that exceed REQUEST_RECEIVE_MILLISECONDS_MAX. */
 export const REQUEST_RECEIVE_CHECK_MILLISECONDS = 500;
-/** Above queue-proxy's 90 s, so that the proxy, never the function, gives up an idle connection. */
+/** Keeps an idle connection open. It is above the 90 s of queue-proxy, so that the proxy closes it first. */
 export const KEEP_ALIVE_MILLISECONDS = 95_000;
 
-/** Draining after SIGTERM: requests in flight, then events, then connections. Together below Knative's `timeoutSeconds`. */
+/** Limits the wait for requests in flight after SIGTERM. All DRAIN limits together are below Knative's `timeoutSeconds`. */
 export const DRAIN_REQUESTS_MILLISECONDS_MAX = 20_000;
-/** For a request that was on its way when SIGTERM came; then connections on which nothing was asked are closed. */
+/** Waits after SIGTERM for a request that is on its way. Then the process closes connections that received no request. */
 export const DRAIN_ARRIVAL_MILLISECONDS = 250;
+/** Limits the publication of waiting events after SIGTERM. */
 export const DRAIN_EVENTS_MILLISECONDS_MAX = 5_000;
+/** Limits the closing of the database connections after SIGTERM. */
 export const DRAIN_DATABASE_MILLISECONDS_MAX = 2_000;
+/** Limits the last export of telemetry after SIGTERM. */
 export const DRAIN_TELEMETRY_MILLISECONDS_MAX = 2_000;
 
 /** Spans and measurements that wait for telemetry.cjs. */
@@ -48,108 +53,138 @@ export const TELEMETRY_SHUTDOWN_MILLISECONDS_MAX = 1_900;
 /** Time between two warnings about an exporter that fails. */
 export const TELEMETRY_WARNING_MILLISECONDS_MIN = 60_000;
 
-/** Connections of one process, unless DATABASE_POOL says otherwise. scripts/database/connections.ts adds up all pods. */
+/** Limits the connections of one process, unless DATABASE_POOL is set. scripts/database/connections.ts adds up all pods. */
 export const POOL_CONNECTIONS_MAX = 4;
+/** Limits the wait of a statement for a connection of the pool. */
 export const POOL_WAIT_MILLISECONDS_MAX = 5_000;
+/** Limits how long a connection stays open without a statement. */
 export const POOL_IDLE_MILLISECONDS_MAX = 30_000;
+/** Limits one statement. Migrations set it for each role, as `statement_timeout`. */
 export const STATEMENT_MILLISECONDS_MAX = 10_000;
-/** Wait of one statement for a locked row. Migrations set it for each role, as `lock_timeout`. */
+/** Limits the wait of one statement for a locked row. Migrations set it for each role, as `lock_timeout`. */
 export const ROW_WAIT_MILLISECONDS_MAX = 1_000;
 
-/** Group commit (batch.ts). Calls in one statement: CPU per payment falls until about 64 rows, latency grows with each row. */
+/** Limits the calls in one statement of batch.ts. CPU per payment falls until about 64 rows; latency grows with each row. */
 export const BATCH_ROWS_MAX = 64;
-/** Statements of batches in flight, the second only beside a slow one, and of calls that run alone. Together at most the pool. */
+/** Limits the statements of batches in flight. The second goes out only beside a slow one. */
 export const BATCH_STATEMENTS_MAX = 2;
+/** Limits the statements of calls that run alone. With BATCH_STATEMENTS_MAX they use at most the pool. */
 export const BATCH_LANE_STATEMENTS_MAX = 2;
-/** A statement in flight for longer than this is slow: it may wait for a locked row. */
+/** Separates slow statements: one in flight for longer may wait for a locked row. */
 export const BATCH_SLOW_MILLISECONDS = 50;
-/** Pause before a call is sent again whose row stayed locked. */
+/** Pauses before a call whose row stayed locked is sent again. */
 export const BATCH_ROW_PAUSE_MILLISECONDS = 100;
-/** Calls of one process that wait or are in flight, and those of one key, so that one user cannot fill the queue. */
+/** Limits the calls of one process that wait or are in flight. */
 export const BATCH_CALLS_MAX = 1_000;
+/** Limits the calls of one key among them, so that one user cannot fill the queue. */
 export const BATCH_KEY_CALLS_MAX = 100;
-/** Keys whose calls run alone. */
+/** Limits the keys whose calls run alone. */
 export const BATCH_LANE_KEYS_MAX = 250;
-/** Wait of one call for its statement, locked rows included. */
+/** Limits the wait of one call for its statement, with the time of locked rows. */
 export const BATCH_WAIT_MILLISECONDS_MAX = 10_000;
-/** Opening one connection: TCP, TLS, login. */
+/** Limits the opening of one connection: TCP, TLS and login. */
 export const DATABASE_CONNECT_MILLISECONDS_MAX = 5_000;
-/** How long a statement is repeated after its first failure: above a server's restart, below a client's patience. */
+/** Limits how long a statement is repeated after its first failure: above a server's restart, below a client's patience. */
 export const DATABASE_RETRY_MILLISECONDS_MAX = 3_000;
+/** Is the first pause between two attempts. Each further pause is twice as long. */
 export const DATABASE_RETRY_PAUSE_MILLISECONDS_MIN = 20;
+/** Limits the pause between two attempts. */
 export const DATABASE_RETRY_PAUSE_MILLISECONDS_MAX = 500;
-/** What `Retry-After` says while the database cannot work. */
+/** Is the `Retry-After` of answers while the database cannot work. */
 export const DATABASE_RETRY_AFTER_SECONDS = 1;
-/** Bytes of one connection that Postgres has not read yet. Above what one statement sends. */
+/** Limits the bytes of one connection that Postgres has not read yet. It is above what one statement sends. */
 export const DATABASE_BUFFERED_BYTES_MAX = 64 * 1024 * 1024;
-/** How long a closing connection waits to send its last bytes. */
+/** Limits how long a closing connection waits to send its last bytes. */
 export const DATABASE_CLOSE_MILLISECONDS_MAX = 500;
-/** Idle time after which TCP asks whether the server is still there. */
+/** Is the idle time after which TCP asks whether the server still answers. */
 export const DATABASE_KEEP_ALIVE_MILLISECONDS = 10_000;
-/** Postgres uses 4 096 by default. More than this would let a server occupy the processor. */
+/** Limits the SCRAM iterations that a server may demand. Postgres uses 4 096; many more would occupy the processor. */
 export const SCRAM_ITERATIONS_MAX = 1_000_000;
-/** How long a trigger waits for a database that is away before it fails: below the 30 s that its source waits for an answer. */
+/** Limits how long a trigger waits for an unavailable database. Its source waits 30 s for an answer. */
 export const DATABASE_AWAY_MILLISECONDS_MAX = 20_000;
+/** Pauses between two attempts of a trigger while the database is unavailable. */
 export const DATABASE_AWAY_STEP_MILLISECONDS = 1_000;
 
-/** Events that wait in memory to be published. What does not fit stays in the outbox for the relay. */
+/** Limits the events that wait in memory to be published. The relay publishes the others from the outbox. */
 export const PUBLISH_QUEUE_EVENTS_MAX = 1_000;
+/** Limits the events of one batch for the broker. */
 export const PUBLISH_BATCH_EVENTS_MAX = 100;
+/** Limits one publication. */
 export const PUBLISH_MILLISECONDS_MAX = 10_000;
-/** Batches that wait for the one in flight. One more is refused at once: the outbox keeps its events. */
+/** Limits the batches that wait for the one in flight. The next is refused at once: the outbox keeps its events. */
 export const PUBLISH_BATCHES_WAITING_MAX = 32;
 
-/** The relay: what counts as overdue, how much in one statement and one batch for the broker, how long in one run. */
+/** Is the age at which the relay publishes an event of the outbox. */
 export const RELAY_OVERDUE_SECONDS = 10;
+/** Limits the events in one statement of the relay. */
 export const RELAY_BATCH_EVENTS_MAX = 500;
-/** A broker's limit is on what one batch holds for one partition: as much as the largest event, no more. */
+/** Limits the bytes of one batch. A broker limits a batch for one partition, and accepts the largest event. */
 export const RELAY_BATCH_BYTES_MAX = EVENT_BODY_BYTES_MAX;
+/** Limits one run of the relay. */
 export const RELAY_RUN_MILLISECONDS_MAX = 45_000;
-/** What a dead letter contains: characters of one attribute and of all together, and bytes of a body above EVENT_BODY_BYTES_MAX. */
+/** Limits the characters of one attribute in a dead letter. */
 export const DEAD_LETTER_ATTRIBUTE_LENGTH_MAX = 16 * 1024;
+/** Limits the characters of all attributes in a dead letter. */
 export const DEAD_LETTER_ATTRIBUTES_LENGTH_MAX = 64 * 1024;
+/** Limits the bytes in a dead letter of a body above EVENT_BODY_BYTES_MAX. */
 export const DEAD_LETTER_BODY_BYTES_MAX = 64 * 1024;
-/** The relay deletes the oldest dead letters beyond this number, this size together, and this age. */
+/** Limits the number of dead letters. The relay deletes the oldest beyond it. */
 export const DEAD_LETTERS_MAX = 10_000;
+/** Limits the size of all dead letters. The relay deletes the oldest beyond it. */
 export const DEAD_LETTERS_BYTES_MAX = 1024 * 1024 * 1024;
+/** Limits the age of a dead letter. The relay deletes older ones. */
 export const DEAD_LETTER_HOURS_MAX = 90 * 24;
-/** Characters of a dead letter's reason. */
+/** Limits the characters of a dead letter's reason. */
 export const REASON_LENGTH_MAX = 1_000;
-/** Publications of one event before it moves to the dead letters: about seventy minutes. */
+/** Limits the publications of one event, about seventy minutes. Then the event moves to the dead letters. */
 export const PUBLISH_ATTEMPTS_MAX = 12;
+/** States how long an idempotency key keeps its answer. */
 export const IDEMPOTENCY_KEY_DAYS = 7;
-/** Old keys that one statement deletes, and how long in one run of the relay. */
+/** Limits the old keys that one statement deletes. */
 export const FORGET_BATCH_KEYS_MAX = 5_000;
+/** Limits the deletion of old keys in one run of the relay. */
 export const FORGET_RUN_MILLISECONDS_MAX = 5_000;
+/** Limits the characters of an idempotency key. */
 export const IDEMPOTENCY_KEY_LENGTH_MAX = 255;
-/** Visible ASCII. */
+/** Matches an idempotency key: visible ASCII. */
 export const IDEMPOTENCY_KEY_PATTERN = "^[!-~]+$";
 
-/** Wrong fields that one refusal names. */
+/** Limits the wrong fields that one refusal names. */
 export const FIELD_ERRORS_MAX = 20;
-/** Of a text from the request that a refusal quotes. */
+/** Limits the characters of the request that a refusal quotes. */
 export const QUOTE_LENGTH_MAX = 100;
 
-/** The hourly seal: accounts in one statement, one run, and the pause while a transaction runs that may write an earlier entry. */
+/** Limits the accounts that one statement of the hourly seal hashes. */
 export const SEAL_ACCOUNTS_MAX = 10_000;
+/** Limits one run of the hourly seal. */
 export const SEAL_RUN_MILLISECONDS_MAX = 45_000;
+/** Pauses the seal while a transaction runs that may write an earlier entry. */
 export const SEAL_WAIT_MILLISECONDS_STEP = 100;
 
+/** Is the number of rows of a page when the request has no `limit`. */
 export const PAGE_ROWS_DEFAULT = 50;
+/** Limits the rows of a page. */
 export const PAGE_ROWS_MAX = 100;
+/** Limits the characters of a cursor. */
 export const CURSOR_LENGTH_MAX = 200;
 
+/** Is the `iss` of a token (RFC 7519 §4.1.1). */
 export const TOKEN_ISSUER = "lotus";
+/** Is the `aud` of a token (RFC 7519 §4.1.3). */
 export const TOKEN_AUDIENCE = "lotus";
+/** Is the lifetime of a token. */
 export const TOKEN_SECONDS = 3600;
+/** Limits the characters of a token. */
 export const TOKEN_LENGTH_MAX = 4096;
+/** Limits the checked tokens that one process remembers. */
 export const TOKEN_CACHE_ENTRIES_MAX = 10_000;
-/** How far the clocks of two machines may differ: a token issued "in the future" is accepted within it. Its end is exact. */
+/** Limits the difference between the clocks of two machines when a token was issued in the future. Its expiry is exact. */
 export const TOKEN_CLOCK_SKEW_SECONDS = 5;
-/** How long a retired key may sign: until every pod has the new one. */
+/** States how long a retired key may sign: until every pod has the new one. */
 export const KEY_OVERLAP_SECONDS = 600;
-/** How often a process looks whether the key file has changed, and how often it reads the file in any case. */
+/** States how often a process checks whether the key file has changed. */
 export const KEY_CHECK_MILLISECONDS = 1_000;
+/** States how often a process reads the key file without a change. */
 export const KEY_READ_MILLISECONDS_MAX = 60_000;
 
 const port = v.pipe(
@@ -226,7 +261,7 @@ const Variables = v.object({
   ),
   /** Where the database is: postgres://role:password@host:port/name. */
   DATABASE_URL: v.optional(url("postgres:", "postgresql:")),
-  /** A file that holds the password, when it is not in DATABASE_URL: a mounted secret. */
+  /** A file that contains the password, when DATABASE_URL has none: a mounted secret. */
   DATABASE_PASSWORD_FILE: v.optional(v.string()),
   /** A PEM file: the authority that signed the database's certificate, when the URL names no sslrootcert. */
   DATABASE_CA_FILE: v.optional(v.string()),
@@ -249,7 +284,7 @@ const Variables = v.object({
   KAFKA_BROKERS: v.optional(Brokers),
   /** The beginning of every topic and consumer group. */
   KAFKA_PREFIX: v.optional(KafkaPrefix, ""),
-  /** "true": Kafka over TLS. The files are PEM: an authority of one's own, and what proves a client to the broker. */
+  /** "true": Kafka over TLS. The files are PEM: a private certificate authority, and the certificate of the client with its key. */
   KAFKA_TLS: v.optional(
     v.pipe(
       v.picklist(["true", "false"], "true or false"),
@@ -259,7 +294,7 @@ const Variables = v.object({
   KAFKA_TLS_CA_FILE: v.optional(v.string()),
   KAFKA_TLS_CERTIFICATE_FILE: v.optional(v.string()),
   KAFKA_TLS_KEY_FILE: v.optional(v.string()),
-  /** SASL: who we are to Kafka. The password by itself, or in a file: a mounted secret. */
+  /** SASL: the user that Lotus authenticates to Kafka as. The password is a value, or a file: a mounted secret. */
   KAFKA_SASL_MECHANISM: v.optional(
     v.picklist(["plain", "scram-sha-256", "scram-sha-512"], "plain, scram-sha-256 or scram-sha-512"),
     "scram-sha-512",
@@ -317,9 +352,10 @@ const Environment = v.pipe(
   ),
 );
 
+/** Describes the settings after they were read and checked. */
 export type Settings = v.InferOutput<typeof Environment>;
 
-/** The environment is wrong. `message` holds a sentence for each variable. */
+/** Reports a wrong environment. `message` contains a sentence for each variable. */
 export class SettingsError extends Error {}
 
 /**
@@ -344,14 +380,17 @@ export function readSettings(environment: Record<string, string | undefined>): S
 
 let known: Settings | undefined;
 
-/** The settings of this process, read once, at the first call. Throws SettingsError. */
+/**
+ * Returns the settings of this process. The first call reads them.
+ * @throws {SettingsError} when a variable has a wrong value
+ */
 export function settings(): Settings {
   known ??= readSettings(process.env);
   return known;
 }
 
 /**
- * One setting that this function cannot do without.
+ * Returns a setting that this function needs.
  * @throws {SettingsError} when it is not set
  */
 export function required<Name extends keyof Settings>(name: Name): NonNullable<Settings[Name]> {
@@ -362,7 +401,7 @@ export function required<Name extends keyof Settings>(name: Name): NonNullable<S
 }
 
 /**
- * The text of a file that a setting names.
+ * Returns the text of a file that a setting names.
  * @throws {SettingsError} when it cannot be read
  */
 export function readSettingFile(name: Extract<keyof Settings, `${string}_FILE`>): string {

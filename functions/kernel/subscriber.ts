@@ -72,6 +72,7 @@ interface Scaled {
   readonly scale?: Scale;
 }
 
+/** Describes a function that events or a schedule invoke. Its file exports the description by default. */
 export type Subscriber = { readonly kind: "subscriber" } & Scaled & (OfTopic<Schema> | OfSchedule | OfDeadLetters);
 
 /** Describes a function that is invoked by the events of a topic, by a schedule, or by undeliverable events. */

@@ -19,7 +19,9 @@ export interface SpanContext {
   readonly sampled: boolean;
 }
 
+/** Contains the attributes of a span or a measurement, by name. */
 export type Attributes = Record<string, string | number | boolean>;
+/** Names the kind of a span (OpenTelemetry specification, trace API, SpanKind). */
 export type SpanKind = "internal" | "server" | "client" | "producer" | "consumer";
 
 /** A finished span. Times are milliseconds since 1970. */
@@ -73,6 +75,7 @@ export interface TelemetryModule {
   startExporter(options: ExporterOptions): Exporter;
 }
 
+/** Contains the settings of the exporters. */
 export interface ExporterOptions {
   /** The function's name, which is `service.name` unless OTEL_SERVICE_NAME is set. */
   readonly service: string;

@@ -32,6 +32,7 @@ export const PublicKey = v.object({
   alg: v.literal("EdDSA"),
   use: v.literal("sig"),
 });
+/** Is a public key as a JWK (RFC 8037 §2). */
 export type PublicKey = v.InferOutput<typeof PublicKey>;
 
 /** `retiredAt`: the time in seconds since 1970 at which the key was replaced as the signing key. */
