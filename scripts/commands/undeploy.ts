@@ -1,4 +1,5 @@
-/** lotus undeploy: removes Lotus from a namespace. Its data stays, unless --delete-data names the environment. */
+/** lotus undeploy: removes Lotus from a namespace. Its data stays, unless --delete-data is given. */
+import { createInterface } from "node:readline/promises";
 import { command } from "../cli/command.ts";
 import { Refusal } from "../cli/errors.ts";
 import { print, step } from "../cli/output.ts";
@@ -96,7 +97,19 @@ async function countRows(): Promise<string | undefined> {
   return rows.flatMap(([table, count]) => (count ? [`${count} rows in ${table}`] : [])).join(", ");
 }
 
-async function undeploy(environmentName: string, dataOf: string | undefined): Promise<void> {
+/** Asks for the name of the environment. @throws {Refusal} for another name, or when no person answers */
+async function confirm(name: string, given: string | undefined): Promise<void> {
+  if (given === undefined && !process.stdin.isTTY)
+    throw new Refusal(`Lotus asks before it removes this. A script confirms with --confirm ${name}.`);
+  let answer = given ?? "";
+  if (given === undefined) {
+    const terminal = createInterface({ input: process.stdin, output: process.stdout });
+    answer = await terminal.question(`To remove it, type ${name}: `).finally(() => terminal.close());
+  }
+  if (answer.trim() !== name) throw new Refusal(`"${answer}" is not the environment ${name}. Nothing was removed.`);
+}
+
+async function undeploy(environmentName: string, withData: boolean, confirmed: string | undefined): Promise<void> {
   const names = (await findFunctions()).map(({ name }) => name);
   const environment = await readEnvironment(environmentName, names);
   useNamespace(environment.namespace);
@@ -105,27 +118,24 @@ async function undeploy(environmentName: string, dataOf: string | undefined): Pr
   print(`Environment ${environment.name}: namespace ${namespace()} of the kubectl context ${context}.`);
   if ((await get("namespace", namespace(), "")) === undefined) return print("Lotus is not in this cluster.");
   const disks = await namesOf("persistentvolumeclaim");
-  if (dataOf !== undefined) {
+  if (withData) {
     const rows = await countRows();
     print(
       `--delete-data deletes the disks ${disks.join(", ") || "(none)"}, all Secrets of Lotus with the keys and passwords, and the configuration.\n` +
         `The ledger: ${rows ?? "no Postgres in this namespace answers, so the rows are not counted"}.`,
     );
-    if (dataOf !== environment.name)
-      throw new Refusal(
-        `To delete this data, give the name of the environment: npx lotus undeploy --environment ${environment.name} --delete-data ${environment.name}`,
-      );
   }
+  if (withData || environment.name !== LAPTOP) await confirm(environment.name, confirmed);
   for (const [what, kinds] of Object.entries(STEPS))
     await step(what, async (report) => report(`${await deleteAll(kinds)} removed`));
-  if (dataOf !== undefined) {
+  if (withData) {
     await step("Data", async (report) => report(`${await deleteAll(DATA_KINDS)} removed`));
     return print(`\nLotus and its data are gone. The namespace stays: kubectl delete namespace ${namespace()}`);
   }
   const secrets = await list("secret", namespace(), "-l", LABEL);
   print(
     `\nLotus is off the cluster. Kept: ${secrets.length} secrets, the configuration, and ${disks.length === 0 ? "no disks" : `the disks ${disks.join(", ")}`}.\n` +
-      `npx lotus deploy brings it back. npx lotus undeploy --delete-data ${environment.name} removes them.`,
+      `npx lotus deploy brings it back. npx lotus undeploy --delete-data removes them.`,
   );
 }
 
@@ -141,11 +151,10 @@ topics from the beginning. A second delivery of an event changes no data.`,
       default: LAPTOP,
     },
     "delete-data": {
-      type: "string",
-      value: "NAME",
-      implied: "",
-      about: "remove disks, secrets and configuration of the environment NAME; databases and brokers outside stay",
+      type: "boolean",
+      about: "remove disks, secrets and the configuration too; databases and brokers outside the cluster stay",
     },
+    confirm: { type: "string", value: "NAME", about: "the name of the environment, in place of the question" },
   },
-  run: (values) => undeploy(values.environment, values["delete-data"]),
+  run: (values) => undeploy(values.environment, values["delete-data"], values.confirm),
 });
