@@ -1,7 +1,11 @@
 /** The content of the image: a bill of materials with every bundled package, and hashes that change with one function only. */
+import { execFile } from "node:child_process";
+import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
-import { readFile } from "node:fs/promises";
+import { cp, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { beforeAll, describe, expect, it } from "vitest";
 import { findFunctions } from "../project/functions.ts";
 import { builtInputs } from "./bundles.ts";
@@ -34,6 +38,23 @@ describe("the image", () => {
       expect(notices).toContain(`${name} ${version} (`);
     }
     expect(notices).toMatch(/Copyright/);
+  });
+
+  it("compiles a function to equal bytes each time", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "lotus-rehearsal-"));
+    const compile = async () => {
+      await cp(join(CONTEXT, "app/order-list"), join(folder, "order-list"), { recursive: true });
+      await cp(join(CONTEXT, "rehearse.cjs"), join(folder, "rehearse.cjs"));
+      await promisify(execFile)(process.execPath, [join(folder, "rehearse.cjs")]);
+      const files = (await readdir(join(folder, "order-list"))).filter((file) => /^order-list\..*\.cache$/.test(file));
+      const caches = await Promise.all(files.map((file) => readFile(join(folder, "order-list", file))));
+      await rm(join(folder, "order-list"), { recursive: true });
+      return caches.map((cache) => createHash("sha256").update(cache).digest("hex"));
+    };
+    const first = await compile();
+    expect(first.length).toBeGreaterThan(0);
+    expect(await compile()).toEqual(first);
+    await rm(folder, { recursive: true });
   });
 
   it("has the same hashes when it is built again, and other ones on another base", async () => {

@@ -79,7 +79,7 @@ const worker = async () => {
   for (let folder = folders.shift(); folder !== undefined; folder = folders.shift()) {
     const name = folder;
     // A function without the cache starts as well, only later.
-    await rehearseIn(name).catch((error: Error) => console.error(`Not rehearsed: ${name}: ${error.message}`));
+    await rehearseIn(name).catch((error: Error) => console.error(`The rehearsal of ${name} failed: ${error.message}`));
   }
 };
 void Promise.all(Array.from({ length: AT_ONCE }, worker));

@@ -69,7 +69,7 @@ const COUNTS = [
   "notification.notifications",
 ];
 
-/** Counts the rows of the Postgres in the namespace. Undefined: there is none, or it does not answer. */
+/** Counts the rows of the Postgres in the namespace. Undefined: no Postgres answers. */
 async function countRows(): Promise<string | undefined> {
   const sql = COUNTS.map(
     (table) =>

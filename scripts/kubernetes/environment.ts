@@ -104,7 +104,7 @@ const TopicEntries = {
   partitions: v.optional(count(1, PARTITIONS_MAX)),
   /** Copies of each record. The brokers decide when it is not set. */
   replication: v.optional(count(1, 9)),
-  /** The oldest records of a partition go when it is larger. Not set: only their age counts. */
+  /** The oldest records of a partition go when it is larger. The default is no limit: only their age counts. */
   retentionBytes: v.optional(count(1, Number.MAX_SAFE_INTEGER)),
   /** Consumers of each KafkaSource. */
   consumers: v.optional(count(1, PARTITIONS_MAX), 1),

@@ -87,7 +87,7 @@ export async function isInRegistry(reference: string): Promise<boolean> {
   return (await attempt("skopeo", ["inspect", "--raw", `docker://${reference}`])).code === 0;
 }
 
-/** buildah has a store of its own, so minikube receives the image as a file. */
+/** The store of buildah is separate, so minikube receives the image as a file. */
 async function loadFromBuildah(reference: string, profile: string): Promise<void> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-image-"));
   try {
@@ -119,7 +119,7 @@ async function push(reference: string, builder: Builder, isList: boolean): Promi
 
 /**
  * Returns repository@sha256:… of an image in a registry.
- * @throws {Refusal} when neither docker nor skopeo can read it
+ * @throws {Refusal} when docker and skopeo cannot read it
  */
 export async function digestOf(reference: string): Promise<string> {
   const repository = reference.slice(0, reference.lastIndexOf(":"));

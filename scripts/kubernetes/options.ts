@@ -41,7 +41,7 @@ export interface DeployOptions {
   readonly loadCommand: string | undefined;
   readonly builder: Builder | undefined;
   readonly base: string;
-  /** The architectures of the image. Undefined: those of the nodes. */
+  /** The architectures of the image. Undefined: the architectures of the nodes. */
   readonly architectures: readonly string[] | undefined;
   /** The URL of the source, for a label of the image. */
   readonly source: string;
@@ -122,7 +122,11 @@ export const DEPLOY_OPTIONS = {
   },
   builder: { type: "string", value: "NAME", about: "docker, minikube or buildah (default: the first that works)" },
   base: { type: "string", value: "IMAGE", about: "base of the images", default: BASE_DEFAULT },
-  platform: { type: "string", value: "LIST", about: "architectures of the image: amd64,arm64 (default: of the nodes)" },
+  platform: {
+    type: "string",
+    value: "LIST",
+    about: "architectures of the image: amd64,arm64 (default: those that the nodes have)",
+  },
   source: { type: "string", value: "URL", about: "address of the source code, for a label of the image" },
   metrics: { type: "boolean", about: "apply a PodMonitor for Prometheus" },
   "no-metrics": { type: "boolean", about: "remove the PodMonitor" },

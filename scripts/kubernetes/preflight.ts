@@ -24,7 +24,7 @@ const FUNCTION_CPU = 50;
 /** KafkaSource's dispatcher is started for the first source. */
 const DISPATCHER_CPU = 1000;
 
-/** What the checks found in the cluster. */
+/** The results of the checks. */
 export interface Findings {
   /** How images get into the cluster. Undefined: the options do not say, and the cluster is not a minikube. */
   readonly loading: Loading | undefined;
@@ -75,7 +75,7 @@ async function works(builder: Builder, profile: string | undefined): Promise<boo
 
 /**
  * Finds a program that builds images. Only a deployment that builds calls it.
- * @throws {Refusal} when there is none
+ * @throws {Refusal} when no program answers
  */
 export async function findBuilder(
   options: Pick<DeployOptions, "builder" | "registry" | "loadCommand">,

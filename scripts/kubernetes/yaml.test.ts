@@ -15,7 +15,7 @@ const NAMESPACE = TARGET_DEFAULT.namespace;
 const FOLDERS = ["knative", "knative/functions", "knative/sources", "knative/platform"];
 const PLATFORM_FOLDERS = ["kafka", "kafka-3", "jobs"].map((name) => `knative/platform/${name}`);
 
-/** What an object may have at its top, and what Knative takes in a Service: the rest is a misspelling. */
+/** The fields of an object and of a Knative Service. Another field is a misspelling. */
 const TOP_FIELDS = ["apiVersion", "automountServiceAccountToken", "data", "kind", "metadata", "spec"];
 const REVISION_FIELDS = [
   "automountServiceAccountToken",
@@ -37,7 +37,7 @@ const CONTAINER_FIELDS = [
   "volumeMounts",
 ];
 
-/** What scripts/secrets/cluster.ts makes. */
+/** The Secrets of scripts/secrets/cluster.ts. */
 const SECRETS = new Map([
   ["database-admin", ["url", "password"]],
   ["database-superuser", ["password"]],
