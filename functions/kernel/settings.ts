@@ -134,6 +134,12 @@ export const DEAD_LETTERS_MAX = 10_000;
 export const DEAD_LETTERS_BYTES_MAX = 1024 * 1024 * 1024;
 /** Limits the age of a dead letter. The relay deletes older ones. */
 export const DEAD_LETTER_HOURS_MAX = 90 * 24;
+/** Limits the dead letters that one statement deletes. */
+export const TRIM_BATCH_DEAD_LETTERS_MAX = 1_000;
+/** Limits the age of notifications: the relay deletes older ones. Two years. */
+export const NOTIFICATION_HOURS_MAX = 730 * 24;
+/** Limits the notifications that one statement deletes. */
+export const FORGET_BATCH_NOTIFICATIONS_MAX = 5_000;
 /** Limits the characters of a dead letter's reason. */
 export const REASON_LENGTH_MAX = 1_000;
 /** Limits the publications of one event, about seventy minutes. Then the event moves to the dead letters. */

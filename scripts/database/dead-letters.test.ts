@@ -21,17 +21,23 @@ let user: TestUser;
 /** The letters' numbers, by their events' ids. */
 const letters = new Map<string, string>();
 
+/** The most memory that the command may use, in KiB, as `process.resourceUsage()` counts. */
+const MEMORY_KIBIBYTES_MAX = 150 * 1024;
+/** Makes a Node program print its most memory when it ends. */
+const PRINT_MEMORY = `--import=data:text/javascript,${encodeURIComponent('process.on("exit", () => console.error("memory", process.resourceUsage().maxRSS))')}`;
+
 /** npm run dead-letters, without npm. */
-async function command(...words: string[]): Promise<{ code: number; out: string; err: string }> {
+async function command(...words: string[]): Promise<{ code: number; out: string; err: string; kibibytes: number }> {
   const args = [PROGRAM, "dead-letters", "--database", lotus.adminUrl, ...words];
-  return run(process.execPath, args, { cwd: ROOT, env: { ...process.env, NO_COLOR: "1" } }).then(
-    ({ stdout, stderr }) => ({ code: 0, out: stdout, err: stderr }),
-    (error: { code: number; stdout: string; stderr: string }) => ({
-      code: error.code,
-      out: error.stdout,
-      err: error.stderr,
-    }),
+  const { code, stdout, stderr } = await run(process.execPath, args, {
+    cwd: ROOT,
+    env: { ...process.env, NO_COLOR: "1", NODE_OPTIONS: PRINT_MEMORY },
+  }).then(
+    (ended) => ({ code: 0, ...ended }),
+    (error: { code: number; stdout: string; stderr: string }) => error,
   );
+  const kibibytes = Number(/^memory (\d+)$/m.exec(stderr)?.[1]);
+  return { code, out: stdout, err: stderr.replace(/^memory .*\n/m, ""), kibibytes };
 }
 
 beforeAll(async () => {
@@ -169,13 +175,14 @@ describe("dead-letters", () => {
     await lotus.database.query("delete from notification.notifications where message = $1", [message]);
   });
 
-  it("lists the newest of many, counts the others, and reads no bodies", async () => {
+  it("lists the newest of many, counts the others, and reads no bodies: 400 MB of them need no memory", async () => {
     await lotus.database.query(
       `insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
-       select gen_random_uuid(), 'many', 'reason ' || n, '{"type": "sold"}', convert_to(repeat('x', 500000), 'UTF8')
+       select gen_random_uuid(), 'many', 'reason ' || n, '{"type": "sold"}', convert_to(repeat('x', case when n > 900 then 1048576 else 10 end), 'UTF8')
        from generate_series(1, 1300) n`,
     );
-    const { out } = await command();
+    const { out, kibibytes } = await command();
+    expect(kibibytes).toBeLessThan(MEMORY_KIBIBYTES_MAX);
     const lines = out
       .replace(/^Database .*\n/, "")
       .trimEnd()

@@ -61,7 +61,10 @@ describe("a migration beside running functions", () => {
     const applied = await migrateSchemas(owner, name, rolesOf(name), {
       migrations: [
         ...files.migrations,
-        migration("billing", "alter table billing.transfers add note text;"),
+        migration(
+          "billing",
+          "alter table billing.transfers add note text; alter table billing.accounts add note text;",
+        ),
         migration(
           "events",
           "alter table events.outbox add note text; alter table events.idempotency_keys add note text;",

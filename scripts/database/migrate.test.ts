@@ -47,6 +47,7 @@ describe("migrate", () => {
       "events/001-events",
       "events/functions",
       "notification/001-notifications",
+      "notification/002-by-age",
       "notification/functions",
       "order/001-orders",
       "order/functions",

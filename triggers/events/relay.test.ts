@@ -69,7 +69,7 @@ function refusesWhatIsTooLarge(lotusOf: () => TestLotus) {
     const user = await newUser(lotus);
     await settled(lotus);
     await leaveInOutbox(lotus.database, user.id, ["x".repeat(1_300_000), ...numbered(20)]);
-    await lotus.tick();
+    await lotus.tick("events-relay");
     await settled(lotus);
     expect(await notificationsOf(lotus, user.id)).toEqual({ all: 20, different: 20 });
     const { rows } = await lotus.database.query(
@@ -99,7 +99,7 @@ describe("the relay", () => {
     const user = await newUser(lotus);
     await settled(lotus);
     await leaveInOutbox(lotus.database, user.id, numbered(600));
-    await lotus.tick();
+    await lotus.tick("events-relay");
     await settled(lotus);
     expect(await notificationsOf(lotus, user.id)).toEqual({ all: 600, different: 600 });
     await eventually("it is written down", () => published(lotus) >= 600);
@@ -111,10 +111,10 @@ describe("the relay", () => {
     await settled(lotus);
     await leaveInOutbox(lotus.database, user.id, numbered(1));
     await lotus.database.query("update events.outbox set attempted_at = clock_timestamp()");
-    await lotus.tick();
+    await lotus.tick("events-relay");
     expect(await outbox(lotus)).toEqual({ waiting: 1, attempts: 0 });
     await makeOverdue(lotus.database);
-    await lotus.tick();
+    await lotus.tick("events-relay");
     await settled(lotus);
   });
 
@@ -184,7 +184,7 @@ describe("the relay", () => {
       `update events.outbox set awaiting = '{removed-trigger}', attempts = 12,
          attempted_at = now() - case data ->> 'message' when 'number 0' then interval '11 minutes' else interval '9 minutes' end`,
     );
-    await lotus.tick();
+    await lotus.tick("events-relay");
     const { rows } = await lotus.database.query(
       "delete from events.dead_letters returning subscriber, reason, from_outbox, attributes ->> 'subject' as subject",
     );
@@ -205,7 +205,7 @@ describe("the relay", () => {
     await settled(lotus);
     await leaveInOutbox(lotus.database, user.id, numbered(1));
     await lotus.database.query("update events.outbox set attempted_at = now() + interval '1 year'");
-    await lotus.tick();
+    await lotus.tick("events-relay");
     await settled(lotus);
   });
 
@@ -238,7 +238,7 @@ describe("the relay", () => {
     await settled(lotus);
     await leaveInOutbox(lotus.database, user.id, numbered(12_000));
     const before = published(lotus);
-    await lotus.tick();
+    await lotus.tick("events-relay");
     await settled(lotus);
     expect(await notificationsOf(lotus, user.id)).toEqual({ all: 12_000, different: 12_000 });
     await eventually("it is written down", () => published(lotus) - before >= 12_000);
@@ -254,7 +254,7 @@ describe("the relay", () => {
         [source, bytes, fromOutbox, age],
       );
     const left = async (age: string, most: number, bytes: number) => {
-      await lotus.database.query("select events.trim_dead_letters($1, $2, $3)", [age, most, bytes]);
+      await lotus.database.query("select events.trim_dead_letters($1, $2, $3, $4)", [age, most, bytes, 100]);
       const { rows } = await lotus.database.query("select reason from events.dead_letters order by id");
       return rows.map(({ reason }) => reason).join(" ");
     };
@@ -269,7 +269,7 @@ describe("the relay", () => {
 
   it("deletes published events that have no subscriber", async () => {
     await emitUnheard(lotus, 3);
-    await lotus.tick();
+    await lotus.tick("events-relay");
     expect(await outbox(lotus)).toEqual({ waiting: 0, attempts: 0 });
   });
 
@@ -278,11 +278,42 @@ describe("the relay", () => {
       `insert into events.idempotency_keys (service, user_id, key, fingerprint, created_at)
        select 'billing', gen_random_uuid(), 'a', 'b', now() - age * interval '1 day' from generate_series(1, 11_000), (values (6.9), (7.1)) ages (age)`,
     );
-    await lotus.tick();
+    await lotus.tick("events-relay");
     const { rows } = await lotus.database.query(
       "select count(*)::int as all, min(created_at) > now() - interval '7 days' as young from events.idempotency_keys",
     );
     expect(rows).toEqual([{ all: 11_000, young: true }]);
+  });
+
+  it("deletes notifications that are older than two years, however many, and no others", async () => {
+    await lotus.database.query(
+      `insert into notification.notifications (id, user_id, email, message, created_at)
+       select gen_random_uuid(), gen_random_uuid(), 'a@example.com', 'aged', now() - age * interval '1 day'
+       from generate_series(1, 5_100), (values (729.9), (730.1)) ages (age)`,
+    );
+    await lotus.tick("events-relay");
+    const { rows } = await lotus.database.query(
+      `select count(*)::int as all, min(created_at) > now() - interval '730 days' as young
+       from notification.notifications where message = 'aged'`,
+    );
+    expect(rows).toEqual([{ all: 5_100, young: true }]);
+    await lotus.database.query("delete from notification.notifications where message = 'aged'");
+  });
+
+  it("deletes as many dead letters as it must, a bounded number in each statement", async () => {
+    await lotus.database.query(
+      `insert into events.dead_letters (event_key, subscriber, reason, attributes, moved_at)
+       select gen_random_uuid(), 's', 'r', '{}', now() - age * interval '1 day'
+       from generate_series(1, 2_100), (values (89.9), (90.1)) ages (age)`,
+    );
+    const { rows } = await lotus.database.query(
+      "select events.trim_dead_letters('90 days', 10000, 1000000, 7) as deleted",
+    );
+    expect(rows).toEqual([{ deleted: 7 }]);
+    await lotus.tick("events-relay");
+    const { rowCount } = await lotus.database.query("select from events.dead_letters where reason = 'r'");
+    expect(rowCount).toBe(2_100);
+    await lotus.database.query("delete from events.dead_letters");
   });
 
   refusesWhatIsTooLarge(() => lotus);
@@ -307,7 +338,7 @@ describe.skipIf(!canStartKafka)("the relay, before a real Kafka,", () => {
     await settled(lotus);
     const before = await endOf(kafka.bootstrap, "notification-requested");
     await leaveInOutbox(lotus.database, user.id, numbered(600));
-    await Promise.all([lotus.tick(), lotus.tick()]);
+    await Promise.all([lotus.tick("events-relay"), lotus.tick("events-relay")]);
     expect(await endOf(kafka.bootstrap, "notification-requested")).toBe(before + 600);
     await settled(lotus);
   });
@@ -317,19 +348,19 @@ describe.skipIf(!canStartKafka)("the relay, before a real Kafka,", () => {
     await settled(lotus);
     kafka.kill(0);
     await leaveInOutbox(lotus.database, user.id, numbered(700));
-    const ticked = lotus.tick();
+    const ticked = lotus.tick("events-relay");
     await eventually("a batch is claimed", async () => (await outbox(lotus)).attempts === 1);
     const child = lotus.functions.get("events-relay")?.running?.child;
     child?.kill("SIGKILL");
     await ticked;
     await makeOverdue(lotus.database);
     const before = await outbox(lotus);
-    await lotus.tick();
+    await lotus.tick("events-relay");
     const failed = await heard(lotus, NOT_PUBLISHED);
     expect(failed).toMatchObject([{ level: "error", count: 500, reason: expect.stringContaining("ECONNREFUSED") }]);
     expect(await outbox(lotus)).toEqual(before);
     await kafka.restart(0);
-    await lotus.tick();
+    await lotus.tick("events-relay");
     await settled(lotus);
     expect(await notificationsOf(lotus, user.id)).toEqual({ all: 700, different: 700 });
   });
@@ -339,14 +370,14 @@ describe.skipIf(!canStartKafka)("the relay, before a real Kafka,", () => {
     await settled(lotus);
     await emitUnheard(lotus, 600);
     await leaveInOutbox(lotus.database, user.id, numbered(20));
-    await lotus.tick();
+    await lotus.tick("events-relay");
     await eventually("the others are settled", async () => (await outbox(lotus)).waiting === 600);
     expect(await notificationsOf(lotus, user.id)).toEqual({ all: 20, different: 20 });
     expect(await outbox(lotus)).toEqual({ waiting: 600, attempts: 0 });
     const failed = await heard(lotus, NOT_PUBLISHED, "unheard");
     expect(failed.at(-1)).toMatchObject({ reason: expect.stringContaining("topic") });
     await makeTopic(kafka.bootstrap, "unheard", 1);
-    await lotus.tick();
+    await lotus.tick("events-relay");
     expect(await outbox(lotus)).toEqual({ waiting: 0, attempts: 0 });
     expect(await endOf(kafka.bootstrap, "unheard")).toBe(600);
   });

@@ -1,4 +1,4 @@
-/** Every minute: publishes overdue events of the outbox, and limits the outbox, the dead letters and the idempotency keys. */
+/** Every minute: publishes overdue events of the outbox, and limits the outbox, the dead letters, keys and notifications. */
 import { query } from "#kernel/database";
 import { failure, log } from "#kernel/log";
 import { byTopic, type Envelope, publish } from "#kernel/outbox";
@@ -7,13 +7,16 @@ import {
   DEAD_LETTERS_BYTES_MAX,
   DEAD_LETTERS_MAX,
   FORGET_BATCH_KEYS_MAX,
+  FORGET_BATCH_NOTIFICATIONS_MAX,
   FORGET_RUN_MILLISECONDS_MAX,
   IDEMPOTENCY_KEY_DAYS,
+  NOTIFICATION_HOURS_MAX,
   PUBLISH_ATTEMPTS_MAX,
   RELAY_BATCH_BYTES_MAX,
   RELAY_BATCH_EVENTS_MAX,
   RELAY_OVERDUE_SECONDS,
   RELAY_RUN_MILLISECONDS_MAX,
+  TRIM_BATCH_DEAD_LETTERS_MAX,
 } from "#kernel/settings";
 import { subscriber } from "#kernel/subscriber";
 import { isRecording, measure, type Span } from "#kernel/telemetry";
@@ -54,21 +57,14 @@ async function claim(overdueSeconds: number, exceptTopics: readonly string[], sp
 
 /** Moves events that no subscriber settles to the dead letters, so that the relay does not publish them for ever. */
 async function giveUp(): Promise<void> {
-  const began = performance.now();
-  let moved: number;
-  let all = 0;
-  do {
-    const [row] = await query<{ moved: number }>("give-up", "select events.give_up($1, $2) as moved", [
-      PUBLISH_ATTEMPTS_MAX,
-      RELAY_BATCH_EVENTS_MAX,
-    ]);
-    moved = row?.moved ?? 0;
-    all += moved;
-  } while (moved === RELAY_BATCH_EVENTS_MAX && performance.now() - began < FORGET_RUN_MILLISECONDS_MAX);
-  if (all > 0)
-    log("error", "events were published again and again and never settled; they moved to the dead letters", {
-      count: all,
-    });
+  const count = await deleteInBatches(
+    "give-up",
+    "select events.give_up($1, $2) as deleted",
+    [PUBLISH_ATTEMPTS_MAX],
+    RELAY_BATCH_EVENTS_MAX,
+  );
+  if (count > 0)
+    log("error", "events were published again and again and never settled; they moved to the dead letters", { count });
 }
 
 /** Publishes overdue events until the outbox has no more, or the time of the run is over. */
@@ -100,29 +96,52 @@ async function publishOverdue(span: Span): Promise<void> {
   if (published > 0) log("info", "published overdue events", { count: published });
 }
 
-/** Deletes old idempotency keys in batches, for a limited time. The next run continues. */
-async function forgetKeys(): Promise<void> {
+/**
+ * Repeats a statement that deletes a bounded number of rows until it deletes fewer, for a limited time. The next run continues.
+ * @param text selects the number of deleted rows as `deleted`
+ * @param batchMax rows that one statement deletes
+ * @returns how many rows were deleted
+ */
+async function deleteInBatches(name: string, text: string, values: unknown[], batchMax: number): Promise<number> {
   const began = performance.now();
-  let forgotten: number;
+  let deleted: number;
+  let all = 0;
   do {
-    const [row] = await query<{ forgotten: number }>("forget-keys", "select events.forget_keys($1, $2) as forgotten", [
-      // Hours: a day has 23 or 25 of them when the session's time zone changes to or from summer time.
-      `${IDEMPOTENCY_KEY_DAYS * 24} hours`,
-      FORGET_BATCH_KEYS_MAX,
-    ]);
-    forgotten = row?.forgotten ?? 0;
-  } while (forgotten === FORGET_BATCH_KEYS_MAX && performance.now() - began < FORGET_RUN_MILLISECONDS_MAX);
+    const [row] = await query<{ deleted: number }>(name, text, [...values, batchMax]);
+    deleted = row?.deleted ?? 0;
+    all += deleted;
+  } while (deleted === batchMax && performance.now() - began < FORGET_RUN_MILLISECONDS_MAX);
+  return all;
 }
+
+/** Hours: a day has 23 or 25 of them when the session's time zone changes to or from summer time. */
+const hours = (count: number) => `${count} hours`;
 
 /** Deletes the oldest dead letters of other producers beyond the limits. */
 async function trimDeadLetters(): Promise<void> {
-  const [row] = await query<{ deleted: number }>(
+  const count = await deleteInBatches(
     "trim-dead-letters",
-    "select events.trim_dead_letters($1, $2, $3) as deleted",
-    [`${DEAD_LETTER_HOURS_MAX} hours`, DEAD_LETTERS_MAX, DEAD_LETTERS_BYTES_MAX],
+    "select events.trim_dead_letters($1, $2, $3, $4) as deleted",
+    [hours(DEAD_LETTER_HOURS_MAX), DEAD_LETTERS_MAX, DEAD_LETTERS_BYTES_MAX],
+    TRIM_BATCH_DEAD_LETTERS_MAX,
   );
-  if (row !== undefined && row.deleted > 0)
-    log("warning", "old dead letters of other producers were deleted", { count: row.deleted });
+  if (count > 0) log("warning", "old dead letters of other producers were deleted", { count });
+}
+
+/** Deletes old idempotency keys and old notifications. */
+async function forget(): Promise<void> {
+  await deleteInBatches(
+    "forget-keys",
+    "select events.forget_keys($1, $2) as deleted",
+    [hours(IDEMPOTENCY_KEY_DAYS * 24)],
+    FORGET_BATCH_KEYS_MAX,
+  );
+  await deleteInBatches(
+    "forget-notifications",
+    "select notification.forget($1, $2) as deleted",
+    [hours(NOTIFICATION_HOURS_MAX)],
+    FORGET_BATCH_NOTIFICATIONS_MAX,
+  );
 }
 
 interface Figures {
@@ -160,6 +179,6 @@ export default subscriber({
     await giveUp();
     await publishOverdue(span);
     await trimDeadLetters();
-    await forgetKeys();
+    await forget();
   },
 });

@@ -323,18 +323,20 @@ begin
   return true;
 end $$;
 
--- Deletes the oldest dead letters of other producers, beyond an age, a number and bytes together. Dead letters from the outbox stay:
--- only a person may delete them. Returns how many were deleted.
-create or replace function events.trim_dead_letters(age interval, letters_most integer, bytes_most bigint)
+-- Deletes the oldest dead letters of other producers, beyond an age, a number and bytes together, at most `most` of them. Dead
+-- letters from the outbox stay: only a person may delete them. Returns how many were deleted.
+create or replace function events.trim_dead_letters(age interval, letters_most integer, bytes_most bigint, most integer)
 returns integer language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
   with ranked as (
     select d.id, d.moved_at, row_number() over w as place,
       sum(coalesce(octet_length(d.body), 0) + pg_column_size(d.attributes)) over w as bytes
     from events.dead_letters d where not d.from_outbox window w as (order by d.id desc)
+  ), surplus as (
+    select r.id from ranked r
+    where r.place > letters_most or r.bytes > bytes_most or r.moved_at < clock_timestamp() - age
+    order by r.id limit most
   ), gone as (
-    delete from events.dead_letters d using ranked r
-    where d.id = r.id and (r.place > letters_most or r.bytes > bytes_most or r.moved_at < clock_timestamp() - age)
-    returning 1
+    delete from events.dead_letters d using surplus s where d.id = s.id returning 1
   )
   select count(*)::integer from gone
 $$;

@@ -17,6 +17,19 @@ begin
     select (r.n - 1)::integer from unnest(ids) with ordinality r (id, n) where r.id <> all (skipped);
 end $$;
 
-grant usage on schema notification to "lotus:notification";
+-- Deletes at most `most` notifications older than `age`. Returns how many.
+create or replace function notification.forget(age interval, most integer)
+returns integer language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  with old as (
+    select n.id from notification.notifications n where n.created_at < clock_timestamp() - age limit most
+  ), gone as (
+    delete from notification.notifications n using old where n.id = old.id returning 1
+  )
+  select count(*)::integer from gone
+$$;
+
+grant usage on schema notification to "lotus:notification", "lotus:events";
 grant select, insert on notification.notifications to "lotus:notification";
 grant execute on function notification.store to "lotus:notification";
+-- The relay limits what every service keeps.
+grant execute on function notification.forget to "lotus:events";
