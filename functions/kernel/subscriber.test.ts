@@ -288,6 +288,9 @@ describe("an event of another producer", () => {
   });
 });
 
+/** Above DATABASE_AWAY_MILLISECONDS_MAX. */
+const READ_ONLY_MILLISECONDS_MAX = 28_000;
+
 describe("a database that cannot write", () => {
   let other: TestLotus;
   beforeAll(async () => {
@@ -333,6 +336,38 @@ describe("a database that cannot write", () => {
     const { rows } = await other.database.query("select id from notification.notifications where message = $1", [id]);
     expect(rows).toHaveLength(1);
   });
+
+  it("loses no event while it is read-only for longer than the trigger waits", async () => {
+    await configure("set default_transaction_read_only = on");
+    killFunction(other, "notification-store");
+    const id = randomUUID();
+    const accepted = await call({ url: other.insideUrl }, "POST /", {
+      body: fact({ message: id }),
+      headers: {
+        "content-type": "application/json",
+        "lotus-topic": "notification-requested",
+        "ce-specversion": "1.0",
+        "ce-id": id,
+        "ce-source": "/shop",
+        "ce-type": "sold",
+      },
+    });
+    expect(accepted.status).toBe(202);
+    await eventually(
+      "the trigger has failed, and the source tries again",
+      () => other.lines.get("notification-store")?.some((line) => line.includes(id) && line.includes('"error"')),
+      READ_ONLY_MILLISECONDS_MAX,
+    );
+    await configure("reset default_transaction_read_only");
+    killFunction(other, "notification-store");
+    await eventually("it is stored", async () => {
+      const { rowCount } = await other.database.query("select from notification.notifications where message = $1", [
+        id,
+      ]);
+      return rowCount === 1;
+    });
+    expect((await other.database.query("select from events.dead_letters")).rowCount).toBe(0);
+  }, 60_000);
 
   it("is not waited for when the event is at fault", async () => {
     await other.database.query("alter table notification.notifications add check (message <> 'refused')");

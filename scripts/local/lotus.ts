@@ -100,8 +100,8 @@ export interface Lotus {
   readonly served: ReadonlyMap<string, ServedFunction>;
   /** Changes how the event bus treats published events, for fault injection. Without effect in a run with Kafka. */
   disturbBus(state: BusState): void;
-  /** Fires the PingSources now. */
-  tick(): Promise<void>;
+  /** Fires the PingSources now: all of them, or those of one function. */
+  tick(functionName?: string): Promise<void>;
   /** Drains and ends everything. */
   stop(): Promise<void>;
 }
@@ -311,7 +311,12 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     // The bus listens first: the environment of every function contains its address.
     const found = await findFunctions();
     let console: Console | undefined;
-    const tick = async () => void (await Promise.all(manifests.pingSources.map(fire)));
+    const tick = async (functionName?: string) => {
+      const due = manifests.pingSources.filter(
+        ({ spec }) => functionName === undefined || spec.sink.ref.name === functionName,
+      );
+      await Promise.all(due.map(fire));
+    };
     if (options.console) {
       console = createConsole({
         control,

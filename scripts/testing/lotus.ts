@@ -212,7 +212,7 @@ export async function makeOverdue(database: Client): Promise<void> {
 /** Makes every outbox row overdue and runs the relay. */
 export async function relayNow(lotus: Pick<TestLotus, "database" | "tick">): Promise<void> {
   await makeOverdue(lotus.database);
-  await lotus.tick();
+  await lotus.tick("events-relay");
 }
 
 /** The last word of a request that is repeated, with its Idempotency-Key, until there is one. */
