@@ -102,6 +102,21 @@ describe("a request that does not come to its end", () => {
   });
 });
 
+describe("a function's server", () => {
+  it("limits the time of a whole request", () => {
+    const description = endpoint({
+      method: "GET",
+      caller: "anyone",
+      summary: "Answers 200.",
+      answers: { 200: v.object({}) },
+      handle: async () => ok({}),
+    });
+    const { server } = createFunctionServer("limited-time", description);
+    expect([server.requestTimeout, server.headersTimeout]).toEqual([5_000, 5_000]);
+    expect(server.maxHeadersCount).toBe(0);
+  });
+});
+
 describe("a function's process that is told to stop", () => {
   it("finishes what is in progress, says that the connection closes, and publishes the events", async () => {
     const published: string[] = [];

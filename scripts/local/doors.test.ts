@@ -2,8 +2,9 @@ import { randomUUID } from "node:crypto";
 import { readdir, readFile, readlink, stat } from "node:fs/promises";
 import { request } from "node:http";
 import { connect } from "node:net";
-import { basename, dirname } from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { basename, dirname, join } from "node:path";
+import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
+import { DIST } from "../build/bundles.ts";
 import { call, newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../testing/lotus.ts";
 
 let lotus: TestLotus;
@@ -103,6 +104,103 @@ describe("the event bus and a trigger of a local run", () => {
   });
 });
 
+/** Targets that name a trigger or a file in some other way. A gateway that decodes or joins paths would reach one. */
+const TARGETS = [
+  "/notification-store",
+  "/notification-store/",
+  "//notification-store",
+  "/./notification-store",
+  "/../notification-store",
+  "/%2e%2e/notification-store",
+  "/.%2e/notification-store",
+  "/..%2fnotification-store",
+  "/%6eotification-store",
+  "/notification%2dstore",
+  "/notification-store?x=1",
+  "/notification-store;x=1",
+  "/notification-store%00",
+  "/notification-store%20",
+  "/NOTIFICATION-STORE",
+  "/%5cnotification-store",
+  "/\\notification-store",
+  "/notification/store",
+  "/notification/store/",
+  "//notification/store",
+  "/notification//store",
+  "/notification/./store",
+  "/notification/x/../store",
+  "/notification%2fstore",
+  "/notification%5cstore",
+  "/notification\\store",
+  "/notification/%73tore",
+  "/notification/store%00",
+  "/notification/store.ts",
+  "/notification/store/index",
+  "/Notification/Store",
+  "/order/pay/../../notification/store",
+  "/order/pay/..%2f..%2fnotification%2fstore",
+  "/order/list/..;/notification/store",
+  "/events/relay",
+  "/events-relay",
+  "/events/dead-letter",
+  "/events-dead-letter",
+  "/billing/open-account",
+  "/billing-open-account",
+  "/triggers/notification/store.ts",
+  "/dist/notification-store.cjs",
+  "http://notification-store.lotus.svc.cluster.local/notification-store",
+  "http://127.0.0.1/notification/store",
+];
+/** Headers that some proxies and frameworks read as another target, method or host. */
+const OVERRIDES = [
+  { "x-original-url": "/notification-store" },
+  { "x-rewrite-url": "/notification-store" },
+  { "x-http-method-override": "POST" },
+  { "x-forwarded-host": "notification-store.lotus" },
+  { "x-forwarded-prefix": "/notification-store" },
+  { forwarded: "for=10.0.0.1;host=notification-store.lotus" },
+  { "k-original-host": "notification-store.lotus.svc.cluster.local" },
+  { host: "notification-store.lotus.svc.cluster.local" },
+];
+
+/** Sends an event to the gateway with a target as it is. */
+function sendToGateway(method: string, path: string, headers: Record<string, string> = {}): Promise<number> {
+  const body = JSON.stringify({ userId: user.id, recipient: user.email, kind: "message", message: "forged" });
+  const { hostname, port } = new URL(lotus.url);
+  const event = {
+    "content-type": "application/json",
+    "ce-specversion": "1.0",
+    "ce-source": "/test",
+    "ce-type": "sold",
+  };
+  return new Promise((resolve, reject) => {
+    const own = { "ce-id": randomUUID(), "lotus-topic": "notification-requested", "content-length": body.length };
+    const given = { ...event, ...own, ...headers };
+    const sent = request({ hostname, port, method, path, headers: given, agent: false }, (answer) => {
+      answer.resume().once("end", () => resolve(answer.statusCode ?? 0));
+    });
+    sent.once("error", reject);
+    sent.end(body);
+  });
+}
+
+describe("the gateway", () => {
+  it.each(TARGETS)("reaches no trigger at %s", async (target) => {
+    const before = [await messages(), await deadLetters()];
+    for (const method of ["GET", "POST"]) expect([method, await sendToGateway(method, target)]).toEqual([method, 404]);
+    expect([await messages(), await deadLetters()]).toEqual(before);
+  });
+
+  it.each(OVERRIDES)("gives no other meaning to a request with the header %j", async (headers) => {
+    const before = [await messages(), await deadLetters()];
+    expect(await sendToGateway("GET", "/order/subscriptions", headers)).toBe(200);
+    expect(await sendToGateway("POST", "/order/subscriptions", headers)).toBe(405);
+    expect(await sendToGateway("GET", "/order/pay", headers)).toBe(405);
+    expect(await sendToGateway("POST", "/nothing", headers)).toBe(404);
+    expect([await messages(), await deadLetters()]).toEqual(before);
+  });
+});
+
 describe("an endpoint of a local run", () => {
   it("accepts requests of the gateway only", async () => {
     const port = await portOf("order-subscriptions");
@@ -135,6 +233,32 @@ describe("a local run", () => {
     expect(listening.length).toBeGreaterThanOrEqual(lotus.functions.size + 2);
     expect(new Set(listening)).toEqual(new Set(["0100007F"]));
   });
+
+  it.skipIf(process.platform !== "linux")(
+    "shows no secret in a process list, an environment, a bundle or a log",
+    async () => {
+      await Promise.all([...lotus.functions.keys()].map(portOf));
+      const folder = inject("secrets");
+      const secrets: string[] = [];
+      for (const file of await readdir(folder, { recursive: true })) {
+        const path = join(folder, file);
+        if (!(await stat(path)).isFile()) continue;
+        const text = (await readFile(path, "utf8")).trim();
+        // Of a key, the private member; public keys have none.
+        const hidden = text.startsWith("{") ? (JSON.parse(text) as { d?: string }).d : text;
+        if (hidden !== undefined && !/^[a-z]+:/.test(hidden)) secrets.push(hidden);
+      }
+      expect(secrets.length).toBeGreaterThan(5);
+      const shown: string[] = [[...lotus.lines.values()].flat().join("\n")];
+      for (const pid of (await readdir("/proc")).filter((name) => /^\d+$/.test(name)))
+        shown.push(await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => ""));
+      for (const fn of lotus.functions.values())
+        shown.push(await readFile(`/proc/${fn.running?.child.pid}/environ`, "utf8"));
+      for (const file of await readdir(DIST, { recursive: true }))
+        if (file.endsWith(".cjs")) shown.push(await readFile(join(DIST, file), "utf8"));
+      expect(shown.filter((text) => secrets.some((hidden) => text.includes(hidden)))).toEqual([]);
+    },
+  );
 
   it("keeps its secret in a file of its user, and in no other environment than the address of the bus", async () => {
     const file = lotus.manifests.functions.get("order-pay")?.RUN_SECRET_FILE ?? "";
