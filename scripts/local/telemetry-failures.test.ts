@@ -166,7 +166,7 @@ describe("a collector", () => {
     expect(warnings(running.lines)).toHaveLength(1);
   });
 
-  it("that answers 503 receives one export at a time", async () => {
+  it("that refuses every export receives one export at a time", async () => {
     let inFlight = 0;
     let most = 0;
     let refused = 0;
@@ -177,11 +177,11 @@ describe("a collector", () => {
         setTimeout(() => {
           inFlight--;
           refused++;
-          response.writeHead(503, { "retry-after": "0" }).end();
-        }, 30),
+          response.writeHead(400).end();
+        }, 100),
       );
     });
-    const running = await start({ OTEL_EXPORTER_OTLP_ENDPOINT: url, OTEL_EXPORTER_OTLP_TIMEOUT: "300" });
+    const running = await start({ OTEL_EXPORTER_OTLP_ENDPOINT: url, OTEL_BSP_MAX_EXPORT_BATCH_SIZE: "2" });
     await running.call(60);
     await eventually("several exports were refused", () => refused > 5);
     await running.call(60);
