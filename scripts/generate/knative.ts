@@ -30,7 +30,7 @@ const GATEWAY = "kn-local-gateway";
 const UNBUILT = "unbuilt";
 
 /** The scale of a function whose description and environment say nothing else. */
-export const SCALE_DEFAULT = {
+const SCALE_DEFAULT = {
   target: 50,
   limit: 0,
   // Starting a pod takes about a second, and a pod that is in use stays.

@@ -11,7 +11,7 @@ import { ROOT } from "../project/paths.ts";
 
 /** The environment that `lotus deploy` deploys by default: one machine, images built from the checkout. */
 export const LAPTOP = "laptop";
-export const ENVIRONMENTS_FOLDER = "knative/environments";
+const ENVIRONMENTS_FOLDER = "knative/environments";
 
 const NAME_LENGTH_MAX = 63;
 const PODS_MAX = 1_000;
@@ -68,7 +68,7 @@ const ScaleEntries = {
   /** CPU limit of one pod. */
   cpu: v.optional(cpu),
 };
-export const ScaleSchema = v.strictObject(ScaleEntries);
+const ScaleSchema = v.strictObject(ScaleEntries);
 
 const Tls = v.union(
   [
@@ -152,7 +152,7 @@ const Split = v.pipe(
 );
 
 /** The fields of an environment. knative/environments/schema.json is generated from this schema. */
-export const EnvironmentSchema = v.strictObject({
+const EnvironmentSchema = v.strictObject({
   namespace: v.optional(label, "lotus"),
   /** Create the Namespace with its pod security labels. False: an administrator did it. */
   createNamespace: v.optional(flag, true),

@@ -62,7 +62,7 @@ function hashOf(value: unknown): string {
 }
 
 /** Returns where the objects of an environment are. */
-export function targetOf({ namespace, host, clusterDomain, ingress, tls }: Environment): Target {
+function targetOf({ namespace, host, clusterDomain, ingress, tls }: Environment): Target {
   const certificate = tls === undefined ? undefined : "secret" in tls ? tls.secret : CERTIFICATE;
   const { namespace: gateway = "kourier-system", service = "kourier-internal", trustedProxies = 1 } = ingress;
   return {

@@ -11,7 +11,7 @@ import { lockedImages } from "./lock.ts";
 import { RENDERED_FOLDER, render } from "./render.ts";
 
 /** Renders an environment with the images of the lock file. */
-export async function renderEnvironment(name: string): Promise<Map<string, string>> {
+async function renderEnvironment(name: string): Promise<Map<string, string>> {
   const all = await findFunctions();
   const names = all.map((fn) => fn.name);
   const environment = await readEnvironment(name, names);
