@@ -125,7 +125,9 @@ async function rotateOwner(environment: Environment): Promise<void> {
   const authority = secretValue(secret, "ca.crt");
   const others = authority === undefined ? {} : { "ca.crt": authority };
   // The Secret keeps the next password before the database gets it, so that an interruption loses neither.
-  const password = secretValue(secret, "next-password") ?? newPassword();
+  const pending = secretValue(secret, "next-password");
+  // Kubernetes may keep the key after a finished rotation. Then it contains the present password.
+  const password = pending === undefined || pending === secretValue(secret, "password") ? newPassword() : pending;
   const now = { url, password: secretValue(secret, "password") ?? "", ...others };
   await writeSecrets(new Map([["database-admin", { ...now, "next-password": password }]]));
   await step("The database changes the owner's password", async () => {
