@@ -1,12 +1,15 @@
+import { once } from "node:events";
 import { createServer, type IncomingMessage, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, beforeEach, expect, it, vi } from "vitest";
 import { type Envelope, flushQueue, publish, publishLater } from "./outbox.ts";
-import { PUBLISH_QUEUE_EVENTS_MAX } from "./settings.ts";
+import { PUBLISH_PAUSE_MILLISECONDS, PUBLISH_QUEUE_EVENTS_MAX } from "./settings.ts";
 
 let sink: Server;
 /** Of the requests that have come, in their order. */
 const came: IncomingMessage["headers"][] = [];
+/** The time of each. */
+const cameAt: number[] = [];
 /** Held until somebody opens the gate. */
 let gate = Promise.resolve();
 /** Ids of events that the sink refuses once, because it is busy. */
@@ -15,6 +18,7 @@ const busyFor = new Set<string>();
 beforeAll(async () => {
   sink = createServer(async (request, response) => {
     came.push(request.headers);
+    cameAt.push(performance.now());
     await gate;
     if (busyFor.delete(String(request.headers["ce-id"]))) {
       response.writeHead(503, { "retry-after": "1" }).end();
@@ -25,6 +29,7 @@ beforeAll(async () => {
 });
 beforeEach(() => {
   came.length = 0;
+  cameAt.length = 0;
   gate = Promise.resolve();
 });
 afterAll(() => {
@@ -98,4 +103,17 @@ it("publishes the events of one topic when those of another fail", async () => {
   written.mockRestore();
   expect(came.map((headers) => headers["ce-id"]).sort()).toEqual(["0", "1", "2", "3"]);
   expect(lines.map((line) => JSON.parse(line))).toMatchObject([{ level: "warning", topic: "missing", count: 1 }]);
+});
+
+it("publishes an event at once when the queue was idle, and those that follow after the pause", async () => {
+  const arrived = once(sink, "request");
+  publishLater([envelope("first")]);
+  await arrived;
+  publishLater([envelope("second")]);
+  publishLater([envelope("third")]);
+  await flushQueue();
+  expect(came.map((headers) => headers["ce-id"])).toEqual(["first", "second", "third"]);
+  // Timers of Node may run a millisecond early.
+  for (const at of cameAt.slice(1))
+    expect(at - (cameAt[0] ?? 0)).toBeGreaterThanOrEqual(PUBLISH_PAUSE_MILLISECONDS - 1);
 });

@@ -4,7 +4,13 @@ import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
 import { setTimeout as delay } from "node:timers/promises";
 import { Refused, sendToKafka } from "./kafka.ts";
 import { failure, log } from "./log.ts";
-import { PUBLISH_BATCH_EVENTS_MAX, PUBLISH_MILLISECONDS_MAX, PUBLISH_QUEUE_EVENTS_MAX, settings } from "./settings.ts";
+import {
+  PUBLISH_BATCH_EVENTS_MAX,
+  PUBLISH_MILLISECONDS_MAX,
+  PUBLISH_PAUSE_MILLISECONDS,
+  PUBLISH_QUEUE_EVENTS_MAX,
+  settings,
+} from "./settings.ts";
 import { beginSend, type Span } from "./telemetry.ts";
 
 /** A CloudEvent 1.0 in memory. `data` is a JSON value. */
@@ -179,10 +185,12 @@ async function publishTopic(topic: string, envelopes: readonly Envelope[]): Prom
   }
 }
 
+/** Publishes until the queue stays empty for a pause: the first event goes at once, and those that follow go together. */
 async function publishQueue(): Promise<void> {
   while (queue.length > 0) {
     const batch = queue.splice(0, PUBLISH_BATCH_EVENTS_MAX);
     await Promise.all(byTopic(batch).map(([topic, envelopes]) => publishTopic(topic, envelopes)));
+    if (queue.length < PUBLISH_BATCH_EVENTS_MAX) await delay(PUBLISH_PAUSE_MILLISECONDS);
   }
   publishing = undefined;
 }

@@ -109,6 +109,8 @@ export const DATABASE_AWAY_STEP_MILLISECONDS = 1_000;
 export const PUBLISH_QUEUE_EVENTS_MAX = 1_000;
 /** Limits the events of one batch for the broker. */
 export const PUBLISH_BATCH_EVENTS_MAX = 100;
+/** Pauses after a batch so that the next one grows: a request to Kafka costs as much CPU as many events in it. */
+export const PUBLISH_PAUSE_MILLISECONDS = 20;
 /** Limits one publication. */
 export const PUBLISH_MILLISECONDS_MAX = 10_000;
 /** Limits the batches that wait for the one in flight. The next is refused at once: the outbox keeps its events. */
