@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { runScenario } from "../../scripts/scenario/run.ts";
 import {
   call,
@@ -10,6 +10,7 @@ import {
   startTestLotus,
   type TestLotus,
 } from "../../scripts/testing/lotus.ts";
+import { log } from "./log.ts";
 import { beginSpan, readTraceparent } from "./telemetry.ts";
 
 let lotus: TestLotus;
@@ -136,4 +137,29 @@ describe("a traceparent", () => {
     expect(trace.traceId).toMatch(/^(?!0+$|a+$)[0-9a-f]{32}$/);
     expect(trace.spanId).toMatch(/^[0-9a-f]{16}$/);
   });
+});
+
+it("gives every span ids of its own", () => {
+  const spans = Array.from({ length: 1_000 }, () => beginSpan("span", "server", undefined));
+  expect(new Set(spans.map(({ traceId }) => traceId)).size).toBe(1_000);
+  expect(new Set(spans.map(({ spanId }) => spanId)).size).toBe(1_000);
+});
+
+it("writes the lines of one turn together, and a warning at once after the lines before it", async () => {
+  const writes: string[] = [];
+  const written = vi.spyOn(process.stdout, "write").mockImplementation((text) => writes.push(String(text)) > 0);
+  log("info", "one");
+  log("info", "two");
+  const before = writes.length;
+  await new Promise((resolve) => setImmediate(resolve));
+  log("info", "three");
+  log("warning", "four");
+  const after = writes.splice(0);
+  written.mockRestore();
+  const messages = (text: string) =>
+    text
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line).message);
+  expect([before, ...after.map(messages)]).toEqual([0, ["one", "two"], ["three", "four"]]);
 });

@@ -222,6 +222,9 @@ function ipv6Client(address: string): string {
 /** Returns the client that an address stands for; undefined when the text is no IP address. */
 function clientOf(address: string): string | undefined {
   if (isIPv4(address)) return address;
+  // The peer of an IPv4 connection on a dual-stack socket, in the form in which Node writes it.
+  const mapped = address.startsWith("::ffff:") ? address.slice(7) : "";
+  if (isIPv4(mapped)) return mapped;
   const bare = address.replace(/^\[(.*)\](?::\d+)?$/, "$1").replace(/^(\d+\.\d+\.\d+\.\d+):\d+$/, "$1");
   if (isIPv4(bare)) return bare;
   return isIPv6(bare) ? ipv6Client(bare) : undefined;

@@ -2,7 +2,7 @@
  * Traces and metrics of the kernel. Spans pass their context explicitly. Spans and measurements become records, which telemetry.cjs
  * exports. Without an endpoint a span is only a pair of ids for the logs, and telemetry.cjs is never read.
  */
-import { randomBytes } from "node:crypto";
+import { randomFillSync } from "node:crypto";
 import { failure, log } from "./log.ts";
 import {
   settings,
@@ -17,6 +17,22 @@ export interface SpanContext {
   readonly spanId: string;
   /** Whether the span is recorded. */
   readonly sampled: boolean;
+}
+
+const TRACE_ID_BYTES = 16;
+const SPAN_ID_BYTES = 8;
+/** A call of the generator for each span would cost ten times as much as one for many spans. */
+const randomBytes = Buffer.alloc(128 * (TRACE_ID_BYTES + SPAN_ID_BYTES));
+let randomUsed = randomBytes.length;
+
+/** Returns random bytes, each of them once, as hexadecimal digits. */
+function randomHex(bytes: number): string {
+  if (randomUsed + bytes > randomBytes.length) {
+    randomFillSync(randomBytes);
+    randomUsed = 0;
+  }
+  randomUsed += bytes;
+  return randomBytes.toString("hex", randomUsed - bytes, randomUsed);
 }
 
 /** Contains the attributes of a span or a measurement, by name. */
@@ -224,7 +240,7 @@ export class Span implements SpanContext {
    */
   child(name: string, kind: SpanKind, start?: number): Span {
     if (!this.sampled) return this;
-    const context = { traceId: this.traceId, spanId: randomBytes(8).toString("hex"), sampled: true };
+    const context = { traceId: this.traceId, spanId: randomHex(SPAN_ID_BYTES), sampled: true };
     return new Span(context, this.spanId, name, kind, start);
   }
 
@@ -283,7 +299,7 @@ export class Span implements SpanContext {
  * @param start a time of `performance.now()`; by default the present
  */
 export function beginSpan(name: string, kind: SpanKind, parent: SpanContext | undefined, start?: number): Span {
-  const random = randomBytes(24).toString("hex");
+  const random = randomHex(TRACE_ID_BYTES + SPAN_ID_BYTES);
   const traceId = parent?.traceId ?? random.slice(0, 32);
   const spanId = random.slice(32);
   const sampled = state?.decide?.(traceId, parent) ?? false;
