@@ -1,4 +1,6 @@
 /** How an event reaches a function: as Knative's KafkaSource and PingSource deliver it. */
+import { Agent as HttpAgent, request as httpRequest } from "node:http";
+import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
 import { setTimeout as delay } from "node:timers/promises";
 import * as v from "valibot";
 import { parse } from "yaml";
@@ -118,19 +120,38 @@ const retryable = (outcome: Outcome) =>
 const said = (outcome: Outcome) =>
   outcome === undefined ? "did not answer" : `answered ${outcome.status} ${outcome.text.trim().slice(0, 200)}`.trim();
 
-async function send(url: string, { headers, body }: Message, timeoutMilliseconds: number): Promise<Outcome> {
-  try {
-    const answer = await fetch(url, {
-      method: "POST",
-      headers: { ...headers, prefer: "reply" },
-      ...(body === undefined ? {} : { body }),
-      redirect: "manual",
-      signal: AbortSignal.timeout(timeoutMilliseconds),
+/** Below the five seconds after which a Node server closes an idle connection. */
+const CONNECTION_IDLE_MILLISECONDS_MAX = 4_000;
+const kept = { keepAlive: true, timeout: CONNECTION_IDLE_MILLISECONDS_MAX };
+const http = { request: httpRequest, agent: new HttpAgent(kept) };
+const https = { request: httpsRequest, agent: new HttpsAgent(kept) };
+
+/**
+ * Makes one attempt. `fetch` would cost twice as much CPU.
+ * @returns undefined when no complete answer came within the timeout
+ */
+function send(url: string, { headers, body }: Message, timeoutMilliseconds: number): Promise<Outcome> {
+  const { request, agent } = url.startsWith("https:") ? https : http;
+  return new Promise<Outcome>((resolve, reject) => {
+    const all = { ...headers, prefer: "reply", "content-length": body?.length ?? 0 };
+    const sending = request(url, { method: "POST", agent, headers: all }, (answer) => {
+      let text = "";
+      answer.setEncoding("utf8").on("data", (chunk: string) => {
+        text += chunk;
+      });
+      answer.once("end", () => end({ status: answer.statusCode ?? 0, text })).once("close", () => end(undefined));
     });
-    return { status: answer.status, text: await answer.text() };
-  } catch {
-    return undefined;
-  }
+    const late = setTimeout(
+      () => sending.destroy(new Error("the function did not answer in time")),
+      timeoutMilliseconds,
+    );
+    const end = (outcome: Outcome) => {
+      clearTimeout(late);
+      resolve(outcome);
+    };
+    sending.once("close", () => clearTimeout(late)).once("error", reject);
+    sending.end(body);
+  }).catch(() => undefined);
 }
 
 /** Returns the wait in milliseconds. The real data plane begins with twice the delay. */
