@@ -29,8 +29,9 @@ export type LogLevel = "info" | "warning" | "error";
 
 let functionName: string | undefined;
 
-/** Names the function whose lines these are. */
+/** Names the function whose lines these are. From then on, the end of the process writes the lines that wait. */
 export function logAs(name: string): void {
+  if (functionName === undefined) process.once("exit", flush);
   functionName = name;
 }
 
@@ -50,8 +51,6 @@ export function log(level: LogLevel, message: string, fields: LogFields = {}): v
   if (level !== "info") flush();
   else if (isFirst) setImmediate(flush);
 }
-
-process.once("exit", flush);
 
 /** The fields that tell of a failure: its message as the reason, and where it came from. */
 export function failure(error: unknown): Pick<LogFields, "reason" | "stack"> {
