@@ -1,4 +1,4 @@
-/** lotus deploy and undeploy against a stub of a cluster: questions, refusals, and the objects of other programs. */
+/** lotus deploy, undeploy and rotate against a stub of a cluster: questions, refusals, and the objects of other programs. */
 import { spawn } from "node:child_process";
 import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -11,6 +11,13 @@ const KUBECTL = `#!/bin/sh
 echo "$*" >> "$CALLS"
 items() { echo "{\\"items\\":[$1]}"; }
 named() { items "{\\"metadata\\":{\\"name\\":\\"$1\\"}}"; }
+if [ "$DEPLOYED" = yes ]; then case "$*" in
+"apply "*) cat >> "$CALLS"; exit ;;
+"get services.serving.knative.dev -n"*) items '{"spec":{"template":{"spec":{"containers":[{"image":"registry.example/lotus:1"}]}}}}'; exit ;;
+"get configmap lotus"*) echo '{"data":{"kafka":"cluster-1","database":"cluster","kafka-prefix":""}}'; exit ;;
+"get secret database-"*) echo "{\\"data\\":{\\"url\\":\\"$OWNER\\",\\"password\\":\\"b2xk\\"}}"; exit ;;
+"get job "*) echo '{"status":{"conditions":[{"type":"Complete","status":"True"}]}}'; exit ;;
+esac; fi
 case "$*" in
 "get crd -o name") for crd in services.serving ingresses.networking.internal pingsources.sources kafkasources.sources; do echo "x/$crd.knative.dev"; done ;;
 "config current-context") echo company ;;
@@ -137,5 +144,29 @@ describe.skipIf(process.platform === "win32")("lotus undeploy", () => {
   it("asks before it removes the functions of staging", async () => {
     const { code, calls } = await lotus(["undeploy", "--environment", "staging"]);
     expect([code, CHANGES.test(calls)]).toEqual([1, false]);
+  });
+});
+
+describe.skipIf(process.platform === "win32")("lotus rotate", () => {
+  const deployed = {
+    DEPLOYED: "yes",
+    OWNER: Buffer.from("postgres://lotus:old@postgres.lotus.svc.cluster.local:5432/lotus").toString("base64"),
+  };
+
+  it("passwords needs no finished job: it uses the image of a function", async () => {
+    const { code, said, calls } = await lotus(["rotate", "passwords", "order"], deployed);
+    expect(said).toContain("1 passwords are new.");
+    expect(calls).toContain("image: registry.example/lotus:1");
+    expect(calls).toContain("--change-passwords");
+    expect(code).toBe(0);
+  });
+
+  it("passwords owner stores the next password before the database gets it", async () => {
+    const { code, calls } = await lotus(["rotate", "passwords", "owner"], deployed);
+    const [, next] = /next-password: (\S+)/.exec(calls) ?? [];
+    expect(next).toMatch(/^[\w-]{32}$/);
+    expect(calls.indexOf("next-password:")).toBeLessThan(calls.indexOf("kind: Job"));
+    expect(calls).toContain(`url: postgres://lotus:${next}@postgres.lotus.svc.cluster.local:5432/lotus`);
+    expect(code).toBe(0);
   });
 });
