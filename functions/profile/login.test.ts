@@ -9,7 +9,7 @@ import {
   type TestLotus,
   type TestUser,
 } from "../../scripts/testing/lotus.ts";
-import { accountDelayMilliseconds } from "./limits.ts";
+import { accountDelayMilliseconds, LOGIN_LIMITS } from "./limits.ts";
 
 let lotus: TestLotus;
 let user: TestUser;
@@ -141,6 +141,23 @@ describe("failed logins", () => {
   });
 
   it("do not lock out a user who comes from another address", async () => {
+    const { PAIR_FAILURES_FREE, ADDRESS_FAILURES_FREE, ATTEMPT_LASTS, FIRST_WAIT, LONGEST_WAIT, MEMORY } = LOGIN_LIMITS;
+    for (let failure = 1; failure <= PAIR_FAILURES_FREE; failure++) {
+      const { rows } = await lotus.database.query(
+        "select attempt::text from profile.begin_login($1, '203.0.113.9', $2, $3, $4)",
+        [NORMAL(), PAIR_FAILURES_FREE, ATTEMPT_LASTS, MEMORY],
+      );
+      await lotus.database.query("select profile.end_login($1, '203.0.113.9', $2, 'wrong', $3, $4, $5, $6, $7)", [
+        NORMAL(),
+        rows[0].attempt,
+        PAIR_FAILURES_FREE,
+        ADDRESS_FAILURES_FREE,
+        FIRST_WAIT,
+        LONGEST_WAIT,
+        MEMORY,
+      ]);
+    }
+    expect((await login(right())).status).toBe(200);
     await setFailures(`pair:203.0.113.9 ${NORMAL()}`, 1000, 900);
     await setFailures(`account:${NORMAL()}`, 1000);
     await setFailures("address:203.0.113.9", 1000, 900);
