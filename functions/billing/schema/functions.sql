@@ -5,7 +5,7 @@ insert into events.publications (service, topic) values ('billing', 'notificatio
 -- Returns the hash of an entry. It depends on every column of the entry and of its transfer, and on the hash before it.
 create or replace function billing.entry_hash(previous bytea, account_id uuid, number bigint, transfer_id uuid, kind text,
   debit_account uuid, credit_account uuid, amount bigint, balance_after bigint, reference uuid, created_at timestamptz)
-returns bytea language sql immutable parallel safe
+returns bytea language sql stable parallel safe
 return sha256(previous || convert_to(concat_ws('|', account_id, number, transfer_id, kind, debit_account, credit_account,
   amount, balance_after, reference, (extract(epoch from created_at) * 1000000)::bigint), 'UTF8'));
 
@@ -300,19 +300,22 @@ begin
 
   -- One statement for users and the system: a trigger compares the sums of balances before and after it. The arrays of entries and
   -- hashes are shorter by one, which leaves both as they are in the system account.
+  if system_account is not null then
+    account_ids := account_ids || system_account;
+    account_changes := account_changes || system_change;
+  end if;
   update billing.accounts a
-  set balance = a.balance + w.change, entries = coalesce(w.entries, a.entries), last_hash = coalesce(w.hash, a.last_hash)
-  from unnest(account_ids || system_account, account_changes || system_change, account_entries, account_hashes)
-    w (id, change, entries, hash)
-  where a.id = w.id and (w.entries is null or w.entries > a.entries);
+  set balance = a.balance + account_changes[w.n], entries = coalesce(account_entries[w.n], a.entries),
+    last_hash = coalesce(account_hashes[w.n], a.last_hash)
+  from unnest(account_ids) with ordinality w (id, n)
+  where a.id = w.id and (account_entries[w.n] is null or account_entries[w.n] > a.entries);
   insert into billing.transfers (id, kind, debit_account, credit_account, amount, reference, created_at)
-  select w.id, move_unchecked.kind, w.debit, w.credit, w.amount, w.reference, w.created_at
-  from unnest(transfer_ids, transfer_debits, transfer_credits, transfer_amounts, transfer_references, transfer_times)
-    w (id, debit, credit, amount, reference, created_at);
+  select transfer_ids[n], move_unchecked.kind, transfer_debits[n], transfer_credits[n], transfer_amounts[n], transfer_references[n],
+    transfer_times[n]
+  from generate_series(1, transfers) n;
   insert into billing.entries (account_id, number, transfer_id, amount, balance_after, hash)
-  select w.account_id, w.number, w.transfer_id, w.amount, w.balance_after, w.hash
-  from unnest(entry_accounts, entry_numbers, entry_transfers, entry_amounts, entry_balances, entry_hashes)
-    w (account_id, number, transfer_id, amount, balance_after, hash);
+  select entry_accounts[n], entry_numbers[n], entry_transfers[n], entry_amounts[n], entry_balances[n], entry_hashes[n]
+  from generate_series(1, entries) n;
 end $$;
 
 -- Moves money for calls of one kind, and notifies the users of every success and every refusal of money.
@@ -387,10 +390,13 @@ begin
     events_of_recipients := events.emit_many('notification-requested', 1, source, recipient_ids, traceparents, times,
       recipient_facts);
   end if;
-  return query
-    select (r.n - 1)::integer, r.answer, to_jsonb(array_remove(array[r.event, r.recipient_event], null))
-    from unnest(answers, events_of_users, events_of_recipients) with ordinality r (answer, event, recipient_event, n)
-    where r.answer is not null;
+  for i in 1..calls loop
+    continue when answers[i] is null;
+    "position" := i - 1;
+    answer := answers[i];
+    emitted := to_jsonb(array_remove(array[events_of_users[i], events_of_recipients[i]], null));
+    return next;
+  end loop;
 end $$;
 
 -- Returns the balance of a user in minor units. Null: the user has no account.

@@ -48,16 +48,14 @@ create or replace function events.decimal(minor_units bigint) returns text langu
 return trim_scale(minor_units::numeric / 100)::text;
 
 -- One outbox row as a CloudEvent in the JSON event format, with `topic` beside it for the transport.
-create or replace function events.envelope(o events.outbox)
-returns jsonb language sql stable set search_path = pg_catalog, pg_temp as $$
-  select jsonb_build_object(
-    'topic', o.topic,
-    'event', jsonb_strip_nulls(jsonb_build_object(
-      'specversion', '1.0', 'id', o.id, 'source', o.source, 'type', o.type, 'subject', o.subject,
-      'time', to_char(o.time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-      'datacontenttype', 'application/json', 'partitionkey', o.subject, 'traceparent', o.traceparent))
-      || coalesce(o.extensions, '{}') || jsonb_build_object('data', o.data))
-$$;
+create or replace function events.envelope(o events.outbox) returns jsonb language sql stable
+return jsonb_build_object(
+  'topic', o.topic,
+  'event', jsonb_strip_nulls(jsonb_build_object(
+    'specversion', '1.0', 'id', o.id, 'source', o.source, 'type', o.type, 'subject', o.subject,
+    'time', to_char(o.time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+    'datacontenttype', 'application/json', 'partitionkey', o.subject, 'traceparent', o.traceparent))
+    || coalesce(o.extensions, '{}') || jsonb_build_object('data', o.data));
 
 -- Writes events of one function to the outbox and returns their envelopes, in the transaction of the change that they describe.
 -- `source` is the name of the function. The caller's service must own the function and publish the topic. The arrays are parallel;
@@ -69,33 +67,36 @@ declare
   acting text := events.caller();
   event_source text;
   subscribers text[];
-  envelopes jsonb[];
+  publishes boolean;
+  ids uuid[] := array_fill(null::uuid, array[cardinality(data)]);
+  envelopes jsonb[] := array_fill(null::jsonb, array[cardinality(data)]);
+  written events.outbox;
 begin
-  if acting is not null then
-    if emit_many.source is distinct from acting and not coalesce(starts_with(emit_many.source, acting || '-'), false) then
-      raise insufficient_privilege
-        using message = format('the service %s may not publish as the function %s', acting, emit_many.source);
-    end if;
-    if not exists (select from events.publications p where p.service = acting and p.topic = emit_many.topic) then
-      raise insufficient_privilege
-        using message = format('the service %s may not publish the topic %s', acting, emit_many.topic);
-    end if;
+  if acting is not null
+    and emit_many.source is distinct from acting and not coalesce(starts_with(emit_many.source, acting || '-'), false) then
+    raise insufficient_privilege
+      using message = format('the service %s may not publish as the function %s', acting, emit_many.source);
   end if;
-  event_source := events.source_of(emit_many.source);
-  subscribers := coalesce((select array_agg(s.subscriber) from events.subscriptions s where s.topic = emit_many.topic), '{}');
-  with given as materialized (
-    select g.n, events.uuid_v7() as id, g.subject, g.traceparent, g.time, g.data
-    from unnest(subjects, traceparents, times, data) with ordinality g (subject, traceparent, time, data, n)
-    where g.data is not null
-  ), written as (
+  -- One query for the three: each query costs a start of the executor.
+  select events.source_of(emit_many.source), array(select s.subscriber from events.subscriptions s where s.topic = emit_many.topic),
+    acting is null or exists (select from events.publications p where p.service = acting and p.topic = emit_many.topic)
+  into event_source, subscribers, publishes;
+  if not publishes then
+    raise insufficient_privilege
+      using message = format('the service %s may not publish the topic %s', acting, emit_many.topic);
+  end if;
+  for i in 1..cardinality(data) loop
+    if data[i] is not null then ids[i] := events.uuid_v7(); end if;
+  end loop;
+  for written in
     insert into events.outbox (id, topic, type, source, subject, time, traceparent, data, awaiting)
-    select g.id, emit_many.topic, 'lotus.' || emit_many.topic || '.v' || emit_many.version, event_source,
-      g.subject, g.time, g.traceparent, g.data, subscribers
-    from given g
+    select ids[i], emit_many.topic, 'lotus.' || emit_many.topic || '.v' || emit_many.version, event_source,
+      subjects[i], times[i], traceparents[i], emit_many.data[i], subscribers
+    from generate_series(1, cardinality(emit_many.data)) i where ids[i] is not null
     returning *
-  )
-  select array_agg(case when w.id is not null then events.envelope(w::events.outbox) end order by p.n) into envelopes
-  from generate_series(1, cardinality(data)) p (n) left join given g on g.n = p.n left join written w on w.id = g.id;
+  loop
+    envelopes[array_position(ids, written.id)] := events.envelope(written);
+  end loop;
   return envelopes;
 end $$;
 

@@ -11,8 +11,10 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
   calls constant integer := cardinality(user_ids);
-  costs bigint[];
-  order_ids uuid[];
+  known_ids integer[];
+  known_prices bigint[];
+  costs bigint[] := prices;
+  order_ids uuid[] := array_fill(null::uuid, array[calls]);
   statuses text[] := array_fill(null::text, array[calls]);
   refusals text[] := statuses;
   outcomes text[];
@@ -23,13 +25,16 @@ declare
   answers jsonb[] := array_fill(null::jsonb, array[calls]);
   effects jsonb[] := answers;
   facts jsonb[] := answers;
+  envelopes jsonb[];
   outcome text;
 begin
-  select array_agg(coalesce(s.price, p.price) order by p.n), array_agg(events.uuid_v7() order by p.n),
-    array_agg(case when s.price is null and p.price is null then 'unknown-subscription' end order by p.n)
-  into costs, order_ids, refusals
-  from unnest(subscription_ids, prices) with ordinality p (subscription_id, price, n)
-  left join "order".subscriptions s on s.id = p.subscription_id;
+  select array_agg(s.id), array_agg(s.price) into known_ids, known_prices
+  from "order".subscriptions s where s.id = any(subscription_ids);
+  for i in 1..calls loop
+    order_ids[i] := events.uuid_v7();
+    if subscription_ids[i] is not null then costs[i] := known_prices[array_position(known_ids, subscription_ids[i])]; end if;
+    if costs[i] is null then refusals[i] := 'unknown-subscription'; end if;
+  end loop;
 
   select m.outcomes, m.balances, m.times, m.recorded, m.leaders into outcomes, balances, times, recorded, leaders
   from billing.move_unchecked('order', 'charge', waits, user_ids, array_fill(null::uuid, array[calls]), costs, order_ids,
@@ -52,16 +57,17 @@ begin
   end loop;
 
   insert into "order".orders (id, user_id, subscription_id, price, status, created_at)
-  select o.id, o.user_id, o.subscription_id, o.price, o.status, o.created_at
-  from unnest(order_ids, user_ids, subscription_ids, costs, statuses, times)
-    o (id, user_id, subscription_id, price, status, created_at)
-  where o.status is not null;
+  select order_ids[i], user_ids[i], subscription_ids[i], costs[i], statuses[i], times[i]
+  from generate_series(1, calls) i where statuses[i] is not null;
   perform events.record_answers_unchecked('order', user_ids, keys, fingerprints, effects);
-  return query
-    select (r.n - 1)::integer, r.answer, case when r.event is null then '[]' else jsonb_build_array(r.event) end
-    from unnest(answers, events.emit_many('notification-requested', 1, source, user_ids, traceparents, times, facts))
-      with ordinality r (answer, event, n)
-    where r.answer is not null;
+  envelopes := events.emit_many('notification-requested', 1, source, user_ids, traceparents, times, facts);
+  for i in 1..calls loop
+    continue when answers[i] is null;
+    "position" := i - 1;
+    answer := answers[i];
+    emitted := case when envelopes[i] is null then '[]' else jsonb_build_array(envelopes[i]) end;
+    return next;
+  end loop;
 end $$;
 
 -- Refunds orders in full, each once. Notifies the users. Returns a row for each call whose account it could lock.
@@ -84,6 +90,7 @@ declare
   answers jsonb[] := array_fill(null::jsonb, array[calls]);
   effects jsonb[] := answers;
   facts jsonb[] := answers;
+  envelopes jsonb[];
   outcome text;
 begin
   -- Before the locks: the user and the price of an order never change, and neither does a refusal.
@@ -121,11 +128,14 @@ begin
 
   update "order".orders o set status = 'refunded' where o.id = any(refunded);
   perform events.record_answers_unchecked('order', user_ids, keys, fingerprints, effects);
-  return query
-    select (r.n - 1)::integer, r.answer, case when r.event is null then '[]' else jsonb_build_array(r.event) end
-    from unnest(answers, events.emit_many('notification-requested', 1, source, user_ids, traceparents, times, facts))
-      with ordinality r (answer, event, n)
-    where r.answer is not null;
+  envelopes := events.emit_many('notification-requested', 1, source, user_ids, traceparents, times, facts);
+  for i in 1..calls loop
+    continue when answers[i] is null;
+    "position" := i - 1;
+    answer := answers[i];
+    emitted := case when envelopes[i] is null then '[]' else jsonb_build_array(envelopes[i]) end;
+    return next;
+  end loop;
 end $$;
 
 grant usage on schema "order" to "lotus:order";
