@@ -166,8 +166,10 @@ export const QUOTE_LENGTH_MAX = 100;
 export const SEAL_ACCOUNTS_MAX = 10_000;
 /** Limits one run of the hourly seal. */
 export const SEAL_RUN_MILLISECONDS_MAX = 45_000;
-/** Pauses the seal while a transaction runs that may write an earlier entry. */
-export const SEAL_WAIT_MILLISECONDS_STEP = 100;
+/** Limits the wait of one run for transactions that may write an earlier entry. They take milliseconds unless one waits for a lock. */
+export const SEAL_WAIT_MILLISECONDS_MAX = 1_000;
+/** Pauses between two looks at these transactions. */
+export const SEAL_WAIT_MILLISECONDS_STEP = 50;
 
 /** Is the number of rows of a page when the request has no `limit`. */
 export const PAGE_ROWS_DEFAULT = 50;

@@ -42,6 +42,23 @@ const migration = (service: string, text: string): SqlFile => ({
 });
 
 describe("a migration beside running functions", () => {
+  it("does not wait for a transaction that moves money when only functions change", async () => {
+    const mover = new Client({ connectionString: lotus.adminUrl });
+    await mover.connect();
+    await mover.query("begin");
+    await mover.query("update billing.accounts set balance = balance where id = $1", [users[0]?.id]);
+    await mover.query("delete from billing.entries where false");
+    const name = databaseOf(lotus.adminUrl);
+    const { migrations, functions } = await readSqlFiles(rolesOf(name));
+    const applied = await migrateSchemas(owner, name, rolesOf(name), {
+      migrations,
+      functions: functions.map((file) => ({ ...file, text: `${file.text}\n-- changed alone` })),
+    });
+    await mover.query("rollback");
+    await mover.end();
+    expect(applied).toContain("billing/functions");
+  });
+
   it("causes no answer of 5xx: new columns, changed types, and every function replaced", async () => {
     const failures: string[] = [];
     const answered = REQUESTS.map(() => 0);

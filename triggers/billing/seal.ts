@@ -3,12 +3,17 @@ import { setTimeout as delay } from "node:timers/promises";
 import { query } from "#kernel/database";
 import { failure, log } from "#kernel/log";
 import { type Envelope, publish } from "#kernel/outbox";
-import { SEAL_ACCOUNTS_MAX, SEAL_RUN_MILLISECONDS_MAX, SEAL_WAIT_MILLISECONDS_STEP } from "#kernel/settings";
+import {
+  SEAL_ACCOUNTS_MAX,
+  SEAL_RUN_MILLISECONDS_MAX,
+  SEAL_WAIT_MILLISECONDS_MAX,
+  SEAL_WAIT_MILLISECONDS_STEP,
+} from "#kernel/settings";
 import { subscriber } from "#kernel/subscriber";
 import { LedgerSealed } from "../../functions/billing/events.ts";
 
 interface Progress {
-  readonly state: "waiting" | "sealing" | "given-up" | "sealed";
+  readonly state: "waiting" | "sealing" | "ended" | "sealed";
   readonly hash?: string;
   readonly accounts?: number;
   readonly event?: Envelope;
@@ -29,6 +34,7 @@ export default subscriber({
   publishes: { topic: "ledger-sealed", data: LedgerSealed },
   async handle({ subscriber: source }) {
     const until = performance.now() + SEAL_RUN_MILLISECONDS_MAX;
+    const waitUntil = performance.now() + SEAL_WAIT_MILLISECONDS_MAX;
     const [begun] = await query<{ moment: string }>(
       "begin-seal",
       `select to_char(billing.begin_seal() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as moment`,
@@ -41,14 +47,18 @@ export default subscriber({
         "select billing.continue_seal($1, $2, $3, $4) as progress",
         [moment, SEAL_ACCOUNTS_MAX, source, null],
       );
-      const { state = "given-up", hash = "", accounts = 0, event } = row?.progress ?? {};
+      const { state = "ended", hash = "", accounts = 0, event } = row?.progress ?? {};
       if (state === "sealed" && event !== undefined) {
         log("info", "sealed the ledger", { moment, hash, count: accounts });
         return publishSeal(event);
       }
-      if (state === "given-up") return log("info", "another seal has begun", { moment });
-      if (state === "waiting") await delay(SEAL_WAIT_MILLISECONDS_STEP);
+      if (state === "ended") return log("info", "another run has completed the seal", { moment });
+      if (state === "waiting") {
+        if (performance.now() > waitUntil)
+          return log("info", "a transaction that began before the seal is running; the next run continues", { moment });
+        await delay(SEAL_WAIT_MILLISECONDS_STEP);
+      }
     }
-    log("warning", "the ledger was not sealed in time; the next run begins again", { moment });
+    log("warning", "the ledger was not sealed in time; the next run continues", { moment });
   },
 });

@@ -47,12 +47,22 @@ begin
   end if;
   return null;
 end $$;
-create or replace trigger keep_sum_after_insert after insert on billing.accounts
-  referencing new table as inserted for each statement execute function billing.keep_sum_of_balances();
-create or replace trigger keep_sum_after_update after update on billing.accounts
-  referencing old table as replaced new table as updated for each statement execute function billing.keep_sum_of_balances();
-create or replace trigger keep_contiguous after insert on billing.entries
-  referencing new table as inserted for each statement execute function billing.keep_entries_contiguous();
+-- `create or replace trigger` would lock its table against payments whenever this file changes. A changed trigger needs a new name.
+do $$
+begin
+  if not exists (select from pg_trigger t where t.tgrelid = 'billing.accounts'::regclass and t.tgname = 'keep_sum_after_insert') then
+    create trigger keep_sum_after_insert after insert on billing.accounts
+      referencing new table as inserted for each statement execute function billing.keep_sum_of_balances();
+  end if;
+  if not exists (select from pg_trigger t where t.tgrelid = 'billing.accounts'::regclass and t.tgname = 'keep_sum_after_update') then
+    create trigger keep_sum_after_update after update on billing.accounts
+      referencing old table as replaced new table as updated for each statement execute function billing.keep_sum_of_balances();
+  end if;
+  if not exists (select from pg_trigger t where t.tgrelid = 'billing.entries'::regclass and t.tgname = 'keep_contiguous') then
+    create trigger keep_contiguous after insert on billing.entries
+      referencing new table as inserted for each statement execute function billing.keep_entries_contiguous();
+  end if;
+end $$;
 
 -- Opens the account of a user once, and settles the event that requested it.
 create or replace function billing.open_account(user_id uuid, event_key uuid)
@@ -437,16 +447,18 @@ create or replace function billing.seal_hash(state bytea, account_id uuid, numbe
 returns bytea language sql immutable parallel safe
 return sha256(state || convert_to(concat_ws('|', account_id, number, encode(hash, 'hex')), 'UTF8'));
 
--- Begins a seal and returns its moment. An unfinished seal is given up. Every later transfer has a later time than the moment:
--- billing.move_unchecked reads this table after it has locked the accounts.
+-- Begins a seal and returns its moment, or returns the moment of a seal that an earlier run has not completed. Every later transfer
+-- has a later time than the moment: billing.move_unchecked reads this table after it has locked the accounts.
 create or replace function billing.begin_seal()
 returns timestamptz language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   previous billing.seals;
   moment timestamptz;
 begin
-  delete from billing.seals s where s.sealed_at is null;
+  -- Two runs at the same time would begin two seals after the same one. Payments only read the table.
+  lock table billing.seals in share row exclusive mode;
   select * into previous from billing.seals s order by s.moment desc limit 1;
+  if found and previous.sealed_at is null then return previous.moment; end if;
   moment := greatest(clock_timestamp(), previous.moment + interval '1 microsecond');
   insert into billing.seals (moment, hash) values (moment, billing.seal_start(coalesce(previous.hash, ''), moment));
   return moment;
@@ -454,7 +466,7 @@ end $$;
 
 -- Continues a seal by at most `most` accounts. Returns one of these states:
 --   {"state":"waiting"}: a transaction that may write an earlier entry is running;
---   {"state":"sealing"}: there are more accounts; {"state":"given-up"}: a later seal has begun;
+--   {"state":"sealing"}: there are more accounts; {"state":"ended"}: another run has completed the seal;
 --   {"state":"sealed","hash":…,"accounts":…,"event":…}: the seal is complete, and its event is in the outbox.
 create or replace function billing.continue_seal(moment timestamptz, most integer, source text, traceparent text)
 returns jsonb language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -464,7 +476,7 @@ declare
   last record;
 begin
   select * into seal from billing.seals s where s.moment = continue_seal.moment and s.sealed_at is null for update;
-  if not found then return jsonb_build_object('state', 'given-up'); end if;
+  if not found then return jsonb_build_object('state', 'ended'); end if;
   -- In a transaction after the one that began the seal: a transaction that did not see the seal has a lower id than this one.
   if seal.horizon is null then
     update billing.seals s set horizon = pg_current_xact_id() where s.moment = seal.moment;
