@@ -4,7 +4,12 @@ import { Refusal, UsageError } from "../cli/errors.ts";
 import { database, folder, json, readFolder } from "../cli/options.ts";
 import { print, printJson } from "../cli/output.ts";
 import { adminUrl, placeOf, withAdmin } from "../database/connect.ts";
-import { type Seal, verifyLedger } from "../database/verify-ledger.ts";
+import { type Progress, type Seal, verifyLedger } from "../database/verify-ledger.ts";
+
+/** Between two lines of progress. */
+const PROGRESS_MILLISECONDS = 2_000;
+
+const perSecond = (count: number, milliseconds: number) => Math.round((count * 1000) / Math.max(1, milliseconds));
 
 /** Reads TIME=HASH. @throws {UsageError} when the text is something else */
 function readSeal(text: string): Seal {
@@ -17,7 +22,7 @@ function readSeal(text: string): Seal {
 }
 
 export default command({
-  about: "Recomputes the ledger from its transfers. Exits with 1 at the first difference.",
+  about: "Recomputes the ledger from its transfers, also beside payments. Exits with 1 at the first difference.",
   options: {
     database,
     folder,
@@ -34,16 +39,29 @@ export default command({
     };
     if (!values.json) print(`Database ${placeOf(await adminUrl(target))}`);
     await withAdmin(target, async (client) => {
+      const began = performance.now();
+      let verified: Progress = { entries: 0, of: 0 };
+      let shown = began;
       const difference = await verifyLedger(client, {
         quick: values.quick,
         seals,
         report: (name) => values.json || print(`  holds: ${name}`),
+        progress(progress) {
+          verified = progress;
+          if (values.json || performance.now() - shown < PROGRESS_MILLISECONDS) return;
+          shown = performance.now();
+          print(
+            `  ${progress.entries} of ${progress.of} entries, ${perSecond(progress.entries, shown - began)} entries/s`,
+          );
+        },
       });
-      const { rows } = await client.query<{ count: string }>("select count(*) from billing.transfers");
-      const transfers = Number(rows[0]?.count);
-      if (values.json) printJson({ right: difference === undefined, difference: difference ?? null, transfers });
+      const rate = perSecond(verified.entries, performance.now() - began);
+      const { entries } = verified;
+      if (values.json)
+        printJson({ right: difference === undefined, difference: difference ?? null, entries, entriesPerSecond: rate });
       if (difference !== undefined) throw new Refusal(difference);
-      if (!values.json) print(`The ledger is right: ${transfers} transfers.`);
+      if (values.json) return;
+      print(values.quick ? "All balances add up to 0." : `The ledger is right: ${entries} entries, ${rate} entries/s.`);
     });
   },
 });

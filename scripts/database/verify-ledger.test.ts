@@ -1,7 +1,9 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
+import { Client } from "pg";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { PROGRAM, ROOT } from "../project/paths.ts";
+import { expectInvariants } from "../testing/invariants.ts";
 import { newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../testing/lotus.ts";
 import { verifyLedger } from "./verify-ledger.ts";
 
@@ -60,8 +62,19 @@ describe("verify-ledger", () => {
     const { code, text } = await command("--database", lotus.adminUrl);
     expect([code, text]).toEqual([
       0,
-      expect.stringMatching(/( {2}holds: .+\n){10}The ledger is right: 5 transfers\.\n$/),
+      expect.stringMatching(/( {2}holds: .+\n){10}The ledger is right: 5 entries, \d+ entries\/s\.\n$/),
     ]);
+  });
+
+  it("compares only the sum of all balances with --quick", async () => {
+    await lotus.database.query(`update billing.entries set hash = '\\x00'`);
+    const { code, text } = await command("--database", lotus.adminUrl, "--quick");
+    expect([code, text]).toEqual([
+      0,
+      expect.stringMatching(/^Database .*\n {2}holds: all balances add up to 0\nAll balances add up to 0\.\n$/),
+    ]);
+    await lotus.database.query("update billing.accounts set balance = 1 where id = $1", [user.id]);
+    expect(await verifyLedger(lotus.database, { quick: true })).toMatch(/all balances add up to 0/);
   });
 
   it("exits 1 with the first difference", async () => {
@@ -178,6 +191,41 @@ describe("verify-ledger", () => {
     const named = (text: string) => text.replaceAll("%USER%", user.id).replaceAll("%OTHER%", other.id);
     expect(await verifyLedger(lotus.database)).toBeUndefined();
     await lotus.database.query(named(tamper));
-    expect(await verifyLedger(lotus.database)).toMatch(new RegExp(named(sentence.source)));
+    // Chunks of one row split every account, and chunks of all rows none.
+    for (const chunkRows of [1, 2, 20_000])
+      expect(await verifyLedger(lotus.database, { chunkRows })).toMatch(new RegExp(named(sentence.source)));
   });
+});
+
+describe("verify-ledger beside payments", () => {
+  it("finds no difference in small chunks, and reports every entry", async () => {
+    const users = await Promise.all(Array.from({ length: 8 }, () => newUser(lotus, 1000)));
+    let verifications = 0;
+    let reported = { entries: 0, of: 0 };
+    const differences: string[] = [];
+    const load = users.map(async (payer, index) => {
+      const next = users[(index + 1) % users.length] ?? payer;
+      while (verifications < 5) {
+        const { body } = await payer.call("POST /order/pay?idSubscription=1");
+        await payer.call(`POST /billing/transfer?money=1&to=${next.email}`);
+        await payer.call("POST /billing/add-money?money=20");
+        await payer.call(`POST /order/refund?id=${body.order.id}`);
+      }
+    });
+    const client = new Client({ connectionString: lotus.adminUrl });
+    await client.connect();
+    for (; verifications < 5; verifications++) {
+      const progress = (seen: typeof reported) => {
+        reported = seen;
+      };
+      const difference = await verifyLedger(client, { chunkRows: 5, progress });
+      if (difference !== undefined) differences.push(difference);
+    }
+    await client.end();
+    await Promise.all(load);
+    expect(differences).toEqual([]);
+    expect(reported.entries).toBeGreaterThan(5);
+    expect(reported.of).toBeGreaterThanOrEqual(reported.entries);
+    await expectInvariants(lotus);
+  }, 60_000);
 });

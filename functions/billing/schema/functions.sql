@@ -447,6 +447,21 @@ create or replace function billing.seal_hash(state bytea, account_id uuid, numbe
 returns bytea language sql immutable parallel safe
 return sha256(state || convert_to(concat_ws('|', account_id, number, encode(hash, 'hex')), 'UTF8'));
 
+-- Recomputes the hash of a stored seal from the rows that it covers. Only the owner verifies.
+create or replace function billing.recomputed_seal(previous bytea, moment timestamptz)
+returns bytea language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  state bytea := billing.seal_start(previous, moment);
+  covered record;
+begin
+  for covered in
+    select e.account_id, e.number, e.hash from billing.sealed_entries e where e.moment = recomputed_seal.moment order by e.account_id
+  loop
+    state := billing.seal_hash(state, covered.account_id, covered.number, covered.hash);
+  end loop;
+  return state;
+end $$;
+
 -- Begins a seal and returns its moment, or returns the moment of a seal that an earlier run has not completed. Every later transfer
 -- has a later time than the moment: billing.move_unchecked reads this table after it has locked the accounts.
 create or replace function billing.begin_seal()
