@@ -114,39 +114,32 @@ describe("a batch of payments", () => {
 describe("payments while two accounts are locked", () => {
   const LOCKED_MILLISECONDS = 4_000;
 
-  /** Pays from all users at once, again and again for a while. Returns the payments per second. */
-  async function rate(payers: readonly TestUser[], milliseconds: number): Promise<number> {
-    const began = performance.now();
-    let paid = 0;
+  /** Pays from all users at once, again and again for a while. The bench row `locked` measures the rate. */
+  async function keepPaying(payers: readonly TestUser[], milliseconds: number): Promise<void> {
+    const until = performance.now() + milliseconds;
     await Promise.all(
       payers.map(async (user) => {
-        while (performance.now() - began < milliseconds) {
-          expect(await pay(user, 1n)).toBe("paid");
-          paid++;
-        }
+        do expect(await pay(user, 1n)).toBe("paid");
+        while (performance.now() < until);
       }),
     );
-    return (paid * 1000) / (performance.now() - began);
   }
 
   it("go on for all other users, and charge a locked user exactly when they answer with success", async () => {
     const others = await Promise.all(Array.from({ length: 14 }, () => newUser(lotus, 1_000_000)));
     const locked = users.slice(0, 2);
     const before = await charges(locked);
-    await rate(others, LOCKED_MILLISECONDS / 4);
-    const undisturbed = await rate(others, LOCKED_MILLISECONDS);
     const holder = new Client({ connectionString: lotus.adminUrl });
     await holder.connect();
     await holder.query("begin");
     await holder.query("select from billing.accounts where id = any($1) for update", [locked.map(({ id }) => id)]);
     const waiting = locked.map((user) => Promise.all(Array.from({ length: 4 }, () => pay(user, 1n))));
-    const disturbed = await rate(others, LOCKED_MILLISECONDS);
+    await keepPaying(others, LOCKED_MILLISECONDS);
     await holder.query("rollback");
     await holder.end();
     const answers = await Promise.all(waiting);
     for (const answer of answers.flat()) expect(["paid", "unavailable"]).toContain(answer);
     const made = (await charges(locked)).map((count, index) => count - (before[index] ?? 0));
     expect(made).toEqual(answers.map((each) => each.filter((answer) => answer === "paid").length));
-    expect(disturbed / undisturbed).toBeGreaterThan(0.5);
   }, 60_000);
 });
