@@ -4,6 +4,7 @@ import { UsageError } from "../cli/errors.ts";
 import { print } from "../cli/output.ts";
 import { writeStaleFiles } from "../generate/files.ts";
 import { createNew, KINDS } from "../generate/templates.ts";
+import { fitPostgres } from "../kubernetes/postgres-capacity.ts";
 
 export default command({
   about: "Writes the first files of an endpoint, an event or a service, with a test that passes.",
@@ -16,7 +17,7 @@ export default command({
         "Say what to create: npx lotus new endpoint order/cheapest, event order/order-shipped, or service gift.",
       );
     const files = await createNew(kind, path);
-    const generated = await writeStaleFiles();
+    const generated = [...(await writeStaleFiles()), ...(await fitPostgres())];
     print(`Wrote:\n${[...files, ...generated].map((file) => `  ${file}`).join("\n")}`);
   },
 });

@@ -9,6 +9,7 @@ import { backendsOf, configuration } from "./backends.ts";
 import { LAPTOP, readEnvironment } from "./environment.ts";
 import { type KubernetesObject, readDocuments, yamlFiles } from "./kubectl.ts";
 import { budgetIn } from "./plan.ts";
+import { BACKEND_MEBIBYTES, RESERVE_MEBIBYTES, RESERVED_CONNECTIONS } from "./postgres-capacity.ts";
 
 const NAMESPACE = TARGET_DEFAULT.namespace;
 
@@ -145,11 +146,6 @@ describe("pods", () => {
   });
 });
 
-/** Private memory of a backend, measured: 3.4 MB. */
-const BACKEND_MEBIBYTES = 4;
-/** For the server's other processes. */
-const RESERVE_MEBIBYTES = 128;
-
 const postgresContainer = ofKind("StatefulSet").find(({ document }) => document.metadata.name === "postgres")?.document
   .spec.template.spec.containers[0];
 const postgresSetting = (name: string) =>
@@ -179,9 +175,8 @@ describe("functions", () => {
 
   it("open no more connections at full scale during a rollout than the cluster's Postgres allows", () => {
     const needed = connectionsOf(budgetIn({ all, environment: laptop, backends: backendsOf(laptop) }));
-    // Postgres reserves three for superusers.
-    const advice = `Raise max_connections in knative/platform/postgres.yaml to ${needed + 3}, and its memory.`;
-    expect(needed + 3, advice).toBeLessThanOrEqual(postgresSetting("max_connections"));
+    const advice = `Raise max_connections in knative/platform/postgres.yaml to ${needed + RESERVED_CONNECTIONS}, and its memory.`;
+    expect(needed + RESERVED_CONNECTIONS, advice).toBeLessThanOrEqual(postgresSetting("max_connections"));
   });
 
   it("leave the cluster's Postgres enough memory for each connection", () => {
