@@ -42,6 +42,7 @@ export const COMMANDS: Readonly<Record<string, Entry>> = {
   chaos: entry("Develop", "inject faults under load and check the invariants", () => import("./chaos.ts")),
   fuzz: entry("Develop", "send generated requests to every endpoint", () => import("./fuzz.ts")),
   licences: entry("Develop", "list the licences of the packages that ship", () => import("./licences.ts")),
+  screenshots: entry("Develop", "take the pictures of the console", () => import("./screenshots.ts")),
   bench: entry("Develop", "measure Lotus against floors", () => import("./bench.ts")),
 
   cluster: entry("Cluster", "start minikube with Knative", () => import("./cluster.ts")),

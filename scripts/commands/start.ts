@@ -72,7 +72,7 @@ export interface StartValues {
 const NEXT = (url: string) => `
   The page:      ${url}
   The scenario:  npm run scenario, in a second terminal
-  The docs:      ${url}/docs
+  The docs:      ${url}/docs for the API, docs/tour.md for the first ten minutes
 `;
 
 function inspectOptions(wanted: string | undefined): NonNullable<LotusOptions["nodeOptionsOf"]> {

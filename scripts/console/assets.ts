@@ -107,7 +107,7 @@ export function docsHtml(): string {
 <script src="${CONSOLE_PATH}swagger-ui-bundle.js" defer></script>
 <script type="module" src="${CONSOLE_PATH}docs.js"></script>
 </head>
-<body><header class="back"><a href="/">← Lotus local</a></header><main id="docs" aria-label="API reference"></main></body>
+<body><header class="back"><a href="/">← Lotus local</a></header><h1 class="hidden">API reference</h1><div id="docs"></div></body>
 </html>
 `;
 }

@@ -3,7 +3,15 @@ import { Pool } from "pg";
 import { tlsOptions } from "#kernel/database-url";
 import { addressOf } from "../database/client.ts";
 import { getDeadLetter, type Replayed, replay } from "../database/dead-letters.ts";
-import type { DatabaseFigures, DeadLetterRow, OutboxRow } from "./protocol.ts";
+import type {
+  AccountDetail,
+  AccountRow,
+  DatabaseFigures,
+  DeadLetterRow,
+  EntryRow,
+  LedgerSummary,
+  OutboxRow,
+} from "./protocol.ts";
 import { CONTENT_SHOWN_BYTES_MAX } from "./recorder.ts";
 
 const CONNECTIONS_MAX = 2;
@@ -12,6 +20,15 @@ const CONNECT_MILLISECONDS_MAX = 3_000;
 const STATEMENT_MILLISECONDS_MAX = 5_000;
 const OUTBOX_ROWS_MAX = 100;
 const DEAD_LETTERS_MAX = 200;
+const ACCOUNTS_MAX = 100;
+const ENTRIES_MAX = 100;
+
+/** SQL of a time as RFC 3339 with microseconds. */
+const timeText = (column: string) => `to_char(${column} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`;
+
+const ACCOUNT = `select a.id, u.email, a.balance::text as balance, a.entries::text as entries, encode(a.last_hash, 'hex') as "lastHash",
+    ${timeText("a.opened_at")} as "openedAt"
+  from billing.accounts a left join profile.users u on u.id = a.id`;
 
 /** An outbox row as headers and body of a CloudEvent. */
 export interface WaitingEvent {
@@ -110,13 +127,63 @@ export class ConsoleDatabase {
     }
   }
 
-  /** Ends the connections of the functions of this database. Returns how many. */
-  async cutFunctions(): Promise<number> {
-    const [row] = await this.rows<{ ended: number }>(
-      `select count(pg_terminate_backend(a.pid))::integer as ended from pg_stat_activity a
-       join events.roles r on r.role = a.usename where a.datname = current_database()`,
+  /** Returns the sums of the ledger and its last seal. */
+  async ledger(): Promise<LedgerSummary> {
+    const [kinds, counts, seals] = await Promise.all([
+      this.rows<LedgerSummary["kinds"][number]>(
+        `select kind, count(*)::text as accounts, sum(balance)::text as balance from billing.accounts group by kind order by kind`,
+      ),
+      this.rows<{ transfers: string; entries: string }>(
+        `select (select count(*)::text from billing.transfers) as transfers, (select count(*)::text from billing.entries) as entries`,
+      ),
+      this.rows<NonNullable<LedgerSummary["seal"]>>(
+        `select ${timeText("moment")} as moment, encode(hash, 'hex') as hash, accounts::text as accounts
+         from billing.seals where sealed_at is not null order by seals.moment desc limit 1`,
+      ),
+    ]);
+    return { kinds, transfers: "0", entries: "0", ...counts[0], seal: seals[0] ?? null };
+  }
+
+  /** Returns user accounts, the newest first. @param search a part of the email, or the start of the id */
+  accounts(search: string): Promise<AccountRow[]> {
+    return this.rows<AccountRow>(
+      `${ACCOUNT} where a.kind = 'user' and ($2 = '' or strpos(lower(u.email), lower($2)) > 0 or starts_with(a.id::text, lower($2)))
+       order by a.opened_at desc limit $1`,
+      [ACCOUNTS_MAX, search],
     );
-    return row?.ended ?? 0;
+  }
+
+  /** Returns an account with at most 100 entries before a number; undefined when it does not exist. */
+  async account(id: string, before: string): Promise<AccountDetail | undefined> {
+    const [account] = await this.rows<AccountRow>(`${ACCOUNT} where a.id::text = $1`, [id]);
+    if (account === undefined) return undefined;
+    const entries = await this.rows<EntryRow>(
+      `select e.number::text as number, e.transfer_id as transfer, t.kind, t.reference,
+         case when t.debit_account = e.account_id then t.credit_account else t.debit_account end as counterpart,
+         e.amount::text as amount, e.balance_after::text as "balanceAfter", encode(e.hash, 'hex') as hash, ${timeText("t.created_at")} as at
+       from billing.entries e join billing.transfers t on t.id = e.transfer_id
+       where e.account_id = $1 and ($2 = '' or e.number < nullif($2, '')::bigint) order by e.number desc limit $3`,
+      [account.id, before, ENTRIES_MAX],
+    );
+    return { account, entries };
+  }
+
+  /**
+   * Ends the connections of the functions of this database. The owner may not call pg_terminate_backend for other roles, so the
+   * processes receive the same signal from here: the server must run on this machine.
+   */
+  async cutFunctions(): Promise<void> {
+    const backends = await this.rows<{ pid: number }>(
+      `select a.pid from pg_stat_activity a join events.roles r on r.role = a.usename where a.datname = current_database()`,
+    );
+    for (const { pid } of backends) {
+      try {
+        process.kill(pid, "SIGTERM");
+      } catch (error) {
+        // The backend has ended meanwhile.
+        if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+      }
+    }
   }
 
   /** Returns the topics that each service publishes. */

@@ -14,6 +14,8 @@ export interface EventSummary {
   /** The commit. */
   readonly at: number;
   readonly trace: string;
+  /** The trace that the client of the request named. */
+  readonly clientTrace?: string;
   readonly state: EventState;
   /** From the start of the request, or from the commit, to the last effect. */
   readonly microseconds?: number;
@@ -96,7 +98,8 @@ export interface Topology {
   readonly endpoints: readonly { readonly name: string; readonly call: string; readonly topics: readonly string[] }[];
   readonly topics: readonly string[];
   readonly triggers: readonly { readonly name: string; readonly topic: string }[];
-  readonly others: readonly { readonly name: string; readonly call: string }[];
+  /** Triggers of a schedule and of dead letters, with the topics that they publish. */
+  readonly others: readonly { readonly name: string; readonly call: string; readonly topics: readonly string[] }[];
 }
 
 /** The changes since the message before. */
@@ -107,7 +110,8 @@ export interface Batch {
   readonly figures?: readonly FunctionFigures[];
   /** A sentence: the database does not answer. */
   readonly database?: DatabaseFigures | string;
-  readonly job?: Job;
+  /** Jobs that began or changed. */
+  readonly jobs?: readonly Job[];
   /** Rows that this client did not receive since the message before, because it reads too slowly or there are too many. */
   readonly dropped?: number;
 }
@@ -130,8 +134,48 @@ export interface Job {
   readonly began: number;
   /** A sentence: the progress, and at the end the proof. */
   readonly text: string;
+  /** Steps that are done, and all steps. */
+  readonly done?: number;
+  readonly of?: number;
   /** Figures of a load, one a second. */
   readonly points?: readonly LoadPoint[];
+}
+
+/** The ledger in figures. Amounts are minor units as decimal text. */
+export interface LedgerSummary {
+  readonly kinds: readonly { readonly kind: string; readonly accounts: string; readonly balance: string }[];
+  readonly transfers: string;
+  readonly entries: string;
+  readonly seal: { readonly moment: string; readonly hash: string; readonly accounts: string } | null;
+}
+
+/** A user's account. */
+export interface AccountRow {
+  readonly id: string;
+  readonly email: string | null;
+  readonly balance: string;
+  readonly entries: string;
+  readonly lastHash: string;
+  readonly openedAt: string;
+}
+
+/** An entry with its transfer. */
+export interface EntryRow {
+  readonly number: string;
+  readonly transfer: string;
+  readonly kind: string;
+  readonly counterpart: string;
+  readonly reference: string;
+  readonly amount: string;
+  readonly balanceAfter: string;
+  readonly hash: string;
+  readonly at: string;
+}
+
+/** An account with a page of its entries, newest first. */
+export interface AccountDetail {
+  readonly account: AccountRow;
+  readonly entries: readonly EntryRow[];
 }
 
 /** One second of a load. */

@@ -7,12 +7,16 @@ import { forbidden, isForThisMachine, isSecret } from "#kernel/doors";
 import { Problem, quoted, writeProblem } from "#kernel/problem";
 import { originForm } from "#kernel/request";
 import { messageOf, Refusal } from "../cli/errors.ts";
+import { connectTo } from "../database/client.ts";
+import { CHECKS_COUNT, verifyLedger } from "../database/verify-ledger.ts";
 import type { Control } from "../local/control.ts";
 import type { Observer, Page } from "../local/observer.ts";
 import type { LotusFunction } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
 import { Assets, CONSOLE_PATH, docsHtml, pageHtml, securityHeaders } from "./assets.ts";
 import { ConsoleDatabase } from "./database.ts";
+import { type FaultOptions, Faults } from "./faults.ts";
+import { Jobs } from "./jobs.ts";
 import type { DatabaseFigures, ProcessState, Snapshot, Topology } from "./protocol.ts";
 import { Recorder } from "./recorder.ts";
 import { Stream } from "./stream.ts";
@@ -26,15 +30,13 @@ const TOKEN_HEADER = "lotus-console";
 const LOOPBACK = /^(?:127\.|::1$|::ffff:127\.)/;
 
 /** The run that the console shows and commands. */
-export interface ConsoleOptions {
+export interface ConsoleOptions extends Pick<FaultOptions, "kafka" | "publish" | "url" | "tick"> {
   readonly control: Control;
   /** The owner's URL of the database. */
   readonly databaseUrl: string;
   readonly functions: readonly LotusFunction[];
   readonly withKafka: boolean;
   readonly ownPostgres: boolean;
-  /** Publishes overdue events now. */
-  tick(): Promise<void>;
 }
 
 /** The console as the run uses it. */
@@ -67,6 +69,10 @@ function topologyOf(
   const triggers = functions.flatMap(({ name, description }) =>
     "topic" in description ? [{ name, topic: description.topic }] : [],
   );
+  const awaited = new Set(triggers.map(({ topic }) => topic));
+  /** The database knows the topics of a service. Endpoints publish those with a subscriber; schedules publish the others. */
+  const topicsFor = ({ name, service }: LotusFunction, hasSubscriber: boolean) =>
+    publishers.has(name) ? (topicsOf.get(service) ?? []).filter((topic) => awaited.has(topic) === hasSubscriber) : [];
   return {
     endpoints: functions.flatMap((fn) =>
       fn.kind === "endpoint"
@@ -74,17 +80,18 @@ function topologyOf(
             {
               name: fn.name,
               call: `${fn.description.method} ${fn.path}`,
-              topics:
-                fn.description.method === "POST" && publishers.has(fn.name) ? (topicsOf.get(fn.service) ?? []) : [],
+              topics: fn.description.method === "POST" ? topicsFor(fn, true) : [],
             },
           ]
         : [],
     ),
     topics: [...new Set([...triggers.map(({ topic }) => topic), ...[...topicsOf.values()].flat()])].sort(),
     triggers,
-    others: functions.flatMap(({ name, description }) => {
-      if ("schedule" in description) return [{ name, call: `cron ${description.schedule}` }];
-      return "deadLetters" in description ? [{ name, call: "dead letters" }] : [];
+    others: functions.flatMap((fn) => {
+      const { name, description } = fn;
+      const topics = topicsFor(fn, false);
+      if ("schedule" in description) return [{ name, call: `cron ${description.schedule}`, topics }];
+      return "deadLetters" in description ? [{ name, call: "dead letters", topics }] : [];
     }),
   };
 }
@@ -132,6 +139,7 @@ export function createConsole(options: ConsoleOptions): Console {
       processes: control.processes() as ProcessState[],
       figures: recorder.figures(),
       database: figures,
+      jobs: jobs.list(),
     }),
   );
   const unlisten = control.listen((event) => {
@@ -139,6 +147,26 @@ export function createConsole(options: ConsoleOptions): Console {
     stream.line(event);
     if (event.kind === "news") showProcesses();
   });
+  const jobs = new Jobs((job) => stream.job(job));
+  const faults = new Faults({ ...options, database, jobs });
+  const verify = () =>
+    jobs.start("verify", "Verify the ledger", async (progress) => {
+      // Its own connection: the check of a large ledger takes longer than the limit of the others.
+      const client = await connectTo(options.databaseUrl);
+      try {
+        const began = performance.now();
+        let done = 0;
+        progress({ done, of: CHECKS_COUNT, text: "The checks run in one snapshot." });
+        const report = (name: string) => progress({ done: ++done, of: CHECKS_COUNT, text: `It holds: ${name}.` });
+        const difference = await verifyLedger(client, { report });
+        if (difference !== undefined) throw new Refusal(difference);
+        const { entries } = await database.ledger();
+        const seconds = (performance.now() - began) / 1000;
+        return `The ledger is right: ${entries} entries in ${seconds.toFixed(1)} s, ${Math.round(Number(entries) / seconds)} entries/s.`;
+      } finally {
+        await client.end();
+      }
+    });
   const showProcesses = () => {
     const now = control.processes() as ProcessState[];
     const text = JSON.stringify(now);
@@ -190,9 +218,24 @@ export function createConsole(options: ConsoleOptions): Console {
     ],
     [/^traces\/([0-9a-f]{32})$/, async ([, trace = ""]) => ({ event: recorder.eventOfTrace(trace) ?? null })],
     [/^outbox$/, () => database.outbox()],
+    [/^ledger$/, () => database.ledger()],
+    [/^ledger\/accounts$/, (_, query) => database.accounts(query.get("search") ?? "")],
+    [
+      /^ledger\/accounts\/([0-9a-f-]{36})$/,
+      async ([, id = ""], query) => {
+        const before = query.get("before") ?? "";
+        if (!/^\d{0,18}$/.test(before)) throw new Problem("invalid-request", "before must be the number of an entry.");
+        const account = await database.account(id, before);
+        if (account === undefined) throw new Problem("not-found", "There is no account with this id.");
+        return account;
+      },
+    ],
     [/^dead-letters$/, () => database.deadLetters()],
   ];
   const changes: [RegExp, Handler][] = [
+    [/^ledger\/verify$/, async () => verify()],
+    [/^faults\/([a-z-]+)$/, async ([, name = ""], query) => faults.start(name, query.get("target") ?? "order-pay")],
+    [/^load$/, async (_, query) => faults.startLoad(Number(query.get("rate")), Number(query.get("seconds")))],
     [
       /^dead-letters\/(\d+|all)\/replay$/,
       async ([, which = ""]) => {
@@ -285,6 +328,7 @@ export function createConsole(options: ConsoleOptions): Console {
       clearInterval(looking);
       unlisten();
       stream.stop();
+      await jobs.stop();
       await reading;
       await database.stop();
     },

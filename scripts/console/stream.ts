@@ -36,7 +36,7 @@ export class Stream {
   readonly #kept: Kept[] = [];
   readonly #events = new Map<string, EventSummary>();
   #lines: LogLine[] = [];
-  #changes: Pick<Batch, "processes" | "figures" | "database" | "job"> = {};
+  #changes: Pick<Batch, "processes" | "figures" | "database"> = {};
   readonly #jobs = new Map<number, Job>();
   #dropped = 0;
   #keptBytes = 0;
@@ -74,9 +74,14 @@ export class Stream {
   }
 
   /** Adds other changes; a later one replaces an earlier one. */
-  change(change: { processes?: readonly ProcessState[] } & Pick<Batch, "figures" | "database" | "job">): void {
-    if (change.job !== undefined) this.#jobs.set(change.job.id, change.job);
+  change(change: { processes?: readonly ProcessState[] } & Pick<Batch, "figures" | "database">): void {
     this.#changes = { ...this.#changes, ...change };
+    this.#soon();
+  }
+
+  /** Adds a job that began or changed. */
+  job(job: Job): void {
+    this.#jobs.set(job.id, job);
     this.#soon();
   }
 
@@ -125,7 +130,7 @@ export class Stream {
       ...(events.length > 0 && { events }),
       ...(this.#lines.length > 0 && { lines: this.#lines }),
       ...this.#changes,
-      ...(jobs.at(-1) && { job: jobs.at(-1) as Job }),
+      ...(jobs.length > 0 && { jobs }),
       ...(this.#dropped > 0 && { dropped: this.#dropped }),
     };
     const rows = events.length + this.#lines.length;

@@ -194,6 +194,9 @@ const USERS = `
   )
   select (select p.id from page p order by p.id offset $2 - 1) as upto, (select f.difference from found f) as difference`;
 
+/** The number of checks of a whole verification. */
+export const CHECKS_COUNT = CHECKS.length;
+
 /** A copy of a seal that was kept outside the database. */
 export interface Seal {
   /** The moment, as the log and the event of the seal name it. */

@@ -5,6 +5,7 @@ import type { Server } from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Cron } from "croner";
+import { kafkaClient } from "#kernel/kafka";
 import { createHttpServer } from "#kernel/listener";
 import { POOL_CONNECTIONS_MAX, REQUEST_HEADER_BYTES_MAX, readSettings } from "#kernel/settings";
 import { type Built, buildFunctions, endEsbuild, programOf } from "../build/bundles.ts";
@@ -181,6 +182,51 @@ function listenAt(server: Server, { port, host = "127.0.0.1" }: LotusOptions): P
   });
 }
 
+/** Publishes an event on the event bus as a foreign producer does. */
+async function publishToBus(
+  inside: string,
+  topic: string,
+  attributes: Readonly<Record<string, string>>,
+  body: string,
+): Promise<void> {
+  const headers = Object.fromEntries(Object.entries(attributes).map(([name, value]) => [`ce-${name}`, value]));
+  const answer = await fetch(inside, {
+    method: "POST",
+    headers: { ...headers, "lotus-topic": topic, "content-type": "application/json" },
+    body,
+  });
+  await answer.arrayBuffer();
+  if (!answer.ok) throw new Refusal(`The event bus answered ${answer.status}.`);
+}
+
+/** Publishes an event in Kafka as a foreign producer does. */
+async function publishToKafka(
+  brokers: readonly string[],
+  topic: string,
+  attributes: Readonly<Record<string, string>>,
+  body: string,
+): Promise<void> {
+  const producer = (await kafkaClient(brokers)).producer();
+  const headers = Object.fromEntries(Object.entries(attributes).map(([name, value]) => [`ce_${name}`, value]));
+  await producer.connect();
+  try {
+    await producer.send({
+      topic,
+      messages: [{ value: body, headers: { ...headers, "content-type": "application/json" } }],
+    });
+  } finally {
+    await producer.disconnect();
+  }
+}
+
+/** All brokers of a Kafka as one. */
+const restartable = (kafka: Kafka) => ({
+  kill: () => {
+    for (const index of kafka.bootstrap.keys()) kafka.kill(index);
+  },
+  restart: async () => void (await Promise.all(kafka.bootstrap.map((_, index) => kafka.restart(index)))),
+});
+
 /** Fires a PingSource once. */
 async function ping(source: Manifests["pingSources"][number], url: string): Promise<void> {
   const { metadata, spec } = source;
@@ -324,6 +370,12 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
         functions: found,
         withKafka: kafka !== undefined,
         ownPostgres: options.databaseUrl === undefined,
+        kafka: options.kafka === true && kafka !== undefined ? restartable(kafka) : undefined,
+        url: () => publicUrl,
+        publish: (topic, attributes, body) =>
+          kafka === undefined
+            ? publishToBus(inside, topic, attributes, body)
+            : publishToKafka(kafka.bootstrap, `${kafkaPrefix}${topic}`, attributes, body),
         tick,
       });
     }

@@ -1,18 +1,15 @@
 /** Opens a page in Chromium without a window, with a profile of its own that is deleted afterwards. */
-import { spawn, spawnSync } from "node:child_process";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type Browser, chromium } from "playwright-core";
+import { CHROMIUM_ARGUMENTS, findChromium } from "../process/chromium.ts";
 
 /** Set to `1`, lets tests that need Chromium be skipped on a machine without it. */
 const SKIP_VARIABLE = "LOTUS_SKIP_CHROMIUM";
-const NAMES = ["chromium", "chromium-browser", "google-chrome", "chrome"];
 
-const program = [process.env.CHROMIUM ?? "", ...NAMES].find(
-  (name) => name !== "" && spawnSync(name, ["--version"]).status === 0,
-);
+const program = findChromium();
 
 /** Whether tests may be skipped: Chromium is missing, and the variable allows it. */
 export const skipWithoutChromium = program === undefined && process.env[SKIP_VARIABLE] === "1";
@@ -25,20 +22,6 @@ function foundProgram(): string {
   );
 }
 
-/** Arguments of Chromium on a machine without a display. Its sandbox does not start for root. */
-const ARGUMENTS = ["--disable-gpu", "--disable-dev-shm-usage", ...(process.getuid?.() === 0 ? ["--no-sandbox"] : [])];
-
-/**
- * Starts Chromium for Playwright. The caller closes it.
- * @throws {Error} when the machine has no Chromium
- */
-export function launchBrowser(): Promise<Browser> {
-  const name = foundProgram();
-  // Playwright needs a path. `which` is not on every machine, and a shell has `command -v`.
-  const path = spawnSync("sh", ["-c", 'command -v "$1"', "sh", name], { encoding: "utf8" }).stdout.trim();
-  return chromium.launch({ executablePath: path, args: ARGUMENTS });
-}
-
 /**
  * Opens a page.
  * @returns the function that closes the browser
@@ -47,7 +30,7 @@ export function launchBrowser(): Promise<Browser> {
 export async function openPage(url: string): Promise<() => Promise<void>> {
   const name = foundProgram();
   const profile = await mkdtemp(join(tmpdir(), "lotus-chromium-"));
-  const browser = spawn(name, ["--headless", ...ARGUMENTS, `--user-data-dir=${profile}`, url], {
+  const browser = spawn(name, ["--headless", ...CHROMIUM_ARGUMENTS, `--user-data-dir=${profile}`, url], {
     stdio: "ignore",
     detached: true,
   });

@@ -66,6 +66,7 @@ export function Diagram() {
     ...endpoints.flatMap(({ name, topics: targets }) =>
       targets.map((topic) => ({ from: at(name, 0), to: at(topic, 1) })),
     ),
+    ...others.flatMap(({ name, topics: targets }) => targets.map((topic) => ({ from: at(topic, 1), to: at(name, 2) }))),
     ...triggers.map(({ name, topic }) => ({ from: at(topic, 1), to: at(name, 2) })),
   ];
   return (

@@ -10,11 +10,12 @@ import { databaseFigures, events, eventsVersion } from "./store.ts";
 import { Waterfall } from "./waterfall.tsx";
 
 const matches = (event: EventSummary, words: readonly string[]) => {
-  const text = `${event.id} ${event.type} ${event.source} ${event.subject} ${event.state} ${event.trace}`;
+  const text = `${event.id} ${event.type} ${event.source} ${event.subject} ${event.state} ${event.trace} ${event.clientTrace}`;
   return words.every((word) => text.includes(word));
 };
 
 function Detail({ id }: { id: string }) {
+  void eventsVersion.value;
   const known = events.get(id);
   // A change of the event, and nothing else, reads it again.
   const { data, problem } = useData(
@@ -216,7 +217,7 @@ function DeadLetters() {
     again.value++;
     result.value = [`${replayed} put back into the outbox and published.`, ...failures].join(" ");
     announce(result.value);
-    if (replayed === 1 && event !== undefined && events.has(event)) open("events", event);
+    if (replayed === 1 && event !== undefined) open("events", event);
   };
   return (
     <section class="list">

@@ -69,7 +69,7 @@ export const tail = (id: string): string => id.slice(-8);
 /** Returns bytes with a unit. */
 export const bytes = (value: number): string => (value < 1024 ? `${value} B` : `${Math.round(value / 1024)} KiB`);
 
-/** Returns JSON with line ends; text that is not JSON stays as it is. */
+/** Returns JSON with line ends; other text is returned unchanged. */
 export function pretty(text: string): string {
   try {
     return JSON.stringify(JSON.parse(text), null, 2);

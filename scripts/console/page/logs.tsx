@@ -103,7 +103,7 @@ export function Logs() {
         paused={paused.value}
         empty="No line matches these filters."
         columns={[
-          { title: "Time", class: "time", cell: (row) => clock(Date.parse(row.time) * 1000) },
+          { title: "Time", class: "time plain", cell: (row) => clock(Date.parse(row.time) * 1000) },
           { title: "Function", class: "name", cell: (row) => row.name },
           {
             title: "Level",
@@ -113,7 +113,7 @@ export function Logs() {
           { title: "Message", class: "grow", cell: (row) => <span title={row.text}>{row.message}</span> },
           {
             title: "Trace",
-            class: "id",
+            class: "id trace",
             cell: (row) =>
               row.trace && (
                 <button type="button" class="link" onClick={() => void openTrace(row.trace)}>

@@ -3,17 +3,23 @@ import "./style.css";
 import { effect, signal } from "@preact/signals";
 import { render } from "preact";
 import { useEffect } from "preact/hooks";
+import { Break } from "./break.tsx";
 import { Events } from "./events.tsx";
 import { count, duration, money, toggleUtc, utc } from "./format.ts";
+import { Ledger } from "./ledger.tsx";
 import { Logs } from "./logs.tsx";
 import { Overview } from "./overview.tsx";
 import { announce, announcement, Status } from "./parts.tsx";
 import { href, route } from "./route.ts";
 import { connect, connection, database, databaseFigures, dropped, run } from "./store.ts";
+import { Try } from "./try.tsx";
 
 const PAGES = [
   ["overview", "Overview", Overview],
   ["events", "Events", Events],
+  ["ledger", "Ledger", Ledger],
+  ["try", "Try it", Try],
+  ["break", "Break it", Break],
   ["logs", "Logs", Logs],
 ] as const;
 
@@ -83,7 +89,7 @@ function Frame() {
           ))}
         </select>
       </label>
-      <button type="button" class="quiet" aria-label="Keys" onClick={() => (help.value = true)}>
+      <button type="button" class="quiet keys" aria-label="Keys" onClick={() => (help.value = true)}>
         ?
       </button>
     </header>
@@ -167,7 +173,9 @@ function App() {
               {title}
             </a>
           ))}
-          <a href="/docs">API</a>
+          <a class="docs" href="/docs">
+            API
+          </a>
         </nav>
         <main tabIndex={-1} id="main">
           <Page />

@@ -2,7 +2,7 @@
 import { effect } from "@preact/signals";
 import { makePayment, post } from "./api.ts";
 import { Diagram } from "./diagram.tsx";
-import { count } from "./format.ts";
+import { count, duration } from "./format.ts";
 import { Action, announce, Sparkline, Status } from "./parts.tsx";
 import { href, open } from "./route.ts";
 import { events, eventsVersion, figures, processes, requestsPerSecond } from "./store.ts";
@@ -21,7 +21,7 @@ function eventOf(trace: string): Promise<string | undefined> {
     };
     stop = effect(() => {
       void eventsVersion.value;
-      for (const event of events.values()) if (event.trace === trace) return end(event.id);
+      for (const event of events.values()) if (event.clientTrace === trace) return end(event.id);
     });
   });
 }
@@ -32,8 +32,7 @@ async function payAndShow(): Promise<void> {
   open("events", id ?? "");
 }
 
-const milliseconds = (value: number | undefined) =>
-  value === undefined ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+const milliseconds = (value: number | undefined) => (value === undefined ? "–" : duration(value * 1000));
 
 function Functions() {
   return (

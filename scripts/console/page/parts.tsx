@@ -34,6 +34,8 @@ const WORDS: Readonly<Record<string, string>> = {
   running: "good",
   live: "good",
   done: "good",
+  balanced: "good",
+  "not balanced": "bad",
   starting: "busy",
   delivering: "busy",
   published: "busy",

@@ -93,9 +93,9 @@ function apply(batch: Batch): void {
   if (batch.processes) processes.value = batch.processes;
   if (batch.figures) figures.value = new Map(batch.figures.map((each) => [each.name, each]));
   if (batch.database !== undefined) database.value = batch.database;
-  if (batch.job) {
-    const { job } = batch;
-    jobs.value = [job, ...jobs.value.filter(({ id }) => id !== job.id)].slice(0, JOBS_MAX);
+  if (batch.jobs) {
+    const all = new Map([...jobs.value, ...batch.jobs].map((job) => [job.id, job]));
+    jobs.value = [...all.values()].sort((a, b) => b.id - a.id).slice(0, JOBS_MAX);
   }
   if (batch.dropped) dropped.value += batch.dropped;
 }
