@@ -14,8 +14,6 @@ export interface EventSummary {
   /** The commit. */
   readonly at: number;
   readonly trace: string;
-  /** The trace that the client of the request named. */
-  readonly clientTrace?: string;
   readonly state: EventState;
   /** From the start of the request, or from the commit, to the last effect. */
   readonly microseconds?: number;

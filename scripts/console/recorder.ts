@@ -40,8 +40,6 @@ interface ParsedLine {
   readonly level?: string;
   readonly message?: string;
   readonly trace_id?: string;
-  /** The trace of the client, which an endpoint does not continue. */
-  readonly client_trace_id?: string;
   readonly method?: string;
   readonly path?: string;
   readonly status?: number;
@@ -81,9 +79,6 @@ export class Recorder implements Observer, SpanSink {
   readonly #events = new Map<string, EventRecord>();
   readonly #traces = new Map<string, Span[]>();
   readonly #byTrace = new Map<string, string[]>();
-  /** Traces by the trace of their client, and the other way round. */
-  readonly #ofClients = new Map<string, string>();
-  readonly #clients = new Map<string, string>();
   readonly #figures = new Map<string, Durations>();
   readonly #onEvent: (event: EventSummary) => void;
   readonly #lines: () => readonly LogEvent[];
@@ -109,9 +104,8 @@ export class Recorder implements Observer, SpanSink {
       // Text of a library that begins like JSON.
       return;
     }
-    const { trace_id: trace, client_trace_id: client, time, milliseconds = 0, level, status, reason } = line;
+    const { trace_id: trace, time, milliseconds = 0, level, status, reason } = line;
     if (trace === undefined || time === undefined) return;
-    if (client !== undefined) this.#nameTrace(client, trace);
     const microseconds = Math.round(milliseconds * 1000);
     const at = microsecondsOf(time) - microseconds;
     if (line.method !== undefined) {
@@ -237,7 +231,7 @@ export class Recorder implements Observer, SpanSink {
 
   /** Returns an event of a trace, the newest first; undefined when the recorder knows no such event. */
   eventOfTrace(trace: string): string | undefined {
-    return this.#byTrace.get(this.#ofClients.get(trace) ?? trace)?.at(-1);
+    return this.#byTrace.get(trace)?.at(-1);
   }
 
   /** Returns the figures of each function that had a request in the last minute. */
@@ -286,15 +280,6 @@ export class Recorder implements Observer, SpanSink {
     for (const { name, at, microseconds } of starts)
       spans.push({ name: "cold start", who: name, at, microseconds, failed: false });
     return spans.sort((a, b) => a.at - b.at || b.microseconds - a.microseconds);
-  }
-
-  #nameTrace(client: string, trace: string): void {
-    this.#ofClients.set(client, trace);
-    this.#clients.set(trace, client);
-    if (this.#clients.size <= TRACES_MAX) return;
-    const [oldest = "", itsClient = ""] = this.#clients.entries().next().value ?? [];
-    this.#clients.delete(oldest);
-    this.#ofClients.delete(itsClient);
   }
 
   /** The function that caused an event: the last part of its source. */
@@ -356,7 +341,6 @@ export class Recorder implements Observer, SpanSink {
     const { id, attributes, topic, trace, at, state, attempts, reason, effectAt } = record;
     const cause = (this.#traces.get(trace) ?? []).find((span) => span.name === "request" && span.at <= at + 1000);
     const began = Math.min(cause?.at ?? at, at);
-    const clientTrace = this.#clients.get(trace);
     return {
       id,
       type: attributes.type ?? "",
@@ -369,7 +353,6 @@ export class Recorder implements Observer, SpanSink {
       attempts,
       ...(effectAt !== undefined && { microseconds: effectAt - began }),
       ...(reason !== undefined && { reason }),
-      ...(clientTrace !== undefined && { clientTrace }),
     };
   }
 

@@ -10,7 +10,7 @@ import { databaseFigures, events, eventsVersion } from "./store.ts";
 import { Waterfall } from "./waterfall.tsx";
 
 const matches = (event: EventSummary, words: readonly string[]) => {
-  const text = `${event.id} ${event.type} ${event.source} ${event.subject} ${event.state} ${event.trace} ${event.clientTrace}`;
+  const text = `${event.id} ${event.type} ${event.source} ${event.subject} ${event.state} ${event.trace}`;
   return words.every((word) => text.includes(word));
 };
 

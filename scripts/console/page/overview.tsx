@@ -21,7 +21,7 @@ function eventOf(trace: string): Promise<string | undefined> {
     };
     stop = effect(() => {
       void eventsVersion.value;
-      for (const event of events.values()) if (event.clientTrace === trace) return end(event.id);
+      for (const event of events.values()) if (event.trace === trace) return end(event.id);
     });
   });
 }

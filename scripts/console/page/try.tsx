@@ -1,6 +1,6 @@
 /** The calls of the OpenAPI document as forms, with a demo user, the answer and the same call for curl. */
 import { useEffect, useState } from "preact/hooks";
-import { type Answer, bearer, callFunction, demoUser, ensureUser, newTrace } from "./api.ts";
+import { type Answer, bearer, callFunction, demoUser, ensureUser, traceOf } from "./api.ts";
 import { pretty } from "./format.ts";
 import { Action, Copy, Problem, sentenceOf } from "./parts.tsx";
 import { href, route } from "./route.ts";
@@ -111,14 +111,13 @@ function Form({ call }: { call: CallForm }) {
   ].join(" \\\n  ");
   const send = async () => {
     const authorization = asUser ? bearer(await ensureUser()) : {};
-    const trace = newTrace();
     const result = await callFunction({
       method,
       path: target,
       body,
-      headers: { ...headers, ...authorization, ...trace.headers },
+      headers: { ...headers, ...authorization },
     });
-    setAnswer({ ...result, trace: trace.id });
+    setAnswer({ ...result, trace: traceOf(result) });
   };
   return (
     <article class="detail" aria-label={`${method} ${path}`}>
@@ -168,7 +167,7 @@ function Form({ call }: { call: CallForm }) {
           <Problem text={answer.status < 400 ? "" : explain(operation, answer)} />
           <pre tabIndex={0}>{pretty(answer.text) || "(no body)"}</pre>
           <p class="links">
-            <a href={href("logs", "", { filter: answer.trace })}>Log lines of this call</a>
+            <a href={href("logs", "", { trace: answer.trace })}>Log lines of this call</a>
             <a href={href("events", "", { filter: answer.trace })}>Events of this call</a>
           </p>
           <details>
