@@ -156,7 +156,7 @@ export function createConsole(options: ConsoleOptions): Console {
       try {
         const began = performance.now();
         let done = 0;
-        progress({ done, of: CHECKS_COUNT, text: "The checks run in one snapshot." });
+        progress({ done, of: CHECKS_COUNT, text: "The checks read short snapshots in chunks." });
         const report = (name: string) => progress({ done: ++done, of: CHECKS_COUNT, text: `It holds: ${name}.` });
         const difference = await verifyLedger(client, { report });
         if (difference !== undefined) throw new Refusal(difference);

@@ -195,7 +195,7 @@ const USERS = `
   select (select p.id from page p order by p.id offset $2 - 1) as upto, (select f.difference from found f) as difference`;
 
 /** The number of checks of a whole verification. */
-export const CHECKS_COUNT = CHECKS.length;
+export const CHECKS_COUNT = Object.keys(CHECKS).length;
 
 /** A copy of a seal that was kept outside the database. */
 export interface Seal {
