@@ -90,7 +90,7 @@ describe.skipIf(skipWithoutChromium)("a page of another origin, in Chromium", ()
     });
   });
 
-  it("reads no answer when its origin is not allowed, or none is", async () => {
+  it("reads no answer when its origin is not allowed, or no origin is", async () => {
     for (const cors of [["https://shop.example"], undefined]) {
       const page = await pageServer();
       const lotus = await start(cors);

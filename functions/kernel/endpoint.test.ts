@@ -30,10 +30,10 @@ interface Raw {
   text: string;
 }
 
-/** Sends a target as it is, which `fetch` would tidy up; a body in several parts goes in chunks, without a length. */
+/** Sends a target unchanged, which `fetch` would normalise. A body in several parts goes in chunks, without a length. */
 async function send(method: string, target: string, headers = {}, parts: readonly string[] = []): Promise<Raw> {
   const { hostname, port } = new URL(lotus.url);
-  // Kept alive, so that nobody closes it before all has been sent; of its own, because an answer may come before that.
+  // Kept alive, so that no side closes the connection early. A separate agent, because an answer may come before the end of the body.
   const agent = new Agent({ keepAlive: true });
   const sent = request({ hostname, port, method, path: target, headers, agent });
   for (const part of parts) sent.write(part);
@@ -159,7 +159,7 @@ describe("a body", () => {
     '{"price":"\\x10"}',
     '{"price":"\\ud8"}',
     '{"price":"1\n0"}',
-  ])("must be a JSON object: %j is none", async (body) => {
+  ])("must be a JSON object, and not %j", async (body) => {
     expect(refusal(await create(json, body))).toEqual([400, "malformed-body"]);
   });
 
@@ -198,7 +198,7 @@ describe("a body", () => {
     },
   );
 
-  it("must come as it is, not compressed", async () => {
+  it("must not be compressed", async () => {
     const answer = await call(lotus, "POST /order/create", {
       body: gzipSync('{"price":10}'),
       headers: { "content-encoding": "gzip" },

@@ -13,7 +13,7 @@ const keyed = (key: string, body?: object) => ({ headers: { "idempotency-key": k
 
 const serviceOf = (request: string) => request.split("/")[1];
 
-/** What moves money, beside order/pay, whose own test says the same of it: with 900 on the account before. */
+/** The calls that move money, except order/pay, which has its own test. The account has 900 before. */
 const MOVES = [
   {
     request: "POST /billing/add-money?money=10",

@@ -34,7 +34,7 @@ afterEach(async () => {
   vi.restoreAllMocks();
 });
 
-/** What is written to the log meanwhile. */
+/** The log lines of the current test. */
 function logLines(): { level: string; message: string; reason?: string }[] {
   const lines: { level: string; message: string }[] = [];
   vi.spyOn(process.stdout, "write").mockImplementation((text) => {
@@ -241,7 +241,7 @@ describe.skipIf(kafkaSource === undefined)("Kafka", () => {
   });
 });
 
-describe.skipIf(kafkaSource !== "java")("a Kafka that asks who we are, over TLS", () => {
+describe.skipIf(kafkaSource !== "java")("a Kafka that authenticates its clients, over TLS", () => {
   const folder = mkdtempSync(join(tmpdir(), "lotus-tls-"));
   const topic = "secured";
   let kafka: Kafka;
@@ -284,7 +284,7 @@ describe.skipIf(kafkaSource !== "java")("a Kafka that asks who we are, over TLS"
 
   const mechanisms = ["plain", "scram-sha-256", "scram-sha-512"];
 
-  it.each(mechanisms)("takes our events by %s", async (mechanism) => {
+  it.each(mechanisms)("accepts events by %s", async (mechanism) => {
     const { sendToKafka } = await kernelWith({
       ...tls,
       KAFKA_SASL_MECHANISM: mechanism,
@@ -294,14 +294,14 @@ describe.skipIf(kafkaSource !== "java")("a Kafka that asks who we are, over TLS"
     await sendToKafka(kafka.secured, [record(topic)]);
   });
 
-  it.each(mechanisms)("refuses a wrong password by %s, and we say so", async (mechanism) => {
+  it.each(mechanisms)("refuses a wrong password by %s, and the log says so", async (mechanism) => {
     logLines();
     const who = { KAFKA_SASL_MECHANISM: mechanism, KAFKA_USERNAME: "alice", KAFKA_PASSWORD: "wrong" };
     const { sendToKafka } = await kernelWith({ ...tls, ...who });
     await expect(sendToKafka(kafka.secured, [record(topic)])).rejects.toThrow(/authentication failed/i);
   });
 
-  it("is not trusted when its certificate is of an authority that we do not know", async () => {
+  it("is not trusted when an unknown authority signed its certificate", async () => {
     logLines();
     const who = { KAFKA_USERNAME: "alice", KAFKA_PASSWORD: "secret" };
     const { sendToKafka } = await kernelWith({ KAFKA_TLS: "true", ...who }, 5_000);

@@ -27,7 +27,7 @@ describe("an amount", () => {
     );
   });
 
-  it("is nothing but digits with at most two decimals, above 0 and at most the limit", () => {
+  it("has only digits with at most two decimals, above 0 and at most the limit", () => {
     fc.assert(
       fc.property(fc.oneof(fc.string({ unit: "binary" }), fc.stringMatching(/^[-+ 0-9.,eEx_]{0,20}$/)), (text) => {
         const plain = /^(0|[1-9][0-9]*)(\.[0-9]{1,2})?$/.test(text) && Number(text) > 0 && Number(text) <= 1e9;

@@ -6,7 +6,7 @@ import { type Envelope, flushQueue, publish, publishLater } from "./outbox.ts";
 import { PUBLISH_PAUSE_MILLISECONDS, PUBLISH_QUEUE_EVENTS_MAX } from "./settings.ts";
 
 let sink: Server;
-/** Of the requests that have come, in their order. */
+/** The headers of the received requests, in order. */
 const came: IncomingMessage["headers"][] = [];
 /** The time of each. */
 const cameAt: number[] = [];

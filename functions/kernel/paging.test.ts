@@ -35,7 +35,7 @@ async function pages(of: TestUser, path: string, limit: number, between = async 
   return seen;
 }
 
-/** What a page's cursor holds, written as a client would forge it. */
+/** A forged cursor for a position. */
 const forged = (position: unknown) => Buffer.from(JSON.stringify(position)).toString("base64url");
 
 // Twelve rows of history: a deposit and eleven orders. The list has the refused order too, and who registers is welcomed.

@@ -37,7 +37,7 @@ interface Program {
   readonly ended: Promise<unknown[]>;
 }
 
-/** A function's bundle by itself, as its container runs it, with nobody in front. */
+/** The bundle of a function, as its container runs it, without a gateway. */
 async function start(name: string, environment: Record<string, string> = {}): Promise<Program> {
   const child = fork(bundleOf(name), [], {
     // Without a gateway in front, which shows the secret.
@@ -47,7 +47,7 @@ async function start(name: string, environment: Record<string, string> = {}): Pr
   });
   let text = "";
   for (const stream of [child.stdout, child.stderr]) stream?.on("data", (chunk: Buffer) => (text += chunk));
-  // Not "close": a child whose channel was closed by us never says that.
+  // A child whose channel this process closed never emits "close".
   const ended = once(child, "exit");
   endings.push(async () => {
     child.kill("SIGKILL");
@@ -90,7 +90,7 @@ describe("a request that does not come to its end", () => {
     socket.setEncoding("utf8").on("data", (chunk) => {
       text += chunk;
     });
-    // Not to be read in a loop: that would end this side as well.
+    // A read loop would end this side as well.
     await once(socket, "end");
     expect(text).toMatch(/^HTTP\/1\.1 408 Request Timeout\r\n/);
     expect(JSON.parse(text.split("\r\n\r\n")[1] ?? "")).toMatchObject({ status: 408, code: "request-timeout" });
@@ -117,7 +117,7 @@ describe("a function's server", () => {
   });
 });
 
-describe("a function's process that is told to stop", () => {
+describe("a function's process that receives SIGTERM", () => {
   it("finishes what is in progress, says that the connection closes, and publishes the events", async () => {
     const published: string[] = [];
     const sink = createServer(async (incoming, outgoing) => {
@@ -145,9 +145,12 @@ describe("a function's process that is told to stop", () => {
     const answers = [1, 2].map((money) =>
       send(`${program.url}/billing/withdraw-money?money=${money}`, { method: "POST", agent, headers }),
     );
-    await eventually("they wait for the account", async () => (await account.waiting()) === 2);
+    // One statement waits for the row. The second call of the user waits in the process.
+    await eventually("the first one waits for the account", async () => (await account.waiting()) === 1);
+    // The function answers a later connection, so it has read the two earlier ones.
+    await call(program, "GET /");
     program.child.kill("SIGTERM");
-    // Who has nothing in progress is let go at once, and nobody new is let in.
+    // A connection without a request in progress closes at once, and no new connection is accepted.
     await once(used, "close");
     await eventually("no more connections are taken", () =>
       call(program, "GET /").then(
@@ -158,7 +161,7 @@ describe("a function's process that is told to stop", () => {
     await account.release();
     for (const { answer } of await Promise.all(answers))
       expect([answer.statusCode, answer.headers.connection]).toEqual([200, "close"]);
-    // Nor is a connection waited for on which nothing was ever asked.
+    // An unused connection does not delay the end.
     await once(unused, "close");
     expect(await program.ended).toEqual([0, null]);
     expect(published).toEqual(["withdrawal-done", "withdrawal-done"]);
@@ -167,7 +170,7 @@ describe("a function's process that is told to stop", () => {
     await settled(lotus);
   });
 
-  it("ends when whoever started it has died", async () => {
+  it("ends with the process that started it", async () => {
     const program = await start("order-subscriptions");
     program.child.disconnect();
     expect(await program.ended).toEqual([0, null]);

@@ -21,7 +21,7 @@ const forUsers = (await findFunctions()).flatMap((fn) =>
 
 let lotus: TestLotus;
 let user: TestUser;
-/** Ours: what only login is given. */
+/** The signing key, which only login has. */
 let signingKey: JWK;
 beforeAll(async () => {
   lotus = await startTestLotus();
@@ -69,7 +69,7 @@ const ended = (key: FileKey) => ({
   retiredAt: Math.floor(Date.now() / 1000) - TOKEN_SECONDS - KEY_OVERLAP_SECONDS - 1,
 });
 
-/** What an attacker would send, by name: each an Authorization header. */
+/** Authorization headers that an attacker would send, by name. */
 async function forgeries(): Promise<Record<string, string | undefined>> {
   const { d: _, ...publicJwk } = signingKey;
   const published = (await call(lotus, "GET /profile/jwks")).body.keys[0];
@@ -91,7 +91,7 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
       .setSubject(user.id)
       .setExpirationTime("1h")
       .encode(),
-    "unsigned, with our signature": `${encode({ alg: "none" })}.${payload}.${signature}`,
+    "unsigned, with a valid signature": `${encode({ alg: "none" })}.${payload}.${signature}`,
     "unsigned, in other letters": `${encode({ alg: "nOnE" })}.${payload}.`,
     "HS256 with x": await hmac(published.x),
     "HS256 with the bytes of x": await hmac(Buffer.from(published.x, "base64url")),
@@ -112,7 +112,7 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
     "for another audience": await sign({ audience: "another" }),
     "for no audience": await sign({ audience: null }),
     "for nobody": await sign({ subject: null }),
-    "for somebody whose id is none": await sign({ subject: "ada" }),
+    "for a subject that is no UUID": await sign({ subject: "ada" }),
     "without an email": await sign({ email: null }),
     "with other claims under the same signature": `${head}.${encode({ ...claims, sub: "00000000-0000-4000-8000-000000000000" })}.${signature}`,
     "without a signature": `${head}.${payload}.`,

@@ -80,7 +80,7 @@ export const storeNotification = batched<Requested, { readonly position: number 
 
 /**
  * Stores the notifications that a reader found unsettled, and settles their events, in one statement. Returns their rows.
- * @param reader the span of the reader's request; the traces of the events continue with a span of their own
+ * @param reader the span of the reader's request; the traces of the events continue with separate spans
  */
 export async function storeNotifications(unsettled: readonly Unsettled[], reader: Span): Promise<NotificationRow[]> {
   const rows = unsettled.map(rowOf);

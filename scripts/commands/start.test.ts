@@ -218,7 +218,7 @@ describe("npm start", () => {
     // The lock on the accounts' rows holds the requests.
     await database.query("begin; select from billing.accounts where balance = 100000 for update");
     const answers = Promise.all(users.map((user) => user.call("POST /billing/withdraw-money?money=1")));
-    // Not the number of waiting sessions: one statement carries the calls of many users.
+    // The number of waiting sessions says too little: one statement carries the calls of many users.
     await eventually("all requests are in the function, and the first one waits for its row", async () => {
       const { stdout } = await run(process.execPath, [PROGRAM, "ps", "--json", "--folder", folder], { cwd: ROOT });
       const processes = JSON.parse(stdout) as { name: string; inFlight?: number }[];

@@ -1,4 +1,4 @@
-/** The connection budget: what all functions may open together, against what the server allows. */
+/** The connection budget: the connections of all functions together, against the limit of the server. */
 import type { Client } from "pg";
 
 /** Pods of one function at most, when its description and the environment say nothing else. */
@@ -8,7 +8,7 @@ const REVISIONS_MAX = 2;
 /** The migration's own connections, one login for each role, and commands of people. */
 const JOB_CONNECTIONS = 12;
 
-/** What opens connections at the same time. */
+/** The pods and pools that open connections at the same time. */
 export interface ConnectionBudget {
   /** Connections of all pods of all functions: the sum of pods × pool. */
   readonly connections: number;

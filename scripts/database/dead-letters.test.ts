@@ -120,7 +120,7 @@ describe("dead-letters", () => {
   });
 
   it("shows what others have written, and does not let the terminal obey it; replays it whatever its time and type were", async () => {
-    const message = `of an unknown type ${Date.now()}`;
+    const message = `an unknown type ${Date.now()}`;
     const { rows } = await lotus.database.query(
       `insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
        values (gen_random_uuid(), 'notification-store', E'\u001b[2J', $1, $2) returning id`,

@@ -34,7 +34,7 @@ async function waitUntilGone(pid: number): Promise<void> {
 
 /**
  * Ends the broker that a run which was itself killed left behind.
- * @param mark what its command line contains
+ * @param mark a part of its command line
  * @throws {Error} when the run that began it is still there
  */
 export async function endLeftover(pidFile: string, mark: string): Promise<void> {

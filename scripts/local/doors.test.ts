@@ -19,7 +19,7 @@ beforeAll(async () => {
 });
 afterAll(() => lotus.stop());
 
-/** Sends an event as it is: fetch would not send a Host or an Origin of the test's choice. */
+/** Sends an event with any Host or Origin, which fetch would not send. */
 function send(url: string, headers: Record<string, string>): Promise<number> {
   const event = {
     "content-type": "application/json",

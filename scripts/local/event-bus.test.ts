@@ -109,7 +109,7 @@ describe("the event bus", () => {
     ["lotus.unheard.v1", 202],
     ["foreign.told", 400],
     ["", 400],
-  ])("delivers to nobody an event of type %j, and answers %i", async (type, status) => {
+  ])("delivers no event of type %j, and answers %i", async (type, status) => {
     const { publish, taken } = await bus((_, response) => void response.end());
     expect((await publish("1", type)).status).toBe(status);
     expect(taken).toEqual([]);
@@ -146,7 +146,7 @@ describe("the event bus", () => {
     },
   );
 
-  it("gives up on a function that does not answer in time, and goes on without what nobody buries", async () => {
+  it("gives up on a function that does not answer in time, and continues without an event that no dead-letter sink accepts", async () => {
     const { publish, taken, told } = await bus(() => undefined, { retry: 1, timeout: "PT1S" });
     await publish("1");
     await eventually("it is lost", () => told.includes("fn 1 lost"));
@@ -215,7 +215,7 @@ describe("a source's file", () => {
   it.each([
     [{ metadata: { name: "x" }, spec: {} }, /^x\.yaml is not a source that can be run here\. /],
     [{ kind: "ApiServerSource" }, /kind: /],
-  ])("is refused, by name, when it asks for what is not honoured: %j", (part, sentence) => {
+  ])("is refused, by name, when it sets an unsupported field: %j", (part, sentence) => {
     const whole = { apiVersion: "sources.knative.dev/v1", kind: "KafkaSource", ...part };
     expect(() => parseSource("x.yaml", JSON.stringify(whole))).toThrow(sentence);
   });

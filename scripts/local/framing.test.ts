@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { FunctionProcess } from "./function-process.ts";
 import { createGateway } from "./gateway.ts";
 
-/** What a connection to the function carried: requests with their whole frames, and bytes outside of any frame. */
+/** The content of a connection to the function: requests with their whole frames, and bytes outside of any frame. */
 interface Forwarded {
   readonly method: string;
   readonly headers: ReadonlyMap<string, string>;
@@ -20,7 +20,7 @@ function readRequest(text: string): { request: Forwarded; length: number } | und
   const end = text.indexOf("\r\n\r\n");
   if (end < 0) return undefined;
   const [line = "", ...fields] = text.slice(0, end).split("\r\n");
-  if (!/^[A-Z]+ \/fn\S* HTTP\/1\.1$/.test(line)) throw new Error(`not a request line: ${line}`);
+  if (!/^[A-Z]+ \/fn\S* HTTP\/1\.1$/.test(line)) throw new Error(`This is no request line: ${line}`);
   const headers = new Map<string, string>();
   for (const field of fields) {
     const colon = field.indexOf(":");
@@ -30,7 +30,7 @@ function readRequest(text: string): { request: Forwarded; length: number } | und
   }
   if (headers.has("transfer-encoding")) throw new Error("the gateway knows each length, and copied a coding");
   const length = headers.get("content-length") ?? "0";
-  if (!/^\d+$/.test(length)) throw new Error(`not a length: ${length}`);
+  if (!/^\d+$/.test(length)) throw new Error(`This is no length: ${length}`);
   const from = end + 4;
   if (text.length < from + Number(length)) return undefined;
   const body = text.slice(from, from + Number(length));
@@ -64,7 +64,7 @@ function rawUpstream(): Server {
 let upstream: Server;
 let gateway: Server;
 let port: number;
-// One connection for all: whatever one client leaves on it, the next one meets.
+// One connection for all: bytes that one client leaves on it reach the next one.
 const agent = new Agent({ keepAlive: true, maxSockets: 1 });
 
 beforeAll(async () => {
@@ -98,7 +98,7 @@ async function exchange(...parts: readonly string[]): Promise<string> {
 }
 
 const FORGED = "6.6.6.6";
-/** What an attacker wants the function to take for the next request on the connection. */
+/** The request that an attacker hides behind another one on the connection. */
 const smuggled = (id: string) =>
   `GET /fn/smuggled HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: ${FORGED}\r\nx-id: ${id}\r\n\r\n`;
 const chunked = (body: string) => `${body.length.toString(16)}\r\n${body}\r\n0\r\n\r\n`;
@@ -191,7 +191,7 @@ const SHAPES: Readonly<Record<string, (body: string) => readonly [headers: strin
   "a header without a colon": (body) => [`Nonsense\r\nContent-Length: ${body.length}\r\n`, body],
   "a header that begins with a space": (body) => [` A: b\r\nContent-Length: ${body.length}\r\n`, body],
   "a header named __proto__": (body) => [`__proto__: x\r\nContent-Length: ${body.length}\r\n`, body],
-  "an address of its own": (body) => [
+  "a chosen address": (body) => [
     `X-Forwarded-For: ${FORGED}\r\nForwarded: for=${FORGED}\r\nContent-Length: ${body.length}\r\n`,
     body,
   ],

@@ -115,13 +115,13 @@ export class FunctionProcess {
     return this.#current?.child.kill("SIGKILL") ?? false;
   }
 
-  /** Halts the process with SIGSTOP. False: there is none. */
+  /** Halts the process with SIGSTOP. False: no process runs. */
   freeze(): boolean {
     this.#frozen = this.#current;
     return this.#current?.child.kill("SIGSTOP") ?? false;
   }
 
-  /** Continues a halted process. False: none is halted. */
+  /** Continues a halted process. False: no process is halted. */
   thaw(): boolean {
     const frozen = this.#frozen;
     this.#frozen = undefined;

@@ -125,7 +125,7 @@ describe("the gateway", () => {
     const held = call({ url }, "GET /fn/hold");
     await eventually("it is held", () => lines.includes("held"));
     const pid = fn.running?.child.pid;
-    // The others come and go; none of them starts the clock while the first is there.
+    // Other requests come and go. They do not start the clock while the first one is in progress.
     for (let times = 0; times < 5; times++) expect((await call({ url }, "GET /fn/pid")).body).toBe(String(pid));
     process.kill(pid ?? 0, "SIGUSR2");
     expect((await held).body).toBe(`released ${pid}`);
@@ -135,12 +135,12 @@ describe("the gateway", () => {
     const { url, crashes } = await serve();
     const { status, body } = await call({ url }, "POST /fn/crash");
     expect([status, body.code]).toEqual([503, "outcome-unknown"]);
-    await eventually("the crash is told of", () => crashes.length === 1);
+    await eventually("the crash is reported", () => crashes.length === 1);
     expect((await call({ url }, "GET /fn/pid")).status).toBe(200);
     expect(crashes).toEqual([{ how: "with exit code 3", lines: ["Error: the last straw"] }]);
   });
 
-  it("starts a function again that was killed while nobody looked", async () => {
+  it("starts a function again that was killed between two requests", async () => {
     const { url, fn } = await serve();
     const first = (await call({ url }, "GET /fn/pid")).body;
     process.kill(Number(first), "SIGKILL");

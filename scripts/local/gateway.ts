@@ -16,7 +16,7 @@ import type { Observer, Page } from "./observer.ts";
 /** Complete requests in progress; one more is answered 503. Knative's activator has such a limit as well. */
 const REQUESTS_IN_FLIGHT_MAX = 2_000;
 
-/** A server that listens, and how to end it: what is in flight finishes first. */
+/** A listening server. `stop` finishes requests in flight first. */
 export interface Listening {
   readonly port: number;
   stop(): Promise<void>;

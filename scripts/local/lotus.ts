@@ -347,7 +347,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const secret = randomBytes(24).toString("base64url");
     await mkdir(join(secrets, "run"), { recursive: true, mode: 0o700 });
     await writeFile(join(secrets, "run", "secret"), secret, { mode: 0o600 });
-    // Not `settings()`: a test gives its own process the settings of a function afterwards.
+    // `settings()` would keep these values, and a test gives its process the settings of a function afterwards.
     const kafkaPrefix = options.kafkaPrefix ?? readSettings(process.env).KAFKA_PREFIX;
     const topics =
       kafka && (await createTopicsWhenPossible(kafka.bootstrap, kafkaPrefix, (news) => onNews("kafka", news)));

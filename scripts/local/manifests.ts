@@ -1,4 +1,4 @@
-/** What is to be served, read from the files that a cluster is given: knative/functions, knative/sources, knative/routes.yaml. */
+/** Reads functions, sources and routes from the files of a cluster: knative/functions, knative/sources, knative/routes.yaml. */
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parse, parseAllDocuments } from "yaml";
@@ -82,7 +82,7 @@ async function yamlFiles(folder: string): Promise<[file: string, text: string][]
  * Reads the manifests.
  * @param folder knative/
  * @param secrets a folder a secret, a file a key
- * @param config what the ConfigMap `lotus` holds
+ * @param config the content of the ConfigMap `lotus`
  * @param everyone goes into the environment of every function
  */
 export async function readManifests(

@@ -27,14 +27,14 @@ afterAll(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-/** As a machine that loses power would: nobody gets a word out. */
+/** Kills the server as a power cut would. */
 async function kill(server: Postgres): Promise<void> {
   const ended = new Promise((resolve) => server.process.once("exit", resolve));
   server.process.kill("SIGKILL");
   await ended;
 }
 
-describe("a Postgres of one's own", () => {
+describe("the Postgres of a run", () => {
   it.runIf(process.platform === "linux" && isRoot)("gets no variable of its user but PATH, TZ and LC_ALL", async () => {
     const environment = await readFile(`/proc/${postgres.process.pid}/environ`, "utf8");
     const names = environment.split("\0").flatMap((entry) => (entry === "" ? [] : [entry.split("=")[0]]));
@@ -185,7 +185,7 @@ describe("a Postgres of one's own", () => {
   });
 });
 
-/** On the same port. What the killed one has left behind goes in its own time; until then nobody else gets its memory. */
+/** Starts it on the same port. The processes of the killed server release their memory some time later. */
 const startAgain = () =>
   eventually("Postgres starts again", () =>
     startPostgres(join(folder, "postgres"), FLAGS, postgres.port).catch(() => undefined),
@@ -200,7 +200,7 @@ describe("Lotus, when its Postgres is killed", () => {
   });
   afterAll(() => lotus?.stop());
 
-  it("says so meanwhile, loses nothing that it has answered, and goes on by itself", async () => {
+  it("reports it, loses no answered request, and continues by itself", async () => {
     const user = await newUser(lotus, 1000);
     await kill(postgres);
     for (const request of ["GET /billing/balance", "GET /notification", "POST /order/pay?idSubscription=1"]) {
@@ -213,7 +213,7 @@ describe("Lotus, when its Postgres is killed", () => {
     postgres = await startAgain();
     expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 1000 });
     expect((await user.call("GET /notification")).body).toHaveLength(2);
-    // Nobody has waited for an answer that could not come.
+    // No request has waited for its time limit.
     expect(lines.filter((line) => /timeout/.test(line))).toEqual([]);
   });
 

@@ -8,7 +8,7 @@ import { ROOT, TYPESCRIPT } from "../project/paths.ts";
 import { runOf, takeFolder } from "./run-file.ts";
 
 const FOLDERS = 100;
-/** Takes each folder that it is told of, and says which it got. */
+/** Takes each named folder, and prints the folders that it got. */
 const PROGRAM = `
   import { takeFolder } from ${JSON.stringify(join(ROOT, "scripts/local/run-file.ts"))};
   process.send("ready");

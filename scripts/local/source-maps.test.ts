@@ -21,7 +21,7 @@ describe("a position in a bundle", () => {
     expect(source[Number(line) - 1]).toContain(summary);
   });
 
-  it("of an unknown bundle stays", () => {
+  it("stays unchanged for an unknown bundle", () => {
     const text = "at x (/a/dist/no-such.bundle.cjs:1:2)";
     expect(mapPositions(text)).toBe(text);
   });

@@ -42,7 +42,7 @@ async function forward(port: number, to: number): Promise<Server> {
   return server;
 }
 
-/** Our brokers tell clients to come to 127.0.0.1, which is the pod itself to a pod: this one tells them `host`. */
+/** Starts a broker that advertises `host`. Other started brokers advertise 127.0.0.1, which is the pod itself for a pod. */
 function startKafkaFor(host: string, folder: string): Promise<Kafka> {
   const { client, internal, controller } = PRIVATE_PORTS;
   const listeners = (address: string) =>

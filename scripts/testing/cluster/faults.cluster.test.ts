@@ -93,7 +93,7 @@ describe.skipIf(cluster.skipped !== undefined)("Lotus on a cluster, under load",
     expect([...result.failures]).toEqual([]);
   });
 
-  it("has its pods killed: requests fail that were in flight, and nothing is lost or doubled", async () => {
+  it("has its pods killed: only requests in flight fail, and no payment is lost or doubled", async () => {
     const load = await startLoad(databaseUrl, USERS, "order-pay");
     for (let round = 0; round < 3; round++) {
       await delay(8_000);

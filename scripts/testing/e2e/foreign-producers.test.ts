@@ -127,7 +127,7 @@ const CASES: readonly Case[] = [
   },
 ];
 
-describe.skipIf(kafkaSource === undefined)("of the events of other producers,", () => {
+describe.skipIf(kafkaSource === undefined)("the events of other producers", () => {
   let kafka: Kafka;
   let lotus: TestLotus;
   beforeAll(async () => {
