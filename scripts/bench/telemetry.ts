@@ -1,6 +1,7 @@
 /** The cost of traces and metrics: the cold start with an endpoint, and the CPU of a payment with 10 % of the traces sampled. */
-import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { createHttpServer } from "#kernel/listener";
+import { REQUEST_HEADER_BYTES_MAX } from "#kernel/settings";
 import { programOf } from "../build/bundles.ts";
 import { type Case, measure, type Start } from "./cold-start.ts";
 import type { BenchOptions } from "./flags.ts";
@@ -17,7 +18,7 @@ const CPU_TO_OFF_MAX = 1.1;
 
 /** Starts a collector that accepts everything. */
 async function startCollector(): Promise<{ readonly url: string; stop(): Promise<void> }> {
-  const server = createServer((request, response) => {
+  const server = createHttpServer(REQUEST_HEADER_BYTES_MAX, (request, response) => {
     request.resume().once("end", () => response.writeHead(200, { "content-type": "application/json" }).end("{}"));
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));

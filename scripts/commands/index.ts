@@ -43,6 +43,7 @@ export const COMMANDS: Readonly<Record<string, Entry>> = {
   fuzz: entry("Develop", "send generated requests to every endpoint", () => import("./fuzz.ts")),
   licences: entry("Develop", "list the licences of the packages that ship", () => import("./licences.ts")),
   screenshots: entry("Develop", "take the pictures of the console", () => import("./screenshots.ts")),
+  "trace-picture": entry("Develop", "print one trace of a payment", () => import("./trace-picture.ts")),
   bench: entry("Develop", "measure Lotus against floors", () => import("./bench.ts")),
 
   cluster: entry("Cluster", "start minikube with Knative", () => import("./cluster.ts")),

@@ -1,11 +1,14 @@
-/** Prints one trace of a payment as a picture in text: `npm run trace-picture`. docs/observability.md contains one. */
+/** lotus trace-picture: prints one trace of a payment as a picture in text. docs/observability.md contains one. */
 import { randomUUID } from "node:crypto";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { startLotus } from "./lotus.ts";
-import type { ReceivedSpan } from "./otlp-receiver.ts";
+import { command } from "../cli/command.ts";
+import { Refusal } from "../cli/errors.ts";
+import { print } from "../cli/output.ts";
+import { startLotus } from "../local/lotus.ts";
+import type { ReceivedSpan } from "../local/otlp-receiver.ts";
 
 const COLUMNS = 48;
 const NAME_COLUMNS = 38;
@@ -33,7 +36,7 @@ function pictureOf(spans: readonly ReceivedSpan[]): string {
   return below(undefined, 0).join("\n");
 }
 
-async function main(): Promise<void> {
+async function paintTrace(): Promise<void> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-trace-"));
   const lotus = await startLotus({ port: 0, folder, fresh: true, otel: true });
   const call = async (method: string, path: string, token?: string, body?: object) => {
@@ -48,7 +51,7 @@ async function main(): Promise<void> {
     for (;;) {
       const seen = await look();
       if (seen !== undefined) return seen;
-      if (performance.now() > end) throw new Error("The payment has no complete trace after 30 s.");
+      if (performance.now() > end) throw new Refusal("The payment has no complete trace after 30 s.");
       await delay(STEP_MILLISECONDS);
     }
   };
@@ -64,11 +67,15 @@ async function main(): Promise<void> {
       const names = seen.map(({ name }) => name);
       return ["POST /order/pay", "notification.store"].every((name) => names.includes(name)) ? seen : undefined;
     });
-    process.stdout.write(`${pictureOf(spans)}\n`);
+    print(pictureOf(spans));
   } finally {
     await lotus.stop();
     await rm(folder, { recursive: true, force: true });
   }
 }
 
-await main();
+export default command({
+  about: "Pays once in an empty Lotus and prints the trace of the payment as a picture in text.",
+  options: {},
+  run: paintTrace,
+});
