@@ -139,7 +139,7 @@ describe("a traceparent", () => {
   });
 });
 
-it("gives every span ids of its own", () => {
+it("gives every span new ids", () => {
   const spans = Array.from({ length: 1_000 }, () => beginSpan("span", "server", undefined));
   expect(new Set(spans.map(({ traceId }) => traceId)).size).toBe(1_000);
   expect(new Set(spans.map(({ spanId }) => spanId)).size).toBe(1_000);

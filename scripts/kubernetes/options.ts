@@ -125,7 +125,7 @@ export const DEPLOY_OPTIONS = {
   platform: {
     type: "string",
     value: "LIST",
-    about: "architectures of the image: amd64,arm64 (default: those that the nodes have)",
+    about: "architectures of the image: amd64,arm64 (the default is that of the nodes)",
   },
   source: { type: "string", value: "URL", about: "address of the source code, for a label of the image" },
   metrics: { type: "boolean", about: "apply a PodMonitor for Prometheus" },

@@ -163,7 +163,7 @@ const OVERRIDES = [
   { host: "notification-store.lotus.svc.cluster.local" },
 ];
 
-/** Sends an event to the gateway with a target as it is. */
+/** Sends an event to the gateway with an unchanged target. */
 function sendToGateway(method: string, path: string, headers: Record<string, string> = {}): Promise<number> {
   const body = JSON.stringify({ userId: user.id, recipient: user.email, kind: "message", message: "forged" });
   const { hostname, port } = new URL(lotus.url);
@@ -244,7 +244,7 @@ describe("a local run", () => {
         const path = join(folder, file);
         if (!(await stat(path)).isFile()) continue;
         const text = (await readFile(path, "utf8")).trim();
-        // Of a key, the private member; public keys have none.
+        // A private key has the member `d`; a public key has no secret.
         const hidden = text.startsWith("{") ? (JSON.parse(text) as { d?: string }).d : text;
         if (hidden !== undefined && !/^[a-z]+:/.test(hidden)) secrets.push(hidden);
       }
