@@ -57,11 +57,8 @@ async function claim(overdueSeconds: number, exceptTopics: readonly string[], sp
 
 /** Moves events that no subscriber settles to the dead letters, so that the relay does not publish them for ever. */
 async function giveUp(): Promise<void> {
-  const count = await deleteInBatches(
-    "give-up",
-    "select events.give_up($1, $2) as deleted",
-    [PUBLISH_ATTEMPTS_MAX],
-    RELAY_BATCH_EVENTS_MAX,
+  const count = await deleteInBatches(RELAY_BATCH_EVENTS_MAX, (most) =>
+    query<Deletion>("give-up", "select events.give_up($1, $2) as deleted", [PUBLISH_ATTEMPTS_MAX, most]),
   );
   if (count > 0)
     log("error", "events were published again and again and never settled; they moved to the dead letters", { count });
@@ -96,18 +93,23 @@ async function publishOverdue(span: Span): Promise<void> {
   if (published > 0) log("info", "published overdue events", { count: published });
 }
 
+/** The row of a statement that deletes a bounded number of rows. */
+interface Deletion {
+  readonly deleted: number;
+}
+
 /**
  * Repeats a statement that deletes a bounded number of rows until it deletes fewer, for a limited time. The next run continues.
- * @param text selects the number of deleted rows as `deleted`
  * @param batchMax rows that one statement deletes
- * @returns how many rows were deleted
+ * @param remove deletes at most that number of rows
+ * @returns the number of deleted rows
  */
-async function deleteInBatches(name: string, text: string, values: unknown[], batchMax: number): Promise<number> {
+async function deleteInBatches(batchMax: number, remove: (most: number) => Promise<Deletion[]>): Promise<number> {
   const began = performance.now();
   let deleted: number;
   let all = 0;
   do {
-    const [row] = await query<{ deleted: number }>(name, text, [...values, batchMax]);
+    const [row] = await remove(batchMax);
     deleted = row?.deleted ?? 0;
     all += deleted;
   } while (deleted === batchMax && performance.now() - began < FORGET_RUN_MILLISECONDS_MAX);
@@ -119,28 +121,30 @@ const hours = (count: number) => `${count} hours`;
 
 /** Deletes the oldest dead letters of other producers beyond the limits. */
 async function trimDeadLetters(): Promise<void> {
-  const count = await deleteInBatches(
-    "trim-dead-letters",
-    "select events.trim_dead_letters($1, $2, $3, $4) as deleted",
-    [hours(DEAD_LETTER_HOURS_MAX), DEAD_LETTERS_MAX, DEAD_LETTERS_BYTES_MAX],
-    TRIM_BATCH_DEAD_LETTERS_MAX,
+  const count = await deleteInBatches(TRIM_BATCH_DEAD_LETTERS_MAX, (most) =>
+    query<Deletion>("trim-dead-letters", "select events.trim_dead_letters($1, $2, $3, $4) as deleted", [
+      hours(DEAD_LETTER_HOURS_MAX),
+      DEAD_LETTERS_MAX,
+      DEAD_LETTERS_BYTES_MAX,
+      most,
+    ]),
   );
   if (count > 0) log("warning", "old dead letters of other producers were deleted", { count });
 }
 
 /** Deletes old idempotency keys and old notifications. */
 async function forget(): Promise<void> {
-  await deleteInBatches(
-    "forget-keys",
-    "select events.forget_keys($1, $2) as deleted",
-    [hours(IDEMPOTENCY_KEY_DAYS * 24)],
-    FORGET_BATCH_KEYS_MAX,
+  await deleteInBatches(FORGET_BATCH_KEYS_MAX, (most) =>
+    query<Deletion>("forget-keys", "select events.forget_keys($1, $2) as deleted", [
+      hours(IDEMPOTENCY_KEY_DAYS * 24),
+      most,
+    ]),
   );
-  await deleteInBatches(
-    "forget-notifications",
-    "select notification.forget($1, $2) as deleted",
-    [hours(NOTIFICATION_HOURS_MAX)],
-    FORGET_BATCH_NOTIFICATIONS_MAX,
+  await deleteInBatches(FORGET_BATCH_NOTIFICATIONS_MAX, (most) =>
+    query<Deletion>("forget-notifications", "select notification.forget($1, $2) as deleted", [
+      hours(NOTIFICATION_HOURS_MAX),
+      most,
+    ]),
   );
 }
 
