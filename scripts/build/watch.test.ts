@@ -39,8 +39,13 @@ afterAll(async () => {
 });
 
 const ask = async () => (await call({ url }, "GET /order/subscriptions")).body;
-const greeting = (text: string) =>
-  source.replace("async handle() {", `async handle() {\n    return ok([{ id: 9, name: "${text}", price: 1 }]);`);
+/** The source with a line at the begin of its handler. */
+function withLine(line: string): string {
+  const changed = source.replace(/async handle\([^)]*\) \{/, (begin) => `${begin}\n    ${line}`);
+  if (changed === source) throw new Error(`${FILE} has no handler that this test can change.`);
+  return changed;
+}
+const greeting = (text: string) => withLine(`return ok([{ id: 9, name: "${text}", price: 1 }]);`);
 
 const LATER_MILLISECONDS_MAX = 15_000;
 
@@ -114,10 +119,7 @@ export default endpoint({
   });
 
   it("shows type errors, and the end of them", async () => {
-    await writeFile(
-      join(copy, FILE),
-      source.replace("async handle() {", 'async handle() {\n    const n: number = "x"; void n;'),
-    );
+    await writeFile(join(copy, FILE), withLine('const n: number = "x"; void n;'));
     await eventually("the error is shown", () => /types .*TS2322: Type 'string'/.test(output));
     await writeFile(join(copy, FILE), source);
     await eventually("the end is shown", () => /types .*no errors/.test(output));

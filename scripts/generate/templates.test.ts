@@ -14,7 +14,17 @@ const create = (...words: string[]) => run(process.execPath, ["scripts/lotus.mjs
 
 beforeAll(async () => {
   copy = await mkdtemp(join(tmpdir(), "lotus-new-"));
-  const parts = ["functions", "triggers", "scripts", "knative", "docs", "postman", "README.md", "package.json"];
+  const parts = [
+    "functions",
+    "triggers",
+    "scripts",
+    "knative",
+    "docs",
+    "postman",
+    "README.md",
+    "package.json",
+    "package-lock.json",
+  ];
   for (const part of [...parts, "tsconfig.json", "biome.json", "vitest.config.ts"])
     await cp(join(ROOT, part), join(copy, part), { recursive: true });
   await symlink(join(ROOT, "node_modules"), join(copy, "node_modules"));
