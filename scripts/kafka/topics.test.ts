@@ -5,11 +5,12 @@ import { eventually } from "../testing/lotus.ts";
 import type { Kafka } from "./cluster.ts";
 import { createTopics, findTopics } from "./topics.ts";
 
-it("the topics are those that the triggers name", async () => {
-  const topics = (await findFunctions()).flatMap(({ description }) =>
-    "topic" in description ? [description.topic] : [],
-  );
-  expect(topics).toEqual(expect.arrayContaining(["notification-requested", "user-registered"]));
+it("the topics are those that the triggers read or publish", async () => {
+  const topics = (await findFunctions()).flatMap(({ description }) => {
+    if ("topic" in description) return [description.topic];
+    return "publishes" in description && description.publishes !== undefined ? [description.publishes.topic] : [];
+  });
+  expect(topics).toEqual(expect.arrayContaining(["ledger-sealed", "notification-requested", "user-registered"]));
   expect(await findTopics()).toEqual([...new Set(topics)].sort());
 });
 
@@ -48,7 +49,7 @@ describe.skipIf(kafkaSource === undefined)("npm run topics", () => {
   });
 
   it("puts the prefix before each topic", async () => {
-    const topics = ["shop.notification-requested", "shop.user-registered"];
+    const topics = ["shop.ledger-sealed", "shop.notification-requested", "shop.user-registered"];
     expect(await createTopics(kafka.bootstrap, { prefix: "shop." })).toEqual(topics);
     expect(await asAdmin(kafka.bootstrap, (admin) => admin.listTopics())).toEqual(expect.arrayContaining(topics));
     await asAdmin(kafka.bootstrap, (admin) => admin.deleteTopics({ topics }));
