@@ -200,7 +200,6 @@ async function injectFaults(
   const rest = new Set(operationsMin === 0 ? [] : faults.map(({ name }) => name));
   const began = performance.now();
   const until = began + options.minutes * 60_000;
-  const acknowledged = () => counters.operations - counters.unknown;
   const isLate = () => performance.now() >= until + LATE_MILLISECONDS_MAX;
   let failed = false;
   const isOver = () =>
@@ -248,9 +247,6 @@ async function injectFaults(
         tell.ended(fault.name);
       }
       await pause(target.random.between(0, PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX));
-      // A slow machine needs longer than the pause until Lotus works again, and a fault needs work to disturb.
-      const enough = acknowledged() + options.clients;
-      while (operationsMin > 0 && acknowledged() < enough && !isOver()) await pause(BUSY_GROUP_MILLISECONDS);
     }
   };
   if (faults.length === 0) while (!isOver()) await pause(BUSY_GROUP_MILLISECONDS);
