@@ -54,14 +54,6 @@ describe("POST /billing/transfer", () => {
     await expectInvariants(lotus);
   });
 
-  it("opens the account of a recipient whose registration is on its way", async () => {
-    const ada = await newUser(lotus, 10);
-    const email = `new-${ada.id}@example.com`;
-    await lotus.database.query("select profile.register($1, $1, null, '', 'profile-register', null)", [email]);
-    expect((await transfer(ada, 4, email)).body).toEqual({ balance: 6 });
-    await lotus.database.query("delete from events.outbox where data ->> 'email' = $1", [email]);
-  });
-
   it("succeeds for 200 crosswise transfers and for rings at the same time, and loses no money", async () => {
     const people = await Promise.all(Array.from({ length: 4 }, () => newUser(lotus, 1000)));
     const at = (n: number) => people[n % people.length] as TestUser;
@@ -93,6 +85,14 @@ describe("POST /billing/transfer", () => {
     expect((await transfer(ada, 10, email, "k")).body.code).toBe("unknown-recipient");
     await call(lotus, "POST /profile/register", { body: { email, password: "correct horse battery" } });
     expect((await transfer(ada, 10, email, "k")).body).toEqual({ balance: 90 });
+  });
+
+  // After the tests that expect the invariants: the relay publishes the events of this registration a minute later.
+  it("opens the account of a recipient whose registration is on its way", async () => {
+    const ada = await newUser(lotus, 10);
+    const email = `new-${ada.id}@example.com`;
+    await lotus.database.query("select profile.register($1, $1, null, '', 'profile-register', null)", [email]);
+    expect((await transfer(ada, 4, email)).body).toEqual({ balance: 6 });
   });
 
   // Last: a deposit without a notification would break the invariants that the other tests expect.

@@ -10,8 +10,12 @@ import { databaseOf, roleName, rolesOf } from "../database/roles.ts";
 import { type Lotus, type LotusOptions, startLotus } from "../local/lotus.ts";
 import { type Network, startNetwork } from "./network.ts";
 
-const EVENTUALLY_MILLISECONDS_MAX = 60_000;
+/** More than the 70 s in which the relay publishes an event again: it runs every minute, for events older than 10 s. */
+const EVENTUALLY_MILLISECONDS_MAX = 120_000;
 const EVENTUALLY_STEP_MILLISECONDS = 10;
+/** In the message of a test whose outbox does not become empty. */
+const WAITING_EVENTS_SHOWN_MAX = 5;
+const LINES_SHOWN_MAX = 20;
 
 export interface TestLotus extends Lotus {
   /** Lies between the functions and Postgres. */
@@ -162,16 +166,26 @@ export async function eventually<T>(
   }
 }
 
-/** Resolves when the outbox is empty. */
+/** Resolves when the outbox is empty; fails with the events that wait, and with the last lines of their subscribers' logs. */
 export async function settled(
-  lotus: Pick<TestLotus, "database">,
+  lotus: Pick<TestLotus, "database"> & Partial<Pick<TestLotus, "lines">>,
   millisecondsMax = EVENTUALLY_MILLISECONDS_MAX,
 ): Promise<void> {
   const empty = async () => {
     const { rows } = await lotus.database.query("select count(*)::int as waiting from events.outbox");
     return rows[0]?.waiting === 0;
   };
-  await eventually("the outbox is empty", empty, millisecondsMax);
+  try {
+    await eventually("the outbox is empty", empty, millisecondsMax);
+  } catch (error) {
+    const { rows } = await lotus.database.query(
+      "select topic, awaiting, attempts, attempted_at, time, data from events.outbox order by time limit $1",
+      [WAITING_EVENTS_SHOWN_MAX],
+    );
+    const subscribers = new Set(rows.flatMap(({ awaiting }: { awaiting: string[] }) => awaiting));
+    const said = [...subscribers].flatMap((name) => (lotus.lines?.get(name) ?? []).slice(-LINES_SHOWN_MAX));
+    throw new Error(`${(error as Error).message}\n${[...rows.map((row) => JSON.stringify(row)), ...said].join("\n")}`);
+  }
 }
 
 /** Ends a function's process as a power cut would. False: it has none. */
