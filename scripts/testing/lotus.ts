@@ -11,7 +11,7 @@ import { type Lotus, type LotusOptions, startLotus } from "../local/lotus.ts";
 import { type Network, startNetwork } from "./network.ts";
 
 /** More than the 70 s in which the relay publishes an event again: it runs every minute, for events older than 10 s. */
-const EVENTUALLY_MILLISECONDS_MAX = 120_000;
+const EVENTUALLY_MILLISECONDS_MAX = 100_000;
 const EVENTUALLY_STEP_MILLISECONDS = 10;
 /** In the message of a test whose outbox does not become empty. */
 const WAITING_EVENTS_SHOWN_MAX = 5;
