@@ -29,9 +29,18 @@ select 3`;
 });
 
 describe("readSqlFiles", () => {
-  it("discovers the services from the folders, the kernel's first", () => {
+  it("discovers the services from the folders, events first", () => {
     expect(SERVICES[0]).toBe("events");
     expect(SERVICES).toEqual(expect.arrayContaining(["billing", "notification", "order", "profile"]));
+  });
+
+  it("finds each database schema in the folder that has its name", async () => {
+    const { migrations } = await readSqlFiles(new Map(SERVICES.map((service) => [service, service])));
+    const created = migrations.flatMap(({ path, text }) =>
+      [...text.matchAll(/^create schema "?(\w+)"?;/gm)].map(([, schema]) => [schema, path.split("/")[1]]),
+    );
+    expect(new Set(created.map(([schema]) => schema))).toEqual(new Set(SERVICES));
+    for (const [schema, folder] of created) expect(folder).toBe(schema);
   });
 
   it("replaces the placeholder of a role, and refuses one of an unknown service", async () => {

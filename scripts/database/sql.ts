@@ -5,25 +5,19 @@ import { join } from "node:path";
 import { type Client, DatabaseError, escapeIdentifier } from "pg";
 import { ROOT } from "../project/paths.ts";
 
-/** The kernel's SQL has the schema, and the role, of this service. */
-const KERNEL_SERVICE = "events";
+/** The outbox and the dead letters. Other services' tables may refer to it. */
+const FIRST_SERVICE = "events";
 /** All functions and grants of a service. Every other file of the folder is a numbered migration. */
 const FUNCTIONS_FILE = "functions.sql";
 const NO_TRANSACTION = "-- lotus: no-transaction";
 const STATEMENT_SHOWN_LENGTH_MAX = 200;
 
-const schemaFolder = (folder: string) => join(ROOT, "functions", folder, "schema");
+const schemaFolder = (service: string) => join(ROOT, "functions", service, "schema");
 
-/** The folders with SQL, the kernel's first: other services' tables may refer to it. */
-const FOLDERS = readdirSync(join(ROOT, "functions"))
-  .filter((folder) => existsSync(schemaFolder(folder)))
-  .map((folder) => ({ service: folder === "kernel" ? KERNEL_SERVICE : folder, folder }))
-  .sort((one, other) =>
-    one.service === KERNEL_SERVICE ? -1 : other.service === KERNEL_SERVICE ? 1 : one.service < other.service ? -1 : 1,
-  );
-
-/** The services that have a database schema. Each has one role. */
-export const SERVICES: readonly string[] = FOLDERS.map(({ service }) => service);
+/** The services that have a database schema, `events` first. Each has one role. */
+export const SERVICES: readonly string[] = readdirSync(join(ROOT, "functions"))
+  .filter((service) => existsSync(schemaFolder(service)))
+  .sort((one, other) => (one === FIRST_SERVICE ? -1 : other === FIRST_SERVICE ? 1 : one < other ? -1 : 1));
 
 export interface SqlFile {
   readonly service: string;
@@ -51,12 +45,12 @@ export interface SqlFiles {
 export async function readSqlFiles(roles: ReadonlyMap<string, string>): Promise<SqlFiles> {
   const migrations: SqlFile[] = [];
   const functions: SqlFile[] = [];
-  for (const { service, folder } of FOLDERS) {
-    for (const file of (await readdir(schemaFolder(folder))).sort()) {
-      const path = `functions/${folder}/schema/${file}`;
+  for (const service of SERVICES) {
+    for (const file of (await readdir(schemaFolder(service))).sort()) {
+      const path = `functions/${service}/schema/${file}`;
       if (file !== FUNCTIONS_FILE && !/^\d{3}-[a-z0-9-]+\.sql$/.test(file))
         throw new Error(`${path} is neither ${FUNCTIONS_FILE} nor a numbered migration such as 002-prices.sql.`);
-      const written = await readFile(join(schemaFolder(folder), file), "utf8");
+      const written = await readFile(join(schemaFolder(service), file), "utf8");
       const text = written.replace(/"lotus:([^"]*)"/g, (_, named: string) => {
         const role = roles.get(named);
         if (role === undefined)
