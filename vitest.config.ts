@@ -14,7 +14,7 @@ function projectOf(file: string): Project {
   if (/testing\/kafka\.ts"|\.\.\/kafka\.ts"/.test(text)) return "kafka";
   // An exhaustive model takes too long for a unit test.
   if (file.startsWith("scripts/chaos/")) return "lotus";
-  // A test of processes, bundles or the database is no unit test.
+  // Tests of processes, bundles or the database are not unit tests.
   if (/testing\/lotus\.ts"|\/lotus\.ts"|\binject\b|node:child_process|bundleOf|startPostgres/.test(text))
     return "lotus";
   return "unit";

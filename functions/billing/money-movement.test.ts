@@ -58,7 +58,7 @@ describe("an account", () => {
         title: "Not enough money",
         status: 400,
         code: "insufficient-funds",
-        detail: "Not enough money: 890.06 is asked for, the balance is 890.05. Nothing was taken.",
+        detail: "Not enough money: the request asks for 890.06, the balance is 890.05. The balance is unchanged.",
         balance: 890.05,
       },
     ]);

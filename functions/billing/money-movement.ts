@@ -67,18 +67,18 @@ function refusal({ outcome, balance }: Moved["answer"], { money, recipient }: Mo
     case "own-account":
       return invalid([{ field: "to", detail: "must be the email of another user" }]);
     case "unknown-recipient":
-      return new Problem(outcome, "No user has the email in `to`. Nothing was transferred.");
+      return new Problem(outcome, "No user has the email in `to`. The balance is unchanged.");
     case "idempotency-key-expired":
       return expiredKey();
     case "insufficient-funds":
     case "balance-limit": {
       const held = toText(readBalance(balance));
       const details = {
-        "insufficient-funds": `Not enough money: ${toText(money)} is asked for, the balance is ${held}. Nothing was taken.`,
+        "insufficient-funds": `Not enough money: the request asks for ${toText(money)}, the balance is ${held}. The balance is unchanged.`,
         "balance-limit":
           recipient === undefined
-            ? `The account holds ${held}; with ${toText(money)} more it would exceed the limit of an account. Nothing was added.`
-            : `With ${toText(money)} more the recipient's account would exceed the limit of an account. Nothing was transferred.`,
+            ? `The account holds ${held}; with ${toText(money)} more it would exceed the limit of an account. The balance is unchanged.`
+            : `With ${toText(money)} more the recipient's account would exceed the limit of an account. The balance is unchanged.`,
       };
       return new Problem(outcome, details[outcome], { members: { balance: toNumber(readBalance(balance)) } });
     }

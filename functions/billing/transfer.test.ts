@@ -102,7 +102,7 @@ describe("POST /billing/transfer", () => {
     const refused = await transfer(ada, "0.02", bob.email);
     expect([refused.status, refused.body.code, refused.body.balance]).toEqual([400, "balance-limit", 10]);
     expect(refused.body.detail).toBe(
-      "With 0.02 more the recipient's account would exceed the limit of an account. Nothing was transferred.",
+      "With 0.02 more the recipient's account would exceed the limit of an account. The balance is unchanged.",
     );
     expect((await transfer(ada, "0.01", bob.email)).body).toEqual({ balance: 9.99 });
   });

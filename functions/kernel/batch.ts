@@ -71,7 +71,7 @@ interface Line<Call, Row> {
 }
 
 const busy = (detail: string) =>
-  new Problem("unavailable", `${detail} Nothing was changed; try again in a moment.`, {
+  new Problem("unavailable", `${detail} The request had no effect; try again in a moment.`, {
     headers: { "retry-after": "1" },
   });
 
@@ -92,7 +92,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
   let laneStatements = 0;
   let stuckStatements = 0;
 
-  /** Ends the wait of an entry that has no answer in time. Nothing was changed, unless an earlier statement was lost. */
+  /** Ends the wait of an entry that has no answer in time. The call has had no effect, unless an earlier statement was lost. */
   function expire(line: Line<Call, Row>, entry: Entry<Call, Row>): void {
     const index = line.waiting.indexOf(entry);
     if (index < 0) return;

@@ -250,16 +250,16 @@ function isStalePlan(error: unknown): boolean {
 
 /** Makes the problem of a database that does not answer. */
 export const unavailable = () =>
-  new Problem("unavailable", "The database does not answer. Nothing was changed; try again in a moment.", {
+  new Problem("unavailable", "The database does not answer. The request had no effect; try again in a moment.", {
     headers: { "retry-after": String(DATABASE_RETRY_AFTER_SECONDS) },
   });
 
-/** Another transaction held a row for longer than ROW_WAIT_MILLISECONDS_MAX. Nothing was changed. */
+/** Another transaction held a row for longer than ROW_WAIT_MILLISECONDS_MAX. Postgres has rolled the statement back. */
 export class RowLocked extends Problem {
   constructor() {
     super(
       "unavailable",
-      "Another request holds the same data for too long. Nothing was changed; try again in a moment.",
+      "Another request holds the same data for too long. The request had no effect; try again in a moment.",
       {
         headers: { "retry-after": String(DATABASE_RETRY_AFTER_SECONDS) },
       },
@@ -283,7 +283,7 @@ function prepares(): boolean {
 }
 
 /**
- * Sends one statement. A statement that the server could not find by its name is sent once more without one: nothing was executed.
+ * Sends one statement. When the server does not find a statement by its name, it has executed no part of it. The statement is then sent without a name.
  * Releases the connection, and drops it when it is of no use.
  */
 async function send<Row>(client: PoolClient, name: string, text: string, values: unknown[]): Promise<Row[]> {

@@ -89,7 +89,7 @@ describe("an address", () => {
     }
   });
 
-  it("in what is no HTTP is refused as well", async () => {
+  it("is refused when it is malformed HTTP", async () => {
     const { hostname, port } = new URL(lotus.url);
     const socket = connect(Number(port), hostname);
     socket.write("GET /order/subscriptions HTCPCP/1.0\r\n\r\n");

@@ -282,7 +282,7 @@ function endCreating(creating: Span, envelopes: readonly Envelope[]): void {
 const METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 const spans = new WeakMap<IncomingMessage, Span>();
 
-/** Returns the method and the route of a request as spans and metrics name them; a path that is no route can contain anything. */
+/** Returns the method and the route of a request as spans and metrics name them. A path outside the routes can contain anything. */
 function routeOf(request: IncomingMessage, source: string): { method: string; route: string | undefined } {
   const { method = "" } = request;
   const route = pathOf(source);

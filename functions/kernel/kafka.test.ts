@@ -115,7 +115,7 @@ describe.skipIf(kafkaSource === undefined)("Kafka", () => {
   afterAll(() => kafka?.stop());
 
   it.each(["user-registered", "notification-requested"])(
-    "carries %s as CloudEvents and our schema have it",
+    "carries %s as CloudEvents and the schema define it",
     async (name) => {
       const topic = `${name}.${randomUUID()}`;
       await makeTopic(kafka.bootstrap, topic, 6);

@@ -14,9 +14,13 @@ export function bodyTooLarge(bytesMax: number): Problem {
 
 /** Closes the connection: the client that sends too slowly would keep it. */
 const crowdedOut = () =>
-  new Problem("unavailable", "Too many requests are incomplete, and this one waited longest. Nothing was changed.", {
-    headers: { "retry-after": "1", connection: "close" },
-  });
+  new Problem(
+    "unavailable",
+    "Too many requests are incomplete, and this one waited longest. The request had no effect.",
+    {
+      headers: { "retry-after": "1", connection: "close" },
+    },
+  );
 
 const brokenOff = () => new Error("the client closed the connection before its body was complete");
 

@@ -219,7 +219,7 @@ function ipv6Client(address: string): string {
   return `${[...groups, ...behind].slice(0, 4).join(":")}::/64`;
 }
 
-/** Returns the client that an address stands for; undefined when the text is no IP address. */
+/** Returns the client that an address stands for; undefined when the text is not an IP address. */
 function clientOf(address: string): string | undefined {
   if (isIPv4(address)) return address;
   // The peer of an IPv4 connection on a dual-stack socket, in the form in which Node writes it.

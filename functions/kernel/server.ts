@@ -6,7 +6,7 @@ import type { IncomingMessage, RequestListener, Server, ServerResponse } from "n
 import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { cloudEvent, http } from "@google-cloud/functions-framework";
-// The framework gives its request handler away only here: its own server cannot be told how to listen (decision 0003).
+// The framework exports its request handler only here. Its server accepts no listen options (decision 0003).
 import { getTestServer } from "@google-cloud/functions-framework/testing";
 import { allowOrigin } from "./cors.ts";
 import { closeDatabase, openDatabase } from "./database.ts";
@@ -121,7 +121,7 @@ export function createFunctionServer(
       delete request.headers.traceparent;
       request.body = event as Buffer;
     }
-    // There is one function here: nothing to route. A target that the framework cannot decode it would answer with HTML.
+    // The process serves one function, so it needs no router. The framework's router would answer a target that it cannot decode with HTML.
     request.originalUrl = request.url ?? "/";
     request.url = "/";
     framework(request, response);

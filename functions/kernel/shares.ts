@@ -23,11 +23,11 @@ export class Shares {
   begin(client: string, clientMax: number): Problem | (() => void) {
     const ofClient = this.#ofClient.get(client) ?? 0;
     if (ofClient >= clientMax) {
-      const detail = `${clientMax} of your requests are in progress already. Nothing was changed; wait for their answers.`;
+      const detail = `${clientMax} of your requests are in progress already. The request had no effect; wait for their answers.`;
       return new Problem("too-many-requests", detail, later);
     }
     if (this.#count >= this.#requestsMax) {
-      const detail = `This function works on ${this.#requestsMax} requests already. Nothing was changed; try again in a moment.`;
+      const detail = `This function works on ${this.#requestsMax} requests already. The request had no effect; try again in a moment.`;
       return new Problem("unavailable", detail, later);
     }
     this.#count++;

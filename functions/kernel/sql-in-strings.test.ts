@@ -52,7 +52,7 @@ describe("SQL in a text", () => {
     expect(await state()).toEqual(before);
   });
 
-  it("is no password, no email and no token", async () => {
+  it("is refused as a password, an email and a token", async () => {
     for (const text of TEXTS) {
       for (const body of [
         { email: user.email, password: text },

@@ -43,7 +43,7 @@ const WAITED_FOR = {
 const ABOUT_THE_EVENT = {
   "21000": "a subquery returns several rows",
   "22001": "a text is too long",
-  "22P02": "a text is no number",
+  "22P02": "a text is not a number",
   "23502": "a value is missing",
   "23505": "a key is taken",
   "23514": "a check fails",

@@ -57,7 +57,7 @@ async function reasonOf(id: string): Promise<string> {
 describe("an event of another producer", () => {
   it.each([
     ["begins with NUL, as a schema registry's do", Buffer.from([0, 0, 0, 0, 7, 2]), /^The data is not JSON in UTF-8: /],
-    ["is no JSON", "private words", /^The data is not JSON in UTF-8: Unexpected token 'p'\.$/],
+    ["is not JSON", "private words", /^The data is not JSON in UTF-8: Unexpected token 'p'\.$/],
     [
       "has an address of a megabyte",
       { recipient: `${"x".repeat(900_000)}@example.com` },

@@ -124,7 +124,7 @@ function wrapMetricExporter(exporter: OTLPMetricExporter, warnings: Warnings): P
   };
 }
 
-/** Reads a number of a variable of the specification. A value that is no positive number counts as unset, as the specification asks. */
+/** Reads a number of a variable of the specification. Any value except a positive number counts as unset, as the specification asks. */
 function numberOf(name: string, byDefault: number): number {
   const value = Number(process.env[name]);
   return Number.isFinite(value) && value > 0 ? value : byDefault;

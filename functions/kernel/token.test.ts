@@ -112,13 +112,13 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
     "for another audience": await sign({ audience: "another" }),
     "for no audience": await sign({ audience: null }),
     "for nobody": await sign({ subject: null }),
-    "for a subject that is no UUID": await sign({ subject: "ada" }),
+    "for a subject that is not a UUID": await sign({ subject: "ada" }),
     "without an email": await sign({ email: null }),
     "with other claims under the same signature": `${head}.${encode({ ...claims, sub: "00000000-0000-4000-8000-000000000000" })}.${signature}`,
     "without a signature": `${head}.${payload}.`,
     "cut short": user.token.slice(0, -10),
     "in three empty parts": "..",
-    "that is no token": "x",
+    "without the form of a token": "x",
     "longer than the limit": await sign({ email: `${"x".repeat(TOKEN_LENGTH_MAX)}@example.com` }),
   };
   const bearers = Object.entries(tokens).map(([name, token]) => [`a token ${name}`, `Bearer ${token}`] as const);

@@ -159,7 +159,7 @@ function remember(token: string, verified: Verified): void {
 
 /**
  * Returns the user of an Authorization header (RFC 6750).
- * @throws {Problem} `unauthenticated`, when there is no token, its key is not accepted, or it has expired
+ * @throws {Problem} `unauthenticated`, when the token is missing, has expired, or has a key that is not accepted
  * @throws {SettingsError} when the key file cannot be read
  */
 export async function authenticate(authorization: string | undefined): Promise<User> {

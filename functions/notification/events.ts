@@ -13,7 +13,7 @@ const to = {
 const money = { amount: AmountText, balance: AmountText };
 const order = { ...money, orderId: v.pipe(v.string(), v.uuid()) };
 
-/** notification-requested, version 1: somebody is to be told something. */
+/** notification-requested, version 1: asks for a notification to a user. */
 export const NotificationRequested = v.variant("kind", [
   v.object({ ...to, kind: v.literal("welcome") }),
   v.object({ ...to, ...money, kind: v.literal("deposit-done") }),

@@ -121,11 +121,14 @@ export async function placeOrder(
   publish(emitted);
   const { outcome, balance, order } = answer;
   if (outcome === "unknown-subscription") {
-    return new Problem(outcome, `There is no subscription ${subscriptionId}. GET /order/subscriptions lists them.`);
+    return new Problem(
+      outcome,
+      `The subscription ${subscriptionId} does not exist. GET /order/subscriptions lists them.`,
+    );
   }
   if (outcome === "insufficient-funds") {
     const cost = toText(BigInt(order.price));
-    const detail = `Not enough money: the order costs ${cost}, the balance is ${toText(readBalance(balance))}. Nothing was charged.`;
+    const detail = `Not enough money: the order costs ${cost}, the balance is ${toText(readBalance(balance))}. The balance is unchanged.`;
     return new Problem(outcome, detail, {
       members: { order: present(order), balance: toNumber(readBalance(balance)) },
     });
@@ -144,10 +147,10 @@ export async function refundOrder(
   const { outcome, balance, order } = answer;
   if (outcome === "unknown-order") return unknownOrder(orderId);
   if (outcome === "order-not-paid") {
-    return new Problem(outcome, `The order ${orderId} was refused, so there is no payment to return.`);
+    return new Problem(outcome, `The order ${orderId} was refused when it was placed, so it has no payment to refund.`);
   }
   if (outcome === "balance-limit") {
-    const detail = `The account holds ${toText(readBalance(balance))}; with the refund it would exceed the limit of an account. Nothing was refunded.`;
+    const detail = `The account holds ${toText(readBalance(balance))}; with the refund it would exceed the limit of an account. The balance is unchanged.`;
     return new Problem(outcome, detail, { members: { balance: toNumber(readBalance(balance)) } });
   }
   if (outcome !== "done") return refusal(outcome);

@@ -16,7 +16,7 @@ function derive(password: string, salt: Buffer, { N, r, p } = COST): Promise<Buf
   const text = password.normalize("NFKC");
   return new Promise((resolve, reject) => {
     if (inProgress >= PASSWORDS_IN_PROGRESS_MAX) {
-      const detail = "Too many passwords are being checked. Nothing was changed; try again in a moment.";
+      const detail = "Too many passwords are being checked. The request had no effect; try again in a moment.";
       return reject(new Problem("unavailable", detail, { headers: { "retry-after": "1" } }));
     }
     inProgress++;

@@ -53,7 +53,7 @@ export function readFlags(values: Readonly<Record<keyof typeof BENCH_OPTIONS, st
   try {
     accessSync(node, constants.X_OK);
   } catch {
-    throw new UsageError(`--node must be a major version or the path of a Node; ${node} is no program.`);
+    throw new UsageError(`--node must be a major version or the path of a Node; ${node} is neither.`);
   }
   const nodeMajor = Number(execFileSync(node, ["-p", "process.versions.node.split('.')[0]"], { encoding: "utf8" }));
   return { node, nodeMajor, rounds: read("rounds"), seconds: read("seconds") };

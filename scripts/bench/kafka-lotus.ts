@@ -1,4 +1,4 @@
-/** A Lotus of a bench's own, with a Kafka of its own behind it. */
+/** Starts a separate Lotus and a separate Kafka for a benchmark. */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -6,7 +6,7 @@ export function quantile(values: readonly number[], q: number): number {
   const position = (sorted.length - 1) * q;
   const below = sorted[Math.floor(position)];
   const above = sorted[Math.ceil(position)];
-  if (below === undefined || above === undefined) throw new RangeError("There are no values.");
+  if (below === undefined || above === undefined) throw new RangeError("A statistic needs at least one value.");
   return below + (above - below) * (position - Math.floor(position));
 }
 

@@ -167,7 +167,7 @@ function inputsOf(name: string, { inputs }: Metafile): Set<string> {
     }
   };
   visit(`${NAMESPACE}:${name}`);
-  // Files of a plugin's namespace, such as `left-out:qs`, are no files on disk.
+  // Files of a plugin's namespace, such as `left-out:qs`, do not exist on disk.
   return new Set([...found].filter((path) => !/^[a-z-]{2,}:/.test(path)));
 }
 

@@ -16,7 +16,7 @@ declare const COMPILED: string;
 declare const LIBRARY: boolean;
 
 const bundle = join(__dirname, BUNDLE);
-/** V8 refuses what another V8 made; a name of its own keeps two from replacing each other's. */
+/** V8 refuses the cache of another V8. A name per version keeps two versions from replacing each other's cache. */
 const compiled = join(__dirname, `${COMPILED}.${process.version}-${process.arch}.cache`);
 
 /** In front of the data: V8 does not notice a damaged byte, and ends the process. */

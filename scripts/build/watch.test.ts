@@ -77,7 +77,7 @@ describe("npm run dev", () => {
   it("builds what uses a file of the kernel", async () => {
     const file = join(copy, "functions/kernel/problem.ts");
     const text = await readFile(file, "utf8");
-    const changed = text.replace("There is nothing at this address", "Nowhere");
+    const changed = text.replace("This address does not exist", "Nowhere");
     expect(changed).not.toBe(text);
     await writeFile(file, changed);
     await eventually(

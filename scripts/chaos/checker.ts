@@ -451,7 +451,7 @@ function checkReads(
   }
 }
 
-/** Without a fault there is no 5xx, and a function answers. */
+/** Without a fault, a function answers, and its status is below 500. */
 function checkAnswers(
   history: readonly Entry[],
   violate: (invariant: string, sentence: string, user?: string) => void,

@@ -84,7 +84,7 @@ export interface Fault {
   readonly group: Group;
   /** How long the fault lasts, in milliseconds. 0: an instant. */
   readonly milliseconds: number;
-  /** Begins the fault. Resolves to what heals it. Resolves to undefined when there was no target, such as no running process. */
+  /** Begins the fault. Resolves to what heals it. Resolves to undefined when the fault has no target, such as a running process. */
   begin(target: Target): Promise<(() => Promise<void>) | undefined>;
 }
 
@@ -186,7 +186,7 @@ interface OutboxRow {
   readonly awaiting: readonly string[];
 }
 
-/** Events that are on their way now. None while another fault keeps the database away. */
+/** Reads the events that are on their way now. Returns an empty list while another fault makes the database unavailable. */
 function eventsOnTheirWay({ directUrl }: Target): Promise<OutboxRow[]> {
   return withDatabase(directUrl, async (client) => {
     const { rows } = await client.query(

@@ -35,7 +35,7 @@ export interface Counters {
   readonly onMovement: (() => void)[];
 }
 
-/** One try of a call. Status 0: there was no answer. */
+/** One try of a call. Status 0: the call got no answer. */
 interface Attempt {
   readonly status: number;
   /** Nanoseconds since the start of the run, when the answer came. */
@@ -344,7 +344,7 @@ export async function runLoad(options: LoadOptions, end: AbortSignal): Promise<R
 
 const RESOLVE_PAUSE_MILLISECONDS = 1_000;
 
-/** Sends a call until the answer is no 5xx. */
+/** Sends a call until the status is below 500. */
 async function untilAnswered(url: string, init: RequestInit, until: number): Promise<Response | undefined> {
   for (;;) {
     const signal = AbortSignal.timeout(ANSWER_MILLISECONDS_MAX);

@@ -32,7 +32,7 @@ interface EventState {
   readonly committed: boolean;
   /** The function's process still has to publish the event. */
   readonly inMemory: boolean;
-  /** The outbox row's `awaiting`, one entry a consumer. Both false: there is no row. */
+  /** The outbox row's `awaiting`, one entry a consumer. Both false: the row does not exist. */
   readonly awaiting: readonly [boolean, boolean];
   readonly attempts: number;
   /** Records that wait for each consumer. */

@@ -35,7 +35,7 @@ describe("undocumented", () => {
     ["a constant", "export const LIMIT = 1;", ["1: LIMIT"]],
     ["a function", "export async function run(): Promise<void> {", ["1: run"]],
     ["a generic interface", "export interface Endpoint<", ["1: Endpoint"]],
-    ["a comment that is no docstring", "// A limit.\nexport const LIMIT = 1;", ["2: LIMIT"]],
+    ["a line comment instead of a docstring", "// A limit.\nexport const LIMIT = 1;", ["2: LIMIT"]],
     ["a plain block comment", "/* A limit. */\nexport const LIMIT = 1;", ["2: LIMIT"]],
     ["an export below a documented one", "/** A. */\nexport const A = 1;\nexport const B = 1;", ["3: B"]],
     ["a docstring", "/** A limit. */\nexport const LIMIT = 1;", []],

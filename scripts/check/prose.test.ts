@@ -12,6 +12,18 @@ describe("the prose check", () => {
     ["It is an event that nobody awaits.", "a negative pronoun"],
     ["The user is told of each outcome.", "a riddle"],
     ["Each function has a file of its own.", "a riddle"],
+    ["Each file of its own kind has one.", "a riddle"],
+    ["The pod runs the image as it is built.", "a riddle"],
+    ["It cannot be told how to listen.", "a riddle"],
+    ["What happens when Kafka stops is below.", "a clause is the subject"],
+    ["Who reads this knows it.", "a clause is the subject"],
+    ["That which fails is repeated.", "a clause is the subject"],
+    ["Neither the relay nor the trigger waits.", "inverted order"],
+    ["Those of a topic are read in order.", "inverted order"],
+    ["The call failed: nothing was changed.", "a negative pronoun"],
+    ["None while the database is unavailable.", "a negative pronoun"],
+    ["There is no such order here.", "is no …"],
+    ["It returns texts that are no numbers.", "is no …"],
     ["We publish the event.", "reference text has no we"],
     ["The sink buries the event.", "a private word"],
   ])("finds: %s", (sentence, rule) => {
@@ -22,7 +34,21 @@ describe("the prose check", () => {
   });
 
   it.each([
+    ["a.ts", `const text = \`\n  \${list.map((a) => \`\${a}: "\`").join()}\n\n  The event is told to nobody.\`;\n`, 4],
+    ["a.ts", 'const found = /["`]/.test(a); // Nothing was changed.\n', 1],
+    ["a.tsx", "<p>\n  Each call has a page\n  of its own here.\n</p>\n", 2],
+    ["a.css", "a {\n  color: red; /* as it is printed */\n}\n", 2],
+    ["a.sql", "select 1;\nraise 'there is no such event %', id;\n", 2],
+    ["a.json", '{\n  "description": "Nothing was withdrawn."\n}\n', 2],
+    ["a.yaml", "a: 1\nlabel: What you have seen\n", 2],
+    ["Dockerfile", "FROM a\n# Nothing is needed here.\n", 2],
+  ])("finds a text in %s: %j", (file, text, line) => {
+    expect(checkProse(file, text).findings).toMatchObject([{ file, line }]);
+  });
+
+  it.each([
     "What does the relay do?",
+    "What happens?",
     "`account-not-open` means that no account exists for this user.",
     "The relay publishes the row again. Each effect has the id of its event.",
     "Run `what is told nobody` to see the list.",

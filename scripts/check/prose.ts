@@ -12,6 +12,8 @@ export const SENTENCE_WORDS_MAX = 40;
 const EXCLUDED = /^(?:LICENSE|package-lock\.json|\.gitignore|scripts\/check\/prose\.(?:test\.)?ts)$/;
 /** A table cell of so few words is a label such as "what happens", not a sentence. */
 const CELL_WORDS_MAX = 4;
+/** A text in quotes with fewer words is a name or a value. */
+const STRING_WORDS_MIN = 3;
 
 export interface Finding {
   readonly file: string;
@@ -31,21 +33,25 @@ const RULES: readonly Rule[] = [
   {
     name: "a clause is the subject: begin with the thing that acts",
     pattern:
-      /^(?:What(?:ever)?|Who(?:ever)?)\s(?!(?:is|are|was|does|do|did|can|happens|to)\b[^.]*\?)(?!happens (?:when|if)\b)/,
+      /^(?:(?:What|Who)\s(?!(?:is|are|was|were|does|do|did|can|to)\b[^.]*\?)(?!happens\?)[a-z]|(?:Whatever|Whoever)\s|That which\s)/,
   },
   {
     name: "inverted order: begin with the subject",
-    pattern:
-      /^(?:Nor|So neither|Neither (?!the\b)|Of (?:the|an?|those|all|its)\b|Those\b|That which\b|Not (?!all\b|every\b|found\b|run\b|available\b|yet\b|enough\b))/,
+    pattern: /^(?:Nor|So neither|Neither|Of (?:the|an?|those|all|its)\b|Those\b|Not (?:the|only|this|that)\b)/,
   },
   {
     name: "a negative pronoun: use a plain negation",
-    pattern: /\b(?:[Nn]obody|[Nn]othing (?:that|but|is)|[Nn]one (?:is|are|of (?:it|them))|no one)\b/,
+    pattern:
+      /^(?:None|Nothing)\b(?![:;])|\b(?:[Nn]obody|[Nn]othing (?:that|but|is)|[Nn]one (?:is|are|of (?:it|them))|no one)\b/,
+  },
+  {
+    name: "is no …: use a verb with a plain negation",
+    pattern: /\b(?:is|are|was|were) no\b/i,
   },
   {
     name: "a riddle: name the thing",
     pattern:
-      /\b(?:(?:is|are|was|were) told|is none|one's own|(?:of its own|of their own)(?=[.,;:)]|$)|of ours|whoever|what is not|what are not|what has no|what they say|what it says|as it is)\b/i,
+      /\b(?:(?:is|are|was|were|be|been) told|is none|one's own|of (?:its|their) own|of ours|whoever|whatever (?:is|does|has)|what is not|what are not|what has no|what they say|what it says|as it is)\b/i,
   },
   { name: "reference text has no we", pattern: /\b(?:[Ww]e|[Oo]urs?|[Uu]s)\b(?!-)/ },
   { name: "a private word: bury → move to the dead letters", pattern: /\bbur(?:y|ied|ies|ying)\b/i },
@@ -95,54 +101,129 @@ function passagesOfMarkdown(text: string): Passage[] {
   return passages;
 }
 
-const LINE_COMMENT: Readonly<Record<string, RegExp>> = {
-  ".ts": /^\s*(?:\/\/|\/?\*\*?\/?)\s?(.*?)(?:\s*\*\/)?$|\s\/\/ (.*)$/,
-  ".mjs": /^\s*(?:\/\/|\/?\*\*?\/?)\s?(.*?)(?:\s*\*\/)?$|\s\/\/ (.*)$/,
-  ".cjs": /^\s*(?:\/\/|\/?\*\*?\/?)\s?(.*?)(?:\s*\*\/)?$|\s\/\/ (.*)$/,
-  ".sql": /^\s*--\s?(.*)$/,
-  ".yaml": /^\s*#\s?(.*)$/,
-  ".yml": /^\s*#\s?(.*)$/,
-  "": /^\s*#(?!!)\s?(.*)$/,
-};
-
-/** Texts in quotes with at least four words: messages, descriptions and names of tests. */
-const STRING = /(["`])((?:(?!\1)[^\\]|\\.)*)\1/g;
-
-function passagesOfCode(text: string, extension: string): Passage[] {
-  const comment = LINE_COMMENT[extension];
-  if (comment === undefined) return [];
+/** Collects lines to passages: an empty line and a tag such as `@param` begin the next one. */
+function paragraphs(lines: readonly string[], first: number): Passage[] {
   const passages: Passage[] = [];
-  let lines: string[] = [];
-  let begin = 0;
-  const end = () => {
-    if (lines.length > 0) passages.push({ line: begin + 1, text: lines.join(" ") });
-    lines = [];
-  };
-  for (const [index, line] of text.split("\n").entries()) {
-    const match = comment.exec(line);
-    const content = match?.[1] ?? match?.[2];
-    if (content !== undefined && !/^(?:biome-ignore|@ts-expect-error)/.test(content)) {
-      if (lines.length === 0) begin = index;
-      if (/^@\w+/.test(content)) {
-        end();
-        begin = index;
-      }
-      if (content.trim() === "") end();
-      else lines.push(content.replace(/^@\w+(?: \{[^}]*\})?(?: [\w.]+)?\s*/, "").trim());
-      continue;
+  let next = true;
+  for (const [index, line] of lines.entries()) {
+    const text = line.trim();
+    const tagged = /^@\w+/.test(text);
+    if (text !== "" && !/^(?:biome-ignore|@ts-expect-error)/.test(text)) {
+      const content = text.replace(/(?:^|(?<=\s))@\w+(?: \{[^}]*\})?(?: [\w.]+(?= ))?\s*/g, "");
+      const last = passages.at(-1);
+      if (last === undefined || next || tagged) passages.push({ line: first + index, text: content });
+      else passages[passages.length - 1] = { line: last.line, text: `${last.text} ${content}` };
     }
-    end();
-    if (extension !== ".ts" && extension !== ".mjs") continue;
-    for (const [, , string = ""] of line.matchAll(STRING)) {
-      const words = string.replace(/\$\{[^}]*\}/g, "x");
-      if (
-        /^[A-Z]?[a-z'-]+(?:,? [\w'’,.;:()-]+){3,}/.test(words) &&
-        !/^(?:select|insert|update|delete|create|alter|with|grant)\b/i.test(words)
-      )
-        passages.push({ line: index + 1, text: words });
+    next = text === "";
+  }
+  return passages;
+}
+
+/** Returns the prose of a text in quotes: a message, a description or the name of a test. */
+function passagesOfString(string: string, first: number): Passage[] {
+  const words = string.replace(/\\"/g, '"');
+  if (/^\s*(?:select|insert|update|delete|create|alter|with|grant)\b/.test(words)) return [];
+  return paragraphs(words.replace(/\\n/g, "\n\n").split("\n"), first)
+    .map(({ line, text }) => ({ line: Math.min(line, first + string.split("\n").length - 1), text }))
+    .filter(({ text }) => {
+      const all = text.split(/\s+/);
+      const plain = all.filter((word) => /^["'(]*[A-Za-z][a-z'’-]*["'.,;:!?)]*$/.test(word));
+      return all.length >= STRING_WORDS_MIN && plain.length > all.length / 2;
+    });
+}
+
+/** A comment or a text in quotes, as it is found in a file. */
+interface Token {
+  readonly kind: "comment" | "string";
+  readonly index: number;
+  readonly text: string;
+}
+
+const SCRIPT =
+  /(?<comment>\/\/[^\n]*(?:\n[ \t]*\/\/[^\n]*)*|\/\*[\s\S]*?\*\/)|"(?<string>(?:[^"\\\n]|\\.)*)"|'(?:[^'\\\n]|\\.)*'|(?<=[=(,:[!&|?{};]\s*)\/(?![*/])(?:[^/\\\n[]|\\.|\[(?:[^\]\\\n]|\\.)*\])+\/[a-z]*|(?<brace>[{}`])/g;
+const TEMPLATE = /\\[\s\S]|`|\$\{/g;
+
+/** Finds the comments and the strings of TypeScript. An expression in a template string becomes the word "x". */
+function* scriptTokens(text: string): Generator<Token> {
+  /** The templates around the position. Undefined stands for a brace of the code. */
+  const open: ({ index: number; words: string } | undefined)[] = [];
+  let position = 0;
+  const readTemplate = function* (template: { index: number; words: string }): Generator<Token> {
+    for (;;) {
+      TEMPLATE.lastIndex = position;
+      const match = TEMPLATE.exec(text);
+      template.words += text.slice(position, match?.index);
+      position = match === null ? text.length : TEMPLATE.lastIndex;
+      if (match?.[0].startsWith("\\")) template.words += match[0];
+      else if (match?.[0] === "${") {
+        template.words += "x";
+        open.push(template);
+        return;
+      } else {
+        yield { kind: "string", index: template.index, text: template.words };
+        return;
+      }
+    }
+  };
+  for (;;) {
+    SCRIPT.lastIndex = position;
+    const match = SCRIPT.exec(text);
+    if (match === null) return;
+    position = SCRIPT.lastIndex;
+    const { comment, string, brace } = match.groups ?? {};
+    if (comment !== undefined) yield { kind: "comment", index: match.index, text: comment };
+    else if (string !== undefined) yield { kind: "string", index: match.index, text: string };
+    else if (brace === "{") open.push(undefined);
+    else if (brace === "`") yield* readTemplate({ index: position, words: "" });
+    else if (brace === "}") {
+      const template = open.pop();
+      if (template !== undefined) yield* readTemplate(template);
     }
   }
-  end();
+}
+
+const tokensBy = (pattern: RegExp) =>
+  function* (text: string): Generator<Token> {
+    for (const { index, groups: { comment, string = "" } = {} } of text.matchAll(pattern))
+      yield comment === undefined ? { kind: "string", index, text: string } : { kind: "comment", index, text: comment };
+  };
+
+const sqlTokens = tokensBy(/(?<comment>--[^\n]*(?:\n[ \t]*--[^\n]*)*)|'(?<string>(?:[^']|'')*)'/g);
+const jsonTokens = tokensBy(/"(?<string>(?:[^"\\\n]|\\.)*)"/g);
+const configurationTokens = tokensBy(
+  /(?<comment>(?<=^|\s)#(?!!)[^\n]*(?:\n[ \t]*#[^\n]*)*)|(?<=^[ \t-]*[\w-]+:[ \t]+["']?)(?<string>[^\s"'#|>][^"'\n]*)/gm,
+);
+/** The words between two tags of JSX. */
+const jsxTokens = tokensBy(/(?<!=)[>}](?<string>[^<>{}=*]*[a-z] [^<>{}=*]*)(?=[<{])/g);
+
+/** The functions that find comments and texts in a file with this extension. */
+const TOKENS: Readonly<Record<string, readonly ((text: string) => Generator<Token>)[]>> = {
+  ".ts": [scriptTokens],
+  ".tsx": [scriptTokens, jsxTokens],
+  ".mjs": [scriptTokens],
+  ".cjs": [scriptTokens],
+  ".css": [scriptTokens],
+  ".go": [scriptTokens],
+  ".sql": [sqlTokens],
+  ".json": [jsonTokens],
+  ".yaml": [configurationTokens],
+  ".yml": [configurationTokens],
+  "": [configurationTokens],
+};
+
+function passagesOfCode(text: string, extension: string): Passage[] {
+  const passages: Passage[] = [];
+  for (const tokensOf of TOKENS[extension] ?? []) {
+    for (const token of tokensOf(text)) {
+      const line = text.slice(0, token.index).split("\n").length;
+      if (token.kind === "string") passages.push(...passagesOfString(token.text, line));
+      else {
+        const lines = token.text.replace(/\*\/$/, "").split("\n");
+        const content = lines.map((one) => one.replace(/^\s*(?:\/\*\*?|\*|\/\/|--|#)?/, ""));
+        passages.push(...paragraphs(content, line));
+      }
+    }
+  }
   return passages;
 }
 
@@ -197,7 +278,7 @@ function main(): void {
       : execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard"], { encoding: "utf8" })
           .split("\n")
           .filter((file) => file !== "" && !EXCLUDED.test(file))
-          .filter((file) => extname(file) in LINE_COMMENT || extname(file) === ".md");
+          .filter((file) => extname(file) in TOKENS || extname(file) === ".md");
   const findings: Finding[] = [];
   let lines = 0;
   for (const file of files) {

@@ -22,7 +22,7 @@ export interface StatementCall {
   readonly place: string;
   readonly file: string;
   readonly callee: "query" | "batched";
-  /** The name and the text of a `query`; undefined when they are no constants. `batched` computes both. */
+  /** The name and the text of a `query`; undefined when they are not constants. `batched` computes both. */
   readonly name: string | undefined;
   readonly text: string | undefined;
   /** Undefined when the call ignores its rows. */

@@ -51,7 +51,7 @@ export default command({
     const list = table([["npm run bench …", ""], ...[...benches].map(([row, { about }]) => [row, about])]);
     if (name === "list") return print(list);
     if (more.length > 0 || (name !== undefined && !benches.has(name)))
-      throw new UsageError(`There is no row "${name}".${didYouMean(name ?? "", [...benches.keys()])}\n${list}`);
+      throw new UsageError(`The row "${name}" does not exist.${didYouMean(name ?? "", [...benches.keys()])}\n${list}`);
     const options = readFlags(values);
     const figures: Figure[] = [];
     const began = performance.now();

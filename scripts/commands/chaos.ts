@@ -95,12 +95,14 @@ async function run(values: ChaosValues): Promise<void> {
   const names = values.faults?.split(",").filter((name) => name !== "");
   const unknown = names?.find((name) => !FAULTS.some((fault) => fault.name === name));
   if (unknown !== undefined)
-    throw new UsageError(`There is no fault ${unknown}. The faults are ${FAULTS.map(({ name }) => name).join(", ")}.`);
+    throw new UsageError(
+      `The fault ${unknown} does not exist. The faults are ${FAULTS.map(({ name }) => name).join(", ")}.`,
+    );
 
   const sabotage = SABOTAGES.find(({ name }) => name === values.sabotage);
   if (values.sabotage !== undefined && sabotage === undefined)
     throw new UsageError(
-      `There is no sabotage ${values.sabotage}. The sabotages are ${SABOTAGES.map(({ name }) => name).join(", ")}.`,
+      `The sabotage ${values.sabotage} does not exist. The sabotages are ${SABOTAGES.map(({ name }) => name).join(", ")}.`,
     );
   const existing = await readExisting(values);
 

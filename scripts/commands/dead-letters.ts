@@ -18,7 +18,7 @@ const ACTIONS = "list, show ID, replay ID, replay all or drop ID";
 
 function printList(letters: readonly ListedDeadLetter[], more: number): void {
   if (letters.length === 0) {
-    print("There are no dead letters.");
+    print("The list of dead letters is empty.");
     return;
   }
   const cells = letters.map(({ id, moved_at: since, subscriber, type, reason }) => [
@@ -54,7 +54,7 @@ export default command({
   async run(values, [action = "list", id, ...rest]) {
     if (rest.length > 0 || !isAction(action, id)) {
       const words = [action, id, ...rest].filter((word) => word !== undefined).join(" ");
-      throw new UsageError(`"${words}" is no action of lotus dead-letters. Use ${ACTIONS}.`);
+      throw new UsageError(`"${words}" is not an action of lotus dead-letters. Use ${ACTIONS}.`);
     }
     const target = {
       url: values.database,

@@ -145,7 +145,7 @@ async function confirm({ name, namespace: within }: Environment, options: Deploy
   if (!process.stdin.isTTY) throw new Refusal(`Lotus asks before it changes ${name}. A script confirms with --yes.`);
   const terminal = createInterface({ input: process.stdin, output: process.stdout });
   const answer = await terminal.question(`Deploy to this cluster? Type ${name}: `).finally(() => terminal.close());
-  if (answer.trim() !== name) throw new Refusal("Nothing was changed.");
+  if (answer.trim() !== name) throw new Refusal("The cluster is unchanged.");
 }
 
 async function checkAll(options: DeployOptions, names: readonly string[], environment: Environment) {
@@ -289,7 +289,7 @@ async function deploy(options: DeployOptions): Promise<void> {
   const everything = options.functions.length === 0;
   const { backends, findings } = await step("Checks", () => checkAll(options, names, environment));
   for (const warning of findings.warnings) print(`  Warning: ${warning}`);
-  if (options.check) return print("The cluster fits. Nothing was changed.");
+  if (options.check) return print("The cluster fits. The check changed no object.");
   await confirm(environment, options);
   if (options.secretsOnly) {
     await apply(await namespaceOf({ environment, version: await versionOf(ROOT) }));

@@ -87,7 +87,7 @@ export default command({
   about:
     "Sends generated requests to every endpoint, with a token and without, and checks each answer against docs/openapi.json.",
   notes: `Schemathesis, a Python program, generates the requests. The command installs ${SCHEMATHESIS} from PyPI into
-${relative(ROOT, FOLDER)}, and runs it against a Lotus of its own with an empty database.`,
+${relative(ROOT, FOLDER)}, and runs it against a separate Lotus with an empty database.`,
   options: {
     cases: { type: "string", value: "N", about: "requests in total, about", default: String(CASES_DEFAULT) },
     seed: { type: "string", value: "N", about: "repeat the requests of an earlier run" },

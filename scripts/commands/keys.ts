@@ -19,7 +19,10 @@ revoke KID  Functions refuse every token of this key at once. A new key replaces
     if (action === "list" && kid === undefined) await ensureKeys(secrets);
     else if (action === "rotate" && kid === undefined) await rotateKeys(secrets);
     else if (action === "revoke" && kid !== undefined && rest.length === 0) await revokeKey(secrets, kid);
-    else throw new UsageError(`"${positionals.join(" ")}" is no action of lotus keys. Use list, rotate or revoke KID.`);
+    else
+      throw new UsageError(
+        `"${positionals.join(" ")}" is not an action of lotus keys. Use list, rotate or revoke KID.`,
+      );
     const keys = (await readKeys(secrets)).publicKeys.map(({ kid, retiredAt }) => ({
       kid,
       acceptedUntil: retiredAt === undefined ? null : new Date(keyEndsAt(retiredAt) * 1000).toISOString(),

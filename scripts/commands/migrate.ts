@@ -54,7 +54,8 @@ export default command({
     if (positionals[0] === "owner") return giveOwnerPassword(values);
     const steps = positionals.length === 0 ? STEPS : STEPS.filter((step) => positionals.includes(step));
     const unknown = positionals.find((word) => !STEPS.some((step) => step === word));
-    if (unknown !== undefined) throw new UsageError(`"${unknown}" is no step. The steps are ${STEPS.join(" and ")}.`);
+    if (unknown !== undefined)
+      throw new UsageError(`"${unknown}" is not a step. The steps are ${STEPS.join(" and ")}.`);
     const run = readFolder(values.folder);
     const secrets = values.secrets === undefined ? join(run, "secrets") : resolve(values.secrets);
     const target = { url: values.database, folder: run, folderGiven: values.folder !== undefined };

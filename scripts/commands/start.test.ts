@@ -36,7 +36,7 @@ interface Started {
   ended: Promise<number | null>;
 }
 
-/** `npm start` without npm, on a port of its own choice. */
+/** Runs `npm start` without npm, on a free port. */
 async function start(...flags: string[]): Promise<Started> {
   const child = spawn(process.execPath, [...START, "--port", "0", "--folder", folder, ...flags], {
     cwd: ROOT,
@@ -306,7 +306,7 @@ describe("npm start", () => {
     );
     expect([code, text]).toEqual([
       1,
-      expect.stringMatching(/^Lotus did not start\. Nothing listens at 127\.0\.0\.1:1 /m),
+      expect.stringMatching(/^Lotus did not start\. No server listens at 127\.0\.0\.1:1 /m),
     ]);
   });
 

@@ -106,7 +106,8 @@ async function confirm(name: string, given: string | undefined): Promise<void> {
     const terminal = createInterface({ input: process.stdin, output: process.stdout });
     answer = await terminal.question(`To remove it, type ${name}: `).finally(() => terminal.close());
   }
-  if (answer.trim() !== name) throw new Refusal(`"${answer}" is not the environment ${name}. Nothing was removed.`);
+  if (answer.trim() !== name)
+    throw new Refusal(`"${answer}" is not the environment ${name}. The cluster is unchanged.`);
 }
 
 async function undeploy(environmentName: string, withData: boolean, confirmed: string | undefined): Promise<void> {

@@ -30,7 +30,7 @@ const TYPES: Readonly<Record<string, string>> = {
 };
 const typeOf = (file: string) => TYPES[file.split(".").at(-1) ?? ""] ?? "application/octet-stream";
 
-/** Returns the headers of an answer of the console. @param policy of a document */
+/** Returns the headers of an answer of the console. @param policy the content security policy of a document */
 export function securityHeaders(policy?: "page" | "docs"): Record<string, string> {
   return {
     "cache-control": "no-store",

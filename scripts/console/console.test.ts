@@ -348,7 +348,7 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     await page.getByRole("link", { name: "dead letters 1" }).click();
     await page.getByText(/The data is not that of notification-requested/).waitFor();
     await lotus.database.query("delete from events.dead_letters");
-    await page.getByText("There are no dead letters.").waitFor();
+    await page.getByText("The list of dead letters is empty.").waitFor();
   });
 
   it("states why a fault is not possible in this run", async () => {

@@ -226,7 +226,7 @@ export function createConsole(options: ConsoleOptions): Console {
         const before = query.get("before") ?? "";
         if (!/^\d{0,18}$/.test(before)) throw new Problem("invalid-request", "before must be the number of an entry.");
         const account = await database.account(id, before);
-        if (account === undefined) throw new Problem("not-found", "There is no account with this id.");
+        if (account === undefined) throw new Problem("not-found", "The account does not exist.");
         return account;
       },
     ],

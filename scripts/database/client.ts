@@ -43,7 +43,9 @@ export function explainConnection(error: unknown, address: DatabaseAddress): Err
   const reason = message || errors?.map((each) => each.message).join("; ") || code;
   const sentence = (text: string) => new Error(text, { cause: error });
   if (code === "ECONNREFUSED")
-    return sentence(`Nothing listens at ${at} (connection refused). Is Postgres running there, and is the port right?`);
+    return sentence(
+      `No server listens at ${at} (connection refused). Is Postgres running there, and is the port right?`,
+    );
   if (code === "ENOTFOUND" || code === "EAI_AGAIN")
     return sentence(`The host name ${host} cannot be resolved (${code}). Check the database URL and the DNS.`);
   if (code === "ETIMEDOUT" || code === "EHOSTUNREACH" || code === "ENETUNREACH" || /time(d )?out|in time/i.test(reason))

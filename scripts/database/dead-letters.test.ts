@@ -95,17 +95,17 @@ describe("dead-letters", () => {
   });
 
   it.each([
-    [["show"], `"show" is no action of lotus dead-letters. Use list, show ID, replay ID, replay all or drop ID.`],
-    [["list", "3"], `"list 3" is no action`],
-    [["erase", "3"], `"erase 3" is no action`],
-    [["replay", "3x"], `"replay 3x" is no action`],
-    [["show", "all"], `"show all" is no action`],
+    [["show"], `"show" is not an action of lotus dead-letters. Use list, show ID, replay ID, replay all or drop ID.`],
+    [["list", "3"], `"list 3" is not an action`],
+    [["erase", "3"], `"erase 3" is not an action`],
+    [["replay", "3x"], `"replay 3x" is not an action`],
+    [["show", "all"], `"show all" is not an action`],
     [["show", "999"], "No dead letter has the id 999."],
     [["replay", "99999999999999999999"], "No dead letter has the id 99999999999999999999."],
     [["show", "99999999999999999999"], "No dead letter has the id 99999999999999999999."],
   ])("refuses %j with a sentence", async (words, sentence) => {
     const { code, out, err } = await command(...words);
-    const isUsage = sentence.includes("is no action");
+    const isUsage = sentence.includes("is not an action");
     expect([code, err]).toEqual([isUsage ? 2 : 1, expect.stringContaining(sentence)]);
     expect(out).toMatch(isUsage ? /^$/ : /^Database \S+ at 127\.0\.0\.1:\d+\n$/);
     expect(err.trimEnd().split("\n")).toHaveLength(1);
@@ -235,6 +235,6 @@ describe("dead-letters", () => {
     );
     await expectInvariants(lotus);
     expect((await command("replay", "all")).out).toMatch(/\n0 put back/);
-    expect((await command()).out).toMatch(/\nThere are no dead letters\.\n$/);
+    expect((await command()).out).toMatch(/\nThe list of dead letters is empty\.\n$/);
   });
 });

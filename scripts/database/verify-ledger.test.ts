@@ -93,7 +93,7 @@ describe("verify-ledger", () => {
     const { code, text } = await command("--database", "postgres://lotus:secret@127.0.0.1:1/lotus");
     expect([code, text]).toEqual([
       1,
-      expect.stringMatching(/^Nothing listens at 127\.0\.0\.1:1 \(connection refused\)\./),
+      expect.stringMatching(/^No server listens at 127\.0\.0\.1:1 \(connection refused\)\./),
     ]);
     expect(text).not.toContain("secret");
   });

@@ -83,7 +83,7 @@ const ACCOUNTS = `
   ), found as (
     select coalesce(p.id, c.account_id) as id, case
       when p.id is null then jsonb_build_object('check', 'contiguous', 'difference',
-        format('account %s: %s entries, and it is no account of a user', c.account_id, c.entries))
+        format('account %s: %s entries, but the account belongs to no user', c.account_id, c.entries))
       when coalesce(c.entries, 0) <> p.entries or coalesce(c.number, 0) <> p.entries then jsonb_build_object('check', 'contiguous', 'difference',
         format('account %s: %s entries, the last number is %s, the account says %s', p.id, coalesce(c.entries, 0), c.number, p.entries))
       when p.balance <> coalesce(e.balance_after, 0) then jsonb_build_object('check', 'ends', 'difference',

@@ -67,7 +67,7 @@ export class BrokerProcess {
   /**
    * @param command the program and its arguments
    * @param logFile gets what the broker prints
-   * @param onEnd hears its last line when it ends without having been told to
+   * @param onEnd receives its last line when it ends without a request to end
    */
   constructor(command: readonly string[], logFile: string, pidFile: string, onEnd: (lastLine: string) => void) {
     this.#pidFile = pidFile;

@@ -104,7 +104,7 @@ const TopicEntries = {
   partitions: v.optional(count(1, PARTITIONS_MAX)),
   /** Copies of each record. The brokers decide when it is not set. */
   replication: v.optional(count(1, 9)),
-  /** The oldest records of a partition go when it is larger. The default is no limit: only their age counts. */
+  /** Kafka deletes the oldest records of a larger partition. By default only the age of a record counts. */
   retentionBytes: v.optional(count(1, Number.MAX_SAFE_INTEGER)),
   /** Consumers of each KafkaSource. */
   consumers: v.optional(count(1, PARTITIONS_MAX), 1),
@@ -291,7 +291,7 @@ export async function environmentNames(): Promise<string[]> {
 /**
  * Reads the environment of this name.
  * @param functions the names of all functions
- * @throws {Refusal} when there is no such file, or for each wrong field
+ * @throws {Refusal} when the file does not exist, or for each wrong field
  */
 export async function readEnvironment(name: string, functions: readonly string[]): Promise<Environment> {
   const names = await environmentNames();

@@ -94,7 +94,7 @@ export async function findBuilder(
     throw new Refusal(`--builder names ${options.builder}, which does not answer. Install and start it.`);
   throw new Refusal(
     "No program can build the image: docker does not run, and minikube and buildah do not answer. Install one of them, " +
-      "or deploy an image that exists with an environment of its own and knative/images.lock.yaml.",
+      "or deploy an existing image with a separate environment and knative/images.lock.yaml.",
   );
 }
 

@@ -211,30 +211,33 @@ describe("the cluster's Postgres", () => {
 });
 
 describe("sources", () => {
-  it.each(ofKind("KafkaSource"))("$file keeps its offsets, retries, and buries", ({ document: { spec } }) => {
-    expect(Object.keys(spec).sort()).toEqual(
-      [
-        "bootstrapServers",
-        "consumerGroup",
-        "consumers",
-        "delivery",
-        "initialOffset",
-        "ordering",
-        "sink",
-        "topics",
-      ].sort(),
-    );
-    expect(spec).toMatchObject({ initialOffset: "earliest", ordering: "unordered", consumers: 1 });
-    // A part of the block switches the rest off.
-    expect(Object.keys(spec.delivery).sort()).toEqual([
-      "backoffDelay",
-      "backoffPolicy",
-      "deadLetterSink",
-      "retry",
-      "timeout",
-    ]);
-    expect(functionNames).toContain(spec.delivery.deadLetterSink.ref.name);
-  });
+  it.each(ofKind("KafkaSource"))(
+    "$file keeps its offsets, retries, and has a dead letter sink",
+    ({ document: { spec } }) => {
+      expect(Object.keys(spec).sort()).toEqual(
+        [
+          "bootstrapServers",
+          "consumerGroup",
+          "consumers",
+          "delivery",
+          "initialOffset",
+          "ordering",
+          "sink",
+          "topics",
+        ].sort(),
+      );
+      expect(spec).toMatchObject({ initialOffset: "earliest", ordering: "unordered", consumers: 1 });
+      // A part of the block switches the rest off.
+      expect(Object.keys(spec.delivery).sort()).toEqual([
+        "backoffDelay",
+        "backoffPolicy",
+        "deadLetterSink",
+        "retry",
+        "timeout",
+      ]);
+      expect(functionNames).toContain(spec.delivery.deadLetterSink.ref.name);
+    },
+  );
 
   it.each(ofKind("KafkaSource", "PingSource"))("$file leads to a function", ({ document: { spec } }) => {
     expect(spec.sink.ref).toMatchObject({ apiVersion: "serving.knative.dev/v1", kind: "Service" });

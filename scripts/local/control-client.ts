@@ -19,7 +19,7 @@ export interface RunningLotus {
   events(options: { readonly name?: string | undefined; readonly history: number }): AsyncGenerator<LogEvent>;
 }
 
-/** Connects to the Lotus of a folder. @throws {Refusal} when none runs there */
+/** Connects to the Lotus of a folder. @throws {Refusal} when it does not run */
 export async function runningLotus(folder: string): Promise<RunningLotus> {
   const run = await runOf(folder);
   const control = run?.control;

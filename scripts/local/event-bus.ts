@@ -136,7 +136,7 @@ export function createEventBus(
     const topic = topicOf(given);
     if (body.length > EVENT_BODY_BYTES_MAX) return 413;
     if (topic === undefined) return 400;
-    // A topic without a source is no mistake of the producer.
+    // A topic without a source is allowed: the producer does not know its consumers.
     const takers = queues.filter((queue) => queue.takes(topic));
     if (takers.some((queue) => queue.full)) return 503;
     const headers = Object.fromEntries(

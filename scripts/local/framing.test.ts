@@ -15,22 +15,23 @@ interface Forwarded {
 const forwarded: Forwarded[] = [];
 const unframed: string[] = [];
 
-/** Reads one request from the front of `text`. Undefined: it is not complete. Throws when it has no proper frame. */
+/** Reads one request from the front of `text`. Returns undefined for an incomplete request. @throws for a malformed one */
 function readRequest(text: string): { request: Forwarded; length: number } | undefined {
   const end = text.indexOf("\r\n\r\n");
   if (end < 0) return undefined;
   const [line = "", ...fields] = text.slice(0, end).split("\r\n");
-  if (!/^[A-Z]+ \/fn\S* HTTP\/1\.1$/.test(line)) throw new Error(`This is no request line: ${line}`);
+  if (!/^[A-Z]+ \/fn\S* HTTP\/1\.1$/.test(line)) throw new Error(`not a request line: ${line}`);
   const headers = new Map<string, string>();
   for (const field of fields) {
     const colon = field.indexOf(":");
     const name = field.slice(0, colon).toLowerCase();
-    if (headers.has(name) || !/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name)) throw new Error(`not one header: ${field}`);
+    if (headers.has(name) || !/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name))
+      throw new Error(`not a header, or sent twice: ${field}`);
     headers.set(name, field.slice(colon + 1).trim());
   }
   if (headers.has("transfer-encoding")) throw new Error("the gateway knows each length, and copied a coding");
   const length = headers.get("content-length") ?? "0";
-  if (!/^\d+$/.test(length)) throw new Error(`This is no length: ${length}`);
+  if (!/^\d+$/.test(length)) throw new Error(`not a length: ${length}`);
   const from = end + 4;
   if (text.length < from + Number(length)) return undefined;
   const body = text.slice(from, from + Number(length));

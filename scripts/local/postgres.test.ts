@@ -83,7 +83,7 @@ describe("the Postgres of a run", () => {
     expect(await readdir(join(folder, "relative"))).toContain("passwords.json");
   });
 
-  it("is the owner's, who is no superuser, and asks for a password", async () => {
+  it("belongs to the owner, who is not a superuser, and asks for a password", async () => {
     const client = new Client({ connectionString: postgres.adminUrl });
     await client.connect();
     const { rows } = await client.query(

@@ -36,9 +36,9 @@ async function taker(): Promise<ChildProcess> {
 }
 
 it.each([
-  ["nobody has run", undefined],
+  ["no Lotus has run", undefined],
   ["a run was killed", '{"pid":999999999,"url":"http://localhost:1"}'],
-])("of two that take a folder at the same time, where %s, one gets it", async (_, left) => {
+])("of two processes that take a folder at the same time, where %s, one gets it", async (_, left) => {
   const folders = await Promise.all(Array.from({ length: FOLDERS }, () => mkdtemp(join(folder, "run-"))));
   if (left !== undefined) for (const each of folders) await writeFile(join(each, "run.json"), left);
   const takers = await Promise.all([taker(), taker()]);

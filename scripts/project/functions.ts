@@ -26,7 +26,7 @@ const DEFAULT_EXPORT = /^export default\b/m;
 const DESCRIPTION = /^(?:const \w+ = |export const \w+ = )(endpoint|subscriber)\(/m;
 const SERVED = /^(?:functions|triggers)\/([a-z]+)\/([a-z]+(?:-[a-z]+)*)\.ts$/;
 
-/** Returns the function of a file; undefined for a file that is no function. @throws {Refusal} when the file cannot be served */
+/** Returns the function of a file; undefined for any other file. @throws {Refusal} when the file cannot be served */
 export function functionOf(file: string, text: string): FunctionFile | undefined {
   const isTrigger = file.startsWith("triggers/");
   if (!DEFAULT_EXPORT.test(text)) {

@@ -109,7 +109,7 @@ describe("keys", () => {
       "exit 2",
       expect.stringContaining(`No key has the id ${kid}. The keys are: ${rotated[0]?.split(" ")[0]}`),
     ]);
-    const usage = "is no action of lotus keys. Use list, rotate or revoke KID.";
+    const usage = "is not an action of lotus keys. Use list, rotate or revoke KID.";
     for (const words of [["rotat"], ["revoke"], ["rotate", "x"], ["revoke", kid, "x"]])
       expect(await command(...words)).toEqual(["exit 2", `"${words.join(" ")}" ${usage}`]);
   });

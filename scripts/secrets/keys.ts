@@ -61,7 +61,7 @@ export async function withoutKey(keys: Keys, kid: string): Promise<Keys> {
   if (publicKeys.length === keys.publicKeys.length && !signs) {
     const known = keys.publicKeys.map((key) => key.kid).join(", ");
     throw new UsageError(
-      `No key has the id ${kid}. ${known === "" ? "There are no keys." : `The keys are: ${known}.`}`,
+      `No key has the id ${kid}. ${known === "" ? "The key file is empty." : `The keys are: ${known}.`}`,
     );
   }
   return signs ? addKey({ ...keys, publicKeys }) : { ...keys, publicKeys };

@@ -58,7 +58,7 @@ describe("a lock", () => {
     ["a running process", () => JSON.stringify({ host: hostname(), pid: process.ppid }), "Process "],
     ["another machine", () => JSON.stringify({ host: "elsewhere", pid: ended() }), "Process \\d+ on elsewhere"],
     ["a process that wrote no more than a part", () => "{", "Another process"],
-  ])("of %s is not taken over; the caller is told which file it is", async (_, text, owner) => {
+  ])("of %s is kept; the error names its file", async (_, text, owner) => {
     await writeFile(file(), text());
     // Each look at the clock is a second later, so that the wait ends soon.
     let now = 0;

@@ -30,7 +30,7 @@ function ownerOf(text: string): v.InferOutput<typeof Owner> | undefined {
   }
 }
 
-/** Whether the process that wrote this lock has ended. The answer is no for another machine and for a lock half written. */
+/** Whether the process that wrote this lock has ended. False for a lock of another machine and for an incomplete lock file. */
 function hasEnded(text: string): boolean {
   const owner = ownerOf(text);
   if (owner === undefined || owner.host !== hostname()) return false;

@@ -93,9 +93,9 @@ describe("a structured CloudEvent", () => {
 
   it.each([
     ["is not JSON", "{"],
-    ["is no object", "[]"],
+    ["is not an object", "[]"],
     ["has no id", { ...event, id: undefined }],
-    ["has an id that is no string", { ...event, id: 7 }],
+    ["has an id that is not a string", { ...event, id: 7 }],
     ["has data twice", { ...event, data: 1, data_base64: "AA==" }],
     ["is of an unknown version", { ...event, specversion: "2.0" }],
   ])("that %s is taken as a plain record", (_, value) => {
@@ -106,7 +106,7 @@ describe("a structured CloudEvent", () => {
   });
 });
 
-describe("a record that is no CloudEvent", () => {
+describe("a record that is not a CloudEvent", () => {
   it("is wrapped in one that says where it came from", () => {
     const headers = { "X-Trace.Id": "t" };
     const { headers: sent, body } = toMessage(record({ headers, key: Buffer.from("key"), text: "hello" }), reader);
@@ -133,7 +133,7 @@ describe("a record that is no CloudEvent", () => {
   it.each([
     ["a required attribute is missing", { ...binary, ce_type: undefined }],
     ["the time is not a time", { ...binary, ce_time: "yesterday" }],
-    ["the source is no URI", { ...binary, ce_source: "a b" }],
+    ["the source is not a URI", { ...binary, ce_source: "a b" }],
     ["an attribute's name is not allowed", { ...binary, ce_trace_id: "1" }],
     ["the version is unknown", { ...binary, ce_specversion: "9" }],
     ["the prefix is that of HTTP", { "ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t" }],

@@ -54,7 +54,7 @@ function isValid(attributes: Attributes): boolean {
   );
 }
 
-/** Reads binary mode: attributes in `ce_` headers, unchanged data. Returns undefined for a record that is no CloudEvent. */
+/** Reads binary mode: attributes in `ce_` headers, unchanged data. Returns undefined for a record that is not a CloudEvent. */
 function readBinary(headers: readonly [string, string][], value: Buffer | null): Event | undefined {
   const attributes: Attributes = {};
   for (const [name, text] of headers) {
@@ -67,7 +67,8 @@ function readBinary(headers: readonly [string, string][], value: Buffer | null):
 function readData(event: Record<string, unknown>): Buffer | undefined {
   const { data, data_base64: base64, datacontenttype } = event;
   if (base64 !== undefined) {
-    if (data !== undefined || typeof base64 !== "string") throw new TypeError("data_base64 is no text, or beside data");
+    if (data !== undefined || typeof base64 !== "string")
+      throw new TypeError("data_base64 is not a string, or the event has data too");
     return Buffer.from(base64, "base64");
   }
   if (data === undefined) return undefined;
@@ -78,7 +79,7 @@ function readData(event: Record<string, unknown>): Buffer | undefined {
   return Buffer.from(data);
 }
 
-/** Reads structured mode: the whole event as JSON. Returns undefined for a value that is no CloudEvent. */
+/** Reads structured mode: the whole event as JSON. Returns undefined for a value that is not a CloudEvent. */
 function readStructured(value: Buffer | null): Event | undefined {
   try {
     const event = parse(value?.toString("utf8") ?? "") as Record<string, unknown>;

@@ -1,4 +1,4 @@
-/** Opens a page in Chromium without a window, with a profile of its own that is deleted afterwards. */
+/** Opens a page in Chromium without a window, with a new profile that is deleted afterwards. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";

@@ -171,7 +171,7 @@ async function reportFigures(span: Span): Promise<void> {
   measure("lotus.outbox.age", figures.outbox_seconds);
   measure("lotus.dead_letters", Number(figures.dead_letters));
   measure("lotus.trial_balance", Number(figures.trial_balance));
-  // Before the first seal there is no age.
+  // The ledger has no seal before its first hour, so the age is absent.
   if (figures.seal_seconds !== null) measure("lotus.seal.age", figures.seal_seconds);
 }
 

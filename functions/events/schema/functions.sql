@@ -59,7 +59,7 @@ return jsonb_build_object(
 
 -- Writes events of one function to the outbox and returns their envelopes, in the transaction of the change that they describe.
 -- `source` is the name of the function. The caller's service must own the function and publish the topic. The arrays are parallel;
--- an element without data is no event, and has the envelope null.
+-- an element without data is not an event, and its envelope is null.
 create or replace function events.emit_many(topic text, version integer, source text, subjects uuid[], traceparents text[],
   times timestamptz[], data jsonb[])
 returns jsonb[] language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -320,7 +320,7 @@ begin
     array[l.subscriber], '-infinity'
   from events.subscriptions s where s.subscriber = l.subscriber
   on conflict (id) do update set awaiting = array_append(o.awaiting, l.subscriber), attempted_at = '-infinity';
-  if not found then raise 'there is no subscriber % any more', l.subscriber; end if;
+  if not found then raise 'the subscriber % does not exist any more', l.subscriber; end if;
   return true;
 end $$;
 

@@ -61,7 +61,7 @@ interface Paid {
 async function pay(userId: string, idSubscription: number): Promise<Paid> {
   return transaction(async (client) => {
     const subscriptions = await client.query("SELECT price FROM subscriptions WHERE id = $1", [idSubscription]);
-    if (subscriptions.rowCount === 0) throw new HttpError(404, "There is no such subscription.");
+    if (subscriptions.rowCount === 0) throw new HttpError(404, "The subscription does not exist.");
     const price = Number(subscriptions.rows[0].price);
     const accounts = await client.query("SELECT balance FROM accounts WHERE id = $1 FOR UPDATE", [userId]);
     if (accounts.rowCount === 0) throw new HttpError(409, "The account is not open.");

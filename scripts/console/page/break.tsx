@@ -208,7 +208,7 @@ export function Break() {
         </section>
       </div>
       <h2>Results</h2>
-      {jobs.value.length === 0 && <p class="empty">There is no result yet.</p>}
+      {jobs.value.length === 0 && <p class="empty">Runs appear here after their end.</p>}
       {jobs.value.map((job) => (
         <JobLine key={job.id} job={job} />
       ))}

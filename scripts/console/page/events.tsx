@@ -136,7 +136,9 @@ function List({ selected }: { selected: string }) {
         paused={paused.value}
         selected={selected}
         empty={
-          filter === "" ? "There is no event yet. Make a payment on the overview." : "No event contains these words."
+          filter === ""
+            ? "The outbox has not published an event yet. Make a payment on the overview."
+            : "No event contains these words."
         }
         columns={[
           { title: "Time", class: "time", cell: (row) => <a href={href("events", row.id, query)}>{clock(row.at)}</a> },
@@ -232,7 +234,7 @@ function DeadLetters() {
         <span role="status">{result.value}</span>
       </p>
       <Problem text={problem} />
-      {data?.length === 0 && <p class="empty">There are no dead letters.</p>}
+      {data?.length === 0 && <p class="empty">The list of dead letters is empty.</p>}
       {data?.map((letter) => (
         <details key={letter.id} class="letter">
           <summary>

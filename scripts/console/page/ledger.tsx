@@ -82,7 +82,7 @@ function Summary({ movement }: { movement: number }) {
         <p>
           {count(Number(data.transfers))} transfers, {count(Number(data.entries))} entries.{" "}
           {data.seal === null ? (
-            "There is no seal yet: a trigger makes one each hour."
+            "The ledger has no seal yet: a trigger makes one each hour."
           ) : (
             <>
               Last seal {data.seal.moment.slice(0, 19).replace("T", " ")} UTC, {count(Number(data.seal.accounts))}{" "}
@@ -124,7 +124,7 @@ function Accounts({ movement }: { movement: number }) {
       </div>
       <Problem text={problem} />
       {data?.length === 0 && (
-        <p class="empty">{search === "" ? "There is no user yet." : "No account matches the filter."}</p>
+        <p class="empty">{search === "" ? "Lotus has no users yet." : "No account matches the filter."}</p>
       )}
       {data !== undefined && data.length > 0 && (
         <div class="wide" tabIndex={0} role="group" aria-label="Accounts, scrollable">

@@ -101,7 +101,7 @@ export function Overview() {
           <h1>Lotus on this machine</h1>
           <p>
             A payment changes the ledger and writes an event in one transaction. The event travels to a trigger, which
-            stores the notification. Every function is a process of its own and starts at its first request.
+            stores the notification. Every function is a separate process and starts at its first request.
           </p>
           <Action kind="primary" work={payAndShow}>
             Make a payment

@@ -48,7 +48,7 @@ const WORDS: Readonly<Record<string, string>> = {
   lost: "bad",
 };
 
-/** A word with a mark. The mark has a shape of its own, so that the colour says nothing alone. */
+/** Shows a word with a mark. Each mark has another shape, because some readers cannot see the colour. */
 export function Status({ word }: { word: string }) {
   const kind = WORDS[word] ?? "idle";
   return (

@@ -194,7 +194,7 @@ export function Try() {
     <>
       <h1>Try it</h1>
       <p class="actions">
-        {user === undefined ? "There is no demo user yet." : `Demo user ${user.email}`}
+        {user === undefined ? "The demo user is not registered yet." : `Demo user ${user.email}`}
         <Action work={ensureUser}>{user === undefined ? "Register a demo user" : "Log in again"}</Action>
         {user && <Copy text={user.token} label="Copy token" />}
         {user && <a href={href("ledger", user.id)}>Account</a>}

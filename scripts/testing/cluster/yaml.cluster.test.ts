@@ -14,7 +14,7 @@ describe.skipIf(inject("cluster").skipped !== undefined)("a real API server", ()
     if (!knowsPodMonitors) console.log(`This cluster has no Prometheus operator, so ${METRICS} was not checked.`);
   });
 
-  it.each(files)("takes %s as it is", async (file) => {
+  it.each(files)("accepts the unchanged %s", async (file) => {
     if (file === METRICS && !knowsPodMonitors) return;
     // A job that has run cannot be changed: asked under another name, it is a new one.
     const asked = (await readDocuments(file)).map((document) =>

@@ -309,7 +309,7 @@ describe("a trigger that fails", () => {
           "select attributes ->> 'id' as id, reason from events.dead_letters where attributes ->> 'source' = '/elsewhere' order by 1",
         )
       ).rows;
-    await eventually("all are buried", async () => (await read()).length === poison.length);
+    await eventually("all are dead letters", async () => (await read()).length === poison.length);
     expect(await read()).toEqual([
       { id: "no-amount", reason: "The data is not that of notification-requested: amount: is missing." },
       { id: "no-json", reason: expect.stringMatching(/^The data is not JSON in UTF-8: .+\.$/) },
