@@ -1,4 +1,4 @@
-/** GET /billing/balance. Returns the balance of the caller's account, right after registering too. */
+/** GET /billing/balance. Returns the balance of the caller's account, also right after the registration. */
 import { query } from "#kernel/database";
 import { endpoint, ok } from "#kernel/endpoint";
 import { readBalance, toNumber } from "#kernel/money";

@@ -97,7 +97,7 @@ describe.each([
 });
 
 describe("a statement that skips locked accounts", () => {
-  it("answers the calls of the other accounts, and none of the locked account", async () => {
+  it("answers the calls of other accounts, and leaves out those of the locked account", async () => {
     const [locked = "", free = ""] = await accounts(1000, 1000);
     const holder = new Client({ connectionString: lotus.adminUrl });
     await holder.connect();

@@ -21,7 +21,7 @@ describe("an account", () => {
     expect([status, body]).toEqual([200, { balance: 0 }]);
   });
 
-  it("takes money and gives it back, to the cent, and tells of each", async () => {
+  it("adds and withdraws money to the cent, and notifies the user of both", async () => {
     const ada = await newUser(lotus);
     for (const [move, money, held] of [
       [add, "0.1", "0.1"],
@@ -47,7 +47,7 @@ describe("an account", () => {
     ]);
   });
 
-  it("refuses to give more than it contains, changes nothing and notifies the user", async () => {
+  it("refuses to withdraw more than the balance, keeps the balance and notifies the user", async () => {
     const ada = await newUser(lotus, "890.05");
     const refused = await withdraw("890.06", ada);
     expect(refused.headers.get("content-type")).toBe("application/problem+json");
@@ -67,7 +67,7 @@ describe("an account", () => {
     expect((await ada.call("GET /billing/history")).body).toHaveLength(1);
   });
 
-  it("holds no more than a JSON number can say to the cent", async () => {
+  it("has at most the balance that a JSON number represents to the cent", async () => {
     const ada = await newUser(lotus);
     await balance(ada);
     await deposit(lotus.database, [ada.id], 999_999_999_999_998n);
@@ -78,7 +78,7 @@ describe("an account", () => {
     expect((await add("0.01", ada)).body).toEqual({ balance: 9999999999999.99 });
   });
 
-  it("loses nothing to payments and withdrawals at the same time", async () => {
+  it("stays correct under concurrent payments and withdrawals", async () => {
     const ada = await newUser(lotus, 5);
     const answers = await Promise.all(
       Array.from({ length: 30 }, (_, n) => (n % 3 === 0 ? add("1", ada) : withdraw("1", ada))),
@@ -137,7 +137,7 @@ describe("an amount", () => {
     return "must be an amount above 0 and at most 1000000000, with at most two decimals, such as 10 or 10.50";
   }
 
-  it.each(["add-money", "withdraw-money"])("that is invalid is refused by %s, and changes nothing", async (name) => {
+  it.each(["add-money", "withdraw-money"])("that is invalid is refused by %s, and has no effect", async (name) => {
     await add("100");
     const before = await balance();
     for (const search of bad) {
@@ -155,7 +155,7 @@ describe("an amount", () => {
     expect((await withdraw("1000000000.00", ada)).body).toEqual({ balance: 0 });
   });
 
-  it("is taken from the query alone", async () => {
+  it("is read from the query only", async () => {
     const { status, body } = await user.call("POST /billing/add-money", { body: { money: 5 } });
     expect([status, body.errors]).toEqual([400, [{ field: "money", detail: "is missing" }]]);
   });

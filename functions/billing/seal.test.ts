@@ -29,7 +29,7 @@ const logged = () =>
     .map((line) => JSON.parse(line) as Line)
     .filter(({ message }) => message === "sealed the ledger");
 
-/** Runs all schedules until a seal is complete, and returns it. A run gives way to transactions of tests on the same server. */
+/** Runs all schedules until a seal is complete, and returns it. A run waits for transactions of other tests on the same server. */
 async function seal(): Promise<Line> {
   const before = logged().length;
   return eventually("the ledger is sealed", async () => {
@@ -112,7 +112,7 @@ describe("a seal", () => {
     expect(await verifyLedger(lotus.database, { seals: [{ moment, hash }, next] })).toBeUndefined();
   });
 
-  it("gives way to a transaction that may write an earlier entry, and the next run continues it", async () => {
+  it("waits for a transaction that may write an earlier entry, and the next run continues it", async () => {
     const user = await newUser(lotus, 100);
     const before = logged().length;
     const held = await holdAccount(lotus, user);
@@ -163,7 +163,7 @@ describe("a seal", () => {
     expect(await verifyLedger(lotus.database, { seals: [kept] })).toBe(
       `The ledger does not match the seal of ${kept.moment}: account ${user.id}, entry 1: the entry is not the one that was sealed.`,
     );
-    // An attacker who rewrites the stored seal as well is found by the copy, though not by name.
+    // The copy also reveals that the stored seal was rewritten, but not which account.
     await lotus.database.query(
       "update billing.sealed_entries s set hash = e.hash from billing.entries e where e.account_id = s.account_id and e.number = s.number",
     );

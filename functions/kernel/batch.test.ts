@@ -50,7 +50,7 @@ interface Sent {
   fail(error: unknown): Promise<void>;
 }
 
-/** Lets all promises that can settle do so. */
+/** Waits until every promise that can settle has settled. */
 const turn = () => vi.advanceTimersByTimeAsync(0);
 
 const codeOf = (promise: Promise<unknown>) =>
@@ -229,7 +229,7 @@ describe("calls in shared statements, with a fake database", () => {
     expect(sent).toEqual([]);
   });
 
-  it("refuses a call before the deadline of its request, and says that nothing was changed", async () => {
+  it("refuses a call before the deadline of its request, and reports that the call had no effect", async () => {
     const run = batched<Call, Row>({
       ...description,
       deadlineOf: ({ key, value }) => (key === "a" ? value : Number.POSITIVE_INFINITY),
@@ -317,20 +317,20 @@ describe("calls in shared statements, with a fake database", () => {
       return outcomes;
     };
 
-    it("repeats the calls that may be repeated, and says of the others that the outcome is unknown", async () => {
+    it("repeats the calls that may be repeated, and answers the others outcome-unknown", async () => {
       const outcomes = await lose();
       expect(sent.flatMap(values)).toEqual([1, 2]);
       await answerAll();
       expect(await Promise.all(outcomes)).toEqual(["outcome-unknown", "done", "done"]);
     });
 
-    it("says of a call with a key that the outcome is unknown while the database stays unavailable", async () => {
+    it("answers a call with a key outcome-unknown while the database stays unavailable", async () => {
       const outcomes = await lose();
       while (sent.length > 0) await next().fail(unavailable());
       expect(await Promise.all(outcomes)).toEqual(["outcome-unknown", "outcome-unknown", "unavailable"]);
     });
 
-    it("says the same when the repetition does not get its turn in time", async () => {
+    it("answers outcome-unknown when the repetition does not start in time", async () => {
       const outcomes = await lose();
       const held = sent.splice(0);
       await vi.advanceTimersByTimeAsync(BATCH_WAIT_MILLISECONDS_MAX);
@@ -339,7 +339,7 @@ describe("calls in shared statements, with a fake database", () => {
     });
   });
 
-  it("lets each call of a batch try alone when the database cannot work: one call may be the cause", async () => {
+  it("runs each call of a batch alone when the database cannot work: one call may be the cause", async () => {
     const run = batched<Call, Row>(description);
     const [first] = await occupy(run);
     const outcomes = [1, 2].map((value) => codeOf(run(call(value))));
@@ -428,7 +428,7 @@ describe("calls in shared statements, with the database", () => {
     for (let n = 0; n < 8; n++) expect(await total(`key ${20 + n}`)).toBe(7);
   });
 
-  it("delays only the calls whose rows another transaction holds, and applies exactly those that it answers", async () => {
+  it("delays only calls whose rows another transaction has locked, and applies exactly the calls that it answers", async () => {
     const holder = new Client({ connectionString: lotus.adminUrl });
     await holder.connect();
     await holder.query("begin");

@@ -106,7 +106,7 @@ describe("the headers for other origins", () => {
   const corsHeaders = (headers: Headers) =>
     Object.fromEntries([...headers].filter(([name]) => name.startsWith("access-control-") || name === "vary"));
 
-  it("answer a preflight and a call of an allowed origin, and say to caches that the origin counts", async () => {
+  it("answer a preflight and a call of an allowed origin, and tell caches that the answer depends on the origin", async () => {
     const lotus = await start(["https://shop.example"]);
     const answer = await call(lotus, "OPTIONS /order/pay", { headers: preflight });
     expect([answer.status, answer.headers.get("allow")]).toEqual([204, "POST, OPTIONS"]);

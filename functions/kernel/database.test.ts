@@ -124,7 +124,7 @@ describe("an error that the database reports", () => {
     expect((await pay(user, randomUUID())).status).toBe(200);
   });
 
-  it("a pooler that loses its server again and again: the outcome of a payment with a key is unknown", async () => {
+  it("a pooler that keeps losing its server: the outcome of a payment with a key is unknown", async () => {
     const user = await newUser(lotus, 100);
     const key = randomUUID();
     await report(user, "08006", ALWAYS);

@@ -46,7 +46,7 @@ async function send(method: string, target: string, headers = {}, parts: readonl
   return { status: answer.statusCode, headers: answer.headers, text };
 }
 
-/** Status and code of a refusal, after a look at what every refusal has. */
+/** Checks the members that every refusal has. Returns status and code. */
 function refusal({ status, headers, text }: Raw): [status: number, code: string] {
   expect(headers["content-type"]).toBe("application/problem+json");
   expect(headers["cache-control"]).toBe("no-store");
@@ -82,7 +82,7 @@ describe("an address", () => {
     expect(refusal(await send("POST", target, { authorization: `Bearer ${user.token}` }))).toEqual([404, "not-found"]);
   });
 
-  it("longer than the limit, or with headers longer than that, is refused without a word of HTML", async () => {
+  it("is refused without HTML when it, or its headers, exceed the limit", async () => {
     const long = "x".repeat(REQUEST_HEADER_BYTES_MAX);
     for (const answer of [await send("GET", `/order/list?${long}`), await send("GET", "/order/list", { long })]) {
       expect(refusal(answer)).toEqual([431, "headers-too-large"]);
@@ -125,7 +125,7 @@ describe("a method", () => {
     ]);
   });
 
-  it("HEAD gives the headers of GET, and nothing else", async () => {
+  it("HEAD returns the headers of GET without a body", async () => {
     const [get, head] = [await send("GET", "/order/subscriptions"), await send("HEAD", "/order/subscriptions")];
     expect([head.status, head.text]).toEqual([200, ""]);
     expect(head.headers["content-length"]).toBe(String(Buffer.byteLength(get.text)));
@@ -180,7 +180,7 @@ describe("a body", () => {
   );
 
   it.each(['{"__proto__":{"price":10}}', '{"constructor":{"prototype":{"price":10}}}', '{"toString":10,"prices":10}'])(
-    "gives only what it names itself: %s has no price",
+    "is read by its own members only: %s has no price",
     async (body) => {
       const answer = await create(json, body);
       expect(refusal(answer)).toEqual([400, "invalid-request"]);
@@ -189,7 +189,7 @@ describe("a body", () => {
   );
 
   it.each([{}, { "content-type": "text/plain" }, { "content-type": "application/x-www-form-urlencoded" }])(
-    "must be said to be JSON: %j is refused",
+    "needs the content type JSON: %j is refused",
     async (headers) => {
       expect(refusal(await create(headers as Record<string, string>, '{"price":10}'))).toEqual([
         415,
@@ -212,7 +212,7 @@ describe("a body", () => {
     expect(refusal(await create(headers, '{"price":10}'))).toEqual([400, "insufficient-funds"]);
   });
 
-  it("may have as many bytes as the limit, and not one more, whether it says how many or not", async () => {
+  it("may have as many bytes as the limit, and not one more, with or without Content-Length", async () => {
     const padded = (length: number) => `{"price":0${" ".repeat(length - 11)}}`;
     const [full, over] = [padded(REQUEST_BODY_BYTES_MAX), padded(REQUEST_BODY_BYTES_MAX + 1)];
     const counted = (body: string) => ({ ...json, "content-length": String(Buffer.byteLength(body)) });
@@ -266,7 +266,7 @@ describe("a header", () => {
 });
 
 describe("a broken request behind a complete one", () => {
-  it("does not answer for it: the payment is answered 200, and the connection closes", async () => {
+  it("does not change its answer: the payment receives 200, and the connection closes", async () => {
     const payer = await newUser(lotus, 100);
     const head = `POST /order/pay?idSubscription=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${payer.token}\r\n`;
     for (const broken of ["GARBAGE\r\n\r\n", "GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", "\0\0\0\0"]) {
@@ -277,7 +277,7 @@ describe("a broken request behind a complete one", () => {
     }
   });
 
-  it("does not answer for two of them", async () => {
+  it("does not change the answers to two of them", async () => {
     const one = "GET /order/subscriptions HTTP/1.1\r\nHost: x\r\n\r\n";
     expect((await exchange(`${one}${one}GARBAGE\r\n\r\n`)).match(/HTTP\/1\.1 \d+/g)).toEqual([
       "HTTP/1.1 200",
@@ -324,7 +324,7 @@ describe("a HEAD", () => {
 });
 
 describe("a refusal", () => {
-  /** A problem document with its headers, whatever the request says. */
+  /** A problem document with its headers, for any request. */
   const FLOOR_BYTES = 1024;
   const token = () => `Authorization: Bearer ${user.token}\r\n`;
   const many = (part: string) => part.repeat(Math.floor(15_000 / part.length));
@@ -378,7 +378,7 @@ describe("a query", () => {
     expect(body.errors.map(({ field }: { field: string }) => field)).toEqual(["a", "idSubscription", "__proto__"]);
   });
 
-  it("gives only what it names itself", async () => {
+  it("is read by its own parameters only", async () => {
     const { status, body } = await user.call("POST /order/pay?__proto__=1&constructor=1&ID_SUBSCRIPTION=1");
     expect([status, body.errors]).toEqual([400, [{ field: "idSubscription", detail: "is missing" }]]);
   });

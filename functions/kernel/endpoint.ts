@@ -192,7 +192,7 @@ async function judge(
   const path = pathOf(source);
   const [requested] = splitTarget(request);
   if (requested !== path) {
-    const detail = `There is nothing at ${quoted(requested)}; this function serves ${path}.`;
+    const detail = `The address ${quoted(requested)} does not exist; this function serves ${path}.`;
     return { answer: new Problem("not-found", detail) };
   }
   const methods = methodsOf(description);

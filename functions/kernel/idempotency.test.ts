@@ -26,7 +26,7 @@ const MOVES = [
 ];
 
 describe("an Idempotency-Key", () => {
-  it("is taken by whatever moves money, and by nothing else", async () => {
+  it("is accepted by each endpoint that moves money, and by no other endpoint", async () => {
     const idempotent = (await findFunctions()).flatMap((fn) =>
       fn.kind === "endpoint" && fn.description.idempotent ? [fn.name] : [],
     );
@@ -41,7 +41,7 @@ describe("an Idempotency-Key", () => {
   });
 
   describe.each(MOVES)("with $request", ({ request, body, status, balance, again = request, sameBody = body }) => {
-    it("gives the first answer again, and has its effect once, however the amount is written", async () => {
+    it("returns the first answer, and has one effect, also when the amount is written differently", async () => {
       const user = await newUser(lotus, 900);
       const first = await user.call(request, keyed("a", body));
       expect([first.status, first.body.balance]).toEqual([status, balance]);
@@ -53,7 +53,7 @@ describe("an Idempotency-Key", () => {
       expect((await user.call("GET /notification")).body).toHaveLength(3);
     });
 
-    it("gives twins at the same time one effect and one answer", async () => {
+    it("gives concurrent requests one effect and one answer", async () => {
       const user = await newUser(lotus, 900);
       const answers = await Promise.all(Array.from({ length: 10 }, () => user.call(request, keyed("a", body))));
       expect(new Set(answers.map((answer) => JSON.stringify([answer.status, answer.body]))).size).toBe(1);
@@ -90,7 +90,7 @@ describe("an Idempotency-Key", () => {
   it.each([
     { request: "POST /billing/withdraw-money?money=10" },
     { request: "POST /order/create", body: { price: 10 } },
-  ])("repeats the refusal of $request, although there is money by now", async ({ request, body }) => {
+  ])("returns the first refusal of $request, although the balance suffices by then", async ({ request, body }) => {
     const user = await newUser(lotus);
     const first = await user.call(request, keyed("a", body));
     expect([first.status, first.body.code]).toEqual([400, "insufficient-funds"]);
@@ -100,13 +100,13 @@ describe("an Idempotency-Key", () => {
     expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 1000 });
   });
 
-  it("is not used up by a request that is not valid", async () => {
+  it("stays unused after an invalid request", async () => {
     const user = await newUser(lotus, 900);
     expect((await user.call("POST /order/create", keyed("a", { price: 0 }))).status).toBe(400);
     expect((await user.call("POST /order/create", keyed("a", { price: 10 }))).body.balance).toBe(890);
   });
 
-  it("may be 255 characters of any visible ASCII, and nothing else", async () => {
+  it("may be up to 255 characters of visible ASCII", async () => {
     const user = await newUser(lotus, 900);
     const visible = Array.from({ length: 94 }, (_, n) => String.fromCharCode(0x21 + n)).join("");
     for (const key of [visible, "x".repeat(255)]) {
@@ -123,7 +123,7 @@ describe("an Idempotency-Key", () => {
     expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 902 });
   });
 
-  describe("that the relay has forgotten", () => {
+  describe("that the relay has deleted", () => {
     /** Lets a week pass for all keys. */
     async function forget(): Promise<void> {
       await lotus.database.query("update events.idempotency_keys set created_at = now() - interval '7 days 1 minute'");
@@ -131,7 +131,7 @@ describe("an Idempotency-Key", () => {
       expect((await lotus.database.query("select from events.idempotency_keys")).rowCount).toBe(0);
     }
 
-    it("is refused with 409 by every endpoint that moves money, and moves nothing", async () => {
+    it("is refused with 409 by every endpoint that moves money, and has no effect", async () => {
       const [user, recipient] = [await newUser(lotus, 900), await newUser(lotus)];
       const { order } = (await user.call("POST /order/pay?idSubscription=1")).body;
       const requests: readonly (readonly [request: string, body?: object])[] = [
@@ -155,7 +155,7 @@ describe("an Idempotency-Key", () => {
     });
   });
 
-  it("repeats no refusal that moved nothing and that a later state cures", async () => {
+  it("does not keep a refusal whose cause may disappear", async () => {
     const user = await newUser(lotus, 100);
     const again = () => user.call("POST /order/pay?idSubscription=9", keyed("a"));
     const unknown = await again();

@@ -16,7 +16,7 @@ import { TYPESCRIPT } from "../../scripts/project/paths.ts";
 import { canStartKafka, kafkaSource, makeTopic, startTestKafka } from "../../scripts/testing/kafka.ts";
 import { eventually } from "../../scripts/testing/lotus.ts";
 
-/** The kernel as a process with these variables would have it: settings are read once. */
+/** Loads the kernel with these variables, because a process reads its settings once. */
 async function kernelWith(environment: Record<string, string>, PUBLISH_MILLISECONDS_MAX = 10_000) {
   vi.resetModules();
   vi.doMock("./settings.ts", async (original) => ({ ...(await original<object>()), PUBLISH_MILLISECONDS_MAX }));
@@ -61,7 +61,7 @@ async function consume(bootstrap: readonly string[], topic: string, count: numbe
 }
 
 describe("a Kafka that does not answer", () => {
-  it("is tried again for the time of a publication, and told of in a sentence", async () => {
+  it("is tried again until the time limit of the publication, and reported in one sentence", async () => {
     const lines = logLines();
     const { sendToKafka } = await kernelWith({}, 2_000);
     const began = performance.now();
@@ -73,7 +73,7 @@ describe("a Kafka that does not answer", () => {
       expect([level, message]).toEqual(["warning", expect.stringMatching(/^kafka: .*127/)]);
   });
 
-  it("does not let batches pile up", async () => {
+  it("has a limited number of waiting batches", async () => {
     logLines();
     const { sendToKafka } = await kernelWith({}, 1_000);
     const batches = Array.from({ length: 1000 }, () => sendToKafka(["127.0.0.1:1"], [record("t")]));
@@ -83,7 +83,7 @@ describe("a Kafka that does not answer", () => {
     await Promise.allSettled(batches);
   });
 
-  it("is given up on in time when it takes connections and says nothing", async () => {
+  it("fails in time when it accepts connections and does not answer", async () => {
     logLines();
     const server = createServer().listen(0, "127.0.0.1");
     await once(server, "listening");
@@ -163,7 +163,7 @@ describe.skipIf(kafkaSource === undefined)("Kafka", () => {
     },
   );
 
-  it("publishes the events of a topic that is there beside those of a topic that is missing", async () => {
+  it("publishes to an existing topic while another topic is missing", async () => {
     const topic = randomUUID();
     await makeTopic(kafka.bootstrap, topic);
     const lines = logLines();
@@ -175,24 +175,24 @@ describe.skipIf(kafkaSource === undefined)("Kafka", () => {
     expect(lines).toContainEqual(expect.objectContaining({ topic: "missing", count: 1 }));
   });
 
-  it("says that a topic is missing", async () => {
+  it("reports a missing topic", async () => {
     logLines();
     const { sendToKafka } = await kernelWith({});
     await expect(sendToKafka(kafka.bootstrap, [record("missing")])).rejects.toThrow(/topic/);
   });
 
-  it("sends one batch after the other, and all of each", async () => {
+  it("sends one complete batch after the other", async () => {
     const topic = randomUUID();
     await makeTopic(kafka.bootstrap, topic);
     const { sendToKafka } = await kernelWith({});
     const batches = Array.from({ length: 20 }, (_, n) => [record(topic, `${n}`), record(topic, `${n}`)]);
     await Promise.all(batches.map((batch) => sendToKafka(kafka.bootstrap, batch)));
     const values = (await consume(kafka.bootstrap, topic, 40)).map(({ value }) => Number(value));
-    // One key, so one partition, so the order of sending.
+    // One key means one partition, which keeps the order.
     expect(values).toEqual(batches.flatMap((_, n) => [n, n]));
   });
 
-  it.skipIf(!canStartKafka)("is used again after it was down", async () => {
+  it.skipIf(!canStartKafka)("is used again after an interruption", async () => {
     const topic = randomUUID();
     await makeTopic(kafka.bootstrap, topic);
     const { sendToKafka } = await kernelWith({}, 60_000);
@@ -208,7 +208,7 @@ describe.skipIf(kafkaSource === undefined)("Kafka", () => {
     expect(values).toEqual(["before", "meanwhile", "after"]);
   });
 
-  it("costs a function that has published and is idle next to nothing, and leaves it in the end", async () => {
+  it("costs an idle function almost no CPU after a publication, and is closed at the end", async () => {
     const topic = randomUUID();
     await makeTopic(kafka.bootstrap, topic);
     const program = `
@@ -236,8 +236,8 @@ describe.skipIf(kafkaSource === undefined)("Kafka", () => {
     });
     await once(child, "close");
     const { samples, sockets } = JSON.parse(said) as { samples: number[]; sockets: number };
-    // The median: some seconds after its start V8 tidies up, once, in any process. It is about 1 ms here, and 40 if kafkajs looks
-    // into its empty queues; `npm run bench events` measures it against the target of 2.
+    // The median ignores one garbage collection of V8 some seconds after the start. It is about 1 ms here, and 40 ms if kafkajs
+    // polls its empty queues. `npm run bench events` measures it against the target of 2 ms.
     expect(samples.toSorted((a, b) => a - b)[6], `milliseconds of each second: ${samples}`).toBeLessThanOrEqual(10);
     expect(sockets).toBe(0);
   });
@@ -310,7 +310,7 @@ describe.skipIf(kafkaSource !== "java")("a Kafka that authenticates its clients,
     await expect(sendToKafka(kafka.secured, [record(topic)])).rejects.toThrow(/self-signed certificate/);
   });
 
-  it("is not found by a file that is not there", async () => {
+  it("is reported when its certificate file is missing", async () => {
     const { sendToKafka } = await kernelWith({ ...tls, KAFKA_TLS_CA_FILE: "/nowhere/ca.pem" });
     await expect(sendToKafka(kafka.secured, [record(topic)])).rejects.toThrow(
       "The file that KAFKA_TLS_CA_FILE names, /nowhere/ca.pem, cannot be read",

@@ -1,4 +1,4 @@
-/** The one file that knows kafkajs. It is loaded at the first use: it costs tens of milliseconds, the first answer needs none. */
+/** Sends records to Kafka. The only file that imports kafkajs, at the first publication: loading it takes tens of milliseconds. */
 import { setTimeout as delay } from "node:timers/promises";
 import type { Kafka, KafkaConfig, Producer, SASLOptions } from "kafkajs";
 import { failure, log } from "./log.ts";
@@ -16,13 +16,13 @@ const REQUEST_MILLISECONDS_MAX = 5_000;
 const IDLE_MILLISECONDS = 10_000;
 const CONNECT_RETRIES = { retries: 1, initialRetryTime: 100, maxRetryTime: 100, factor: 0, multiplier: 1 };
 /**
- * A repeated send of kafkajs leaves out every broker that answered the first time, and with it the partitions whose leader has
- * meanwhile become one of those: acknowledged and lost. So a batch is sent once, and repeated whole, from here.
+ * When kafkajs repeats a send, it skips the brokers that have answered, also for partitions whose leader has moved to one of them.
+ * It would report lost events as acknowledged. So kafkajs sends a batch once, and `sendUntil` repeats the complete batch.
  */
 const SEND_RETRIES = { retries: 0 };
 const PAUSE_MILLISECONDS_MIN = 100;
 const PAUSE_MILLISECONDS_MAX = 1_000;
-/** A client that cannot connect says so several times a second. */
+/** A client that cannot connect reports it several times a second. */
 const REPORT_MILLISECONDS_MIN = 1_000;
 
 function tls(): NonNullable<KafkaConfig["ssl"]> {
@@ -126,14 +126,16 @@ export async function disconnectKafka(): Promise<void> {
 }
 
 function disconnectInBackground(): void {
-  disconnectKafka().catch((error: unknown) => log("warning", "Kafka was not left in order", failure(error)));
+  disconnectKafka().catch((error: unknown) =>
+    log("warning", "the connection to Kafka was not closed cleanly", failure(error)),
+  );
 }
 
 function disconnectWhenIdle(): void {
   idleTimer = setTimeout(disconnectInBackground, IDLE_MILLISECONDS).unref();
 }
 
-/** The broker will never take what it was given. Of several events, one at least is to blame; `message` says why. */
+/** The broker refuses at least one of the events for good. `message` contains the reason. */
 export class Refused extends Error {}
 
 /** The errors of brokers that always refuse a record or a batch. Other errors may pass. */
@@ -164,14 +166,14 @@ async function sendBatch(brokers: readonly string[], records: readonly KafkaReco
   });
 }
 
-/** Whether it may go better in a moment, with a new connection: kafkajs says so of the first cause, and of a missing topic too. */
-function passes(error: unknown): boolean {
+/** Whether a later attempt with a new connection may succeed. kafkajs also calls a missing topic retriable. */
+function mayPass(error: unknown): boolean {
   const { cause, retriable, type } = error as { cause?: unknown; retriable?: boolean; type?: string };
-  if (cause instanceof Error) return passes(cause);
+  if (cause instanceof Error) return mayPass(cause);
   return retriable === true && type !== "UNKNOWN_TOPIC_OR_PARTITION";
 }
 
-/** Tries until the time is over: a leader's failover takes its seconds, and a broker is often back soon. */
+/** Sends records, with repetitions until the deadline: the failover of a leader takes seconds, and a broker often returns soon. */
 async function sendUntil(deadline: number, brokers: readonly string[], records: readonly KafkaRecord[]): Promise<void> {
   clearTimeout(idleTimer);
   lastReport = "nothing";
@@ -180,8 +182,7 @@ async function sendUntil(deadline: number, brokers: readonly string[], records: 
     try {
       // An aborted delay of node:timers/promises costs as much as an error with a stack.
       const tooLong = new Promise<never>((_, reject) => {
-        const sayLate = () =>
-          reject(new Error(`Kafka did not acknowledge in time; the last that was heard: ${lastReport}`));
+        const sayLate = () => reject(new Error(`Kafka did not acknowledge in time; the last error was: ${lastReport}`));
         late = setTimeout(sayLate, deadline - performance.now());
       });
       await Promise.race([sendBatch(brokers, records), tooLong]);
@@ -194,7 +195,7 @@ async function sendUntil(deadline: number, brokers: readonly string[], records: 
         throw refused;
       }
       disconnectInBackground();
-      if (!passes(error) || performance.now() + pause > deadline) throw error;
+      if (!mayPass(error) || performance.now() + pause > deadline) throw error;
     } finally {
       clearTimeout(late);
     }
@@ -204,8 +205,8 @@ async function sendUntil(deadline: number, brokers: readonly string[], records: 
 
 /**
  * Sends records in one request a broker, acknowledged by all in-sync replicas. One batch is in flight at a time.
- * @throws {Refused} when the brokers will never take one of them
- * @throws when the brokers did not acknowledge every one within PUBLISH_MILLISECONDS_MAX; some may have arrived all the same
+ * @throws {Refused} when the brokers refuse one of them for good
+ * @throws when the brokers did not acknowledge every one within PUBLISH_MILLISECONDS_MAX; some may have arrived
  */
 export async function sendToKafka(brokers: readonly string[], records: readonly KafkaRecord[]): Promise<void> {
   if (waiting >= PUBLISH_BATCHES_WAITING_MAX) throw new Error(`${waiting} batches wait for Kafka already`);

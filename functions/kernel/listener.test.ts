@@ -60,7 +60,7 @@ describe("the connections of a server", () => {
     expect(await answerOf(await open(REQUEST))).toMatch(/^HTTP\/1\.1 200 /);
   });
 
-  it("give way while they are idle", async () => {
+  it("are closed while they are idle, when others need the place", async () => {
     await start();
     const idle: Socket[] = [];
     for (let n = 1; n < LIMIT; n++) {

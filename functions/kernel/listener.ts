@@ -54,7 +54,7 @@ export function createHttpServer(
   let connections = 0;
   server.on("connection", (socket) => {
     socket.once("close", () => connections--);
-    // Idle connections give way, so that they cannot keep others out for KEEP_ALIVE_MILLISECONDS.
+    // Closes idle connections at the limit, so that they cannot block others for KEEP_ALIVE_MILLISECONDS.
     if (++connections >= connectionsMax) server.closeIdleConnections();
   });
   return server;

@@ -80,7 +80,7 @@ describe("the log", () => {
     expect(JSON.stringify(body)).not.toMatch(/permission|stack|\.ts/);
   });
 
-  it("is one JSON object a line, and holds no secret and no email of anybody", async () => {
+  it("is one JSON object a line, and contains no secret and no email", async () => {
     const summary = await runScenario({ baseUrl: lotus.url, quiet: true });
     expect(summary.failed).toBe(0);
     const user = await newUser(lotus, 12);

@@ -52,7 +52,7 @@ export function log(level: LogLevel, message: string, fields: LogFields = {}): v
   else if (isFirst) setImmediate(flush);
 }
 
-/** The fields that tell of a failure: its message as the reason, and where it came from. */
+/** Returns the fields of a failure: its message as the reason, and its stack. */
 export function failure(error: unknown): Pick<LogFields, "reason" | "stack"> {
   if (!(error instanceof Error)) return { reason: String(error) };
   return { reason: error.message || error.name, ...(error.stack === undefined ? {} : { stack: error.stack }) };

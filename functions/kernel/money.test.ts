@@ -39,7 +39,7 @@ describe("an amount", () => {
 });
 
 describe("a balance", () => {
-  it("is printed with every cent, and no two are printed alike", () => {
+  it("is printed to the cent, and different amounts have different texts", () => {
     fc.assert(
       fc.property(balances, (balance) => {
         const cents = String(balance % 100n).padStart(2, "0");
@@ -50,7 +50,7 @@ describe("a balance", () => {
     );
   });
 
-  it("outside of the ledger's promise is an error", () => {
+  it("outside of the ledger's limits is an error", () => {
     expect(readBalance("0")).toBe(0n);
     expect(readBalance(String(BALANCE_MAX))).toBe(BALANCE_MAX);
     expect(() => readBalance(-1)).toThrow(RangeError);

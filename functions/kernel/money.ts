@@ -12,7 +12,7 @@ export const BALANCE_MAX: Money = 999_999_999_999_999n;
 
 const DECIMAL = /^(0|[1-9][0-9]{0,15})(?:\.([0-9]{1,2}))?$/;
 
-/** Reads decimal text with at most two decimals. Undefined when it is not that. */
+/** Reads decimal text with at most two decimals. Returns undefined for other text. */
 function parseMoney(text: string): Money | undefined {
   const match = DECIMAL.exec(text);
   if (match?.[1] === undefined) return undefined;
@@ -30,13 +30,13 @@ export function toText(money: Money): string {
 }
 
 /**
- * A balance as the database gave it: minor units, as text or number.
- * @throws {RangeError} when it is negative or above BALANCE_MAX: the ledger's own promise, checked on this side as well
+ * Reads a balance of the database: minor units, as text or number.
+ * @throws {RangeError} when it is negative or above BALANCE_MAX, which the ledger excludes
  */
 export function readBalance(value: string | number): Money {
   const balance = BigInt(value);
   if (balance < 0n || balance > BALANCE_MAX)
-    throw new RangeError(`The ledger gave a balance of ${balance} minor units.`);
+    throw new RangeError(`The ledger returned a balance of ${balance} minor units.`);
   return balance;
 }
 

@@ -10,7 +10,7 @@ let sink: Server;
 const came: IncomingMessage["headers"][] = [];
 /** The time of each. */
 const cameAt: number[] = [];
-/** Held until somebody opens the gate. */
+/** The sink answers when the test opens the gate. */
 let gate = Promise.resolve();
 /** Ids of events that the sink refuses once, because it is busy. */
 const busyFor = new Set<string>();
@@ -43,7 +43,7 @@ const envelope = (id: string, attributes: object = {}): Envelope => ({
 });
 const many = (count: number) => Array.from({ length: count }, (_, n) => envelope(String(n)));
 
-it("holds as many events as its limit while the sink does not answer, says how many are left to the relay, and sends the rest", async () => {
+it("queues events up to its limit while the sink does not answer, logs how many it leaves to the relay, and then sends the queue", async () => {
   let open: () => void = () => undefined;
   gate = new Promise((resolve) => {
     open = resolve;
@@ -61,7 +61,7 @@ it("holds as many events as its limit while the sink does not answer, says how m
   expect(new Set(came.map((headers) => headers["ce-id"])).size).toBe(PUBLISH_QUEUE_EVENTS_MAX);
 });
 
-it("sends what a header cannot hold in its place, and the topic beside it", async () => {
+it("encodes the characters that a header cannot contain, and sends the topic in a header", async () => {
   await publish([envelope("1", { source: '/ключ "1%"' })]);
   expect(came).toMatchObject([
     {
@@ -72,7 +72,7 @@ it("sends what a header cannot hold in its place, and the topic beside it", asyn
   ]);
 });
 
-it("tells those apart that the sink will never take, and sends all others", async () => {
+it("reports the events that the sink refuses, and sends all others", async () => {
   const batch = [...many(9), envelope("bad", { type: "no-event" })];
   const refused = await publish(batch);
   expect(refused.map(({ envelope: { event }, reason }) => [event.id, reason])).toEqual([
@@ -81,7 +81,7 @@ it("tells those apart that the sink will never take, and sends all others", asyn
   expect(new Set(came.map((headers) => headers["ce-id"])).size).toBe(batch.length);
 });
 
-it("sends again only what a busy sink refused, when it has the time, and fails at once when it has not", async () => {
+it("repeats only the events that a busy sink refused, within the time limit, and fails at once without one", async () => {
   for (const id of ["2", "5"]) busyFor.add(id);
   expect(await publish(many(10), performance.now() + 10_000)).toEqual([]);
   expect(

@@ -97,7 +97,7 @@ async function publishToSink(sink: URL, { topic, event }: Envelope, until: numbe
   }
 }
 
-/** Uses the Kafka protocol binding of CloudEvents 1.0 in binary mode. KafkaSource does not deliver the key: hence `partitionkey`. */
+/** Uses the Kafka protocol binding of CloudEvents 1.0 in binary mode. KafkaSource does not deliver the key, so `partitionkey` repeats it. */
 function toKafkaRecord({ topic, event }: Envelope, prefix: string) {
   const { attributes, body } = encode(event);
   const headers = Object.fromEntries(attributes.map(([name, value]) => [`ce_${name}`, value]));
@@ -141,7 +141,7 @@ export function byTopic(envelopes: readonly Envelope[]): [topic: string, envelop
 
 /**
  * Hands events of one topic to the broker: Kafka where KAFKA_BROKERS is set, else over HTTP to K_SINK. It halves a refused
- * batch until the refused events stand alone.
+ * batch until it has found the refused events.
  * @param until of performance.now(): a sink that is busy is tried again until then; by default it is not
  * @param relay the span of the relay's run, when the relay publishes the events again
  * @returns the refused events; all others were accepted

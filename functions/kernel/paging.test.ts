@@ -38,7 +38,7 @@ async function pages(of: TestUser, path: string, limit: number, between = async 
 /** A forged cursor for a position. */
 const forged = (position: unknown) => Buffer.from(JSON.stringify(position)).toString("base64url");
 
-// Twelve rows of history: a deposit and eleven orders. The list has the refused order too, and who registers is welcomed.
+// Twelve rows of history: a deposit and eleven orders. The list of orders has a refused one, the notifications have the welcome.
 describe.each([
   {
     path: "/billing/history",
@@ -47,7 +47,7 @@ describe.each([
     value: "amount",
     newest: /^12$/,
     strangers: [1, 500],
-    // Its cursor is a number, and numbers are each account's own; the limit is one.
+    // Its cursor is the number of an entry. Each account counts its entries, so another user has the same numbers.
     strangersAfter: [1],
   },
   {
@@ -75,7 +75,7 @@ describe.each([
 ])("GET $path", ({ path, rows, key, value, newest, strangers, strangersAfter }) => {
   const keys = (items: Item[]) => items.map((item) => item[key]);
 
-  it("gives the newest first", async () => {
+  it("lists the newest first", async () => {
     const { body, headers } = await user.call(`GET ${path}`);
     expect(body).toHaveLength(rows);
     expect(nextOf(headers)).toBeUndefined();
@@ -84,7 +84,7 @@ describe.each([
     expect(times).toEqual([...times].sort((one, other) => other - one));
   });
 
-  it("gives all of it, page by page, without a gap or a repetition", async () => {
+  it("lists all rows, page by page, without a gap or a repetition", async () => {
     const whole = keys((await user.call(`GET ${path}`)).body);
     for (const limit of [1, 5, rows - 1, rows]) {
       const seen = await pages(user, path, limit);
@@ -95,7 +95,7 @@ describe.each([
     }
   });
 
-  it("gives the caller's own only, also after a cursor that was given to somebody else", async () => {
+  it("lists the caller's rows only, also after a cursor of another user", async () => {
     const values = (items: Item[]) => items.map((item) => item[value]);
     const link = nextOf((await user.call(`GET ${path}?limit=1`)).headers);
     expect(values((await stranger.call(`GET ${path}`)).body)).toEqual(strangers);
@@ -107,12 +107,12 @@ describe.each([
     expect([status, body.code, body.errors?.[0]?.field]).toEqual([400, "invalid-request", "limit"]);
   });
 
-  it("takes a limit from 1 to 100", async () => {
+  it("accepts a limit from 1 to 100", async () => {
     expect((await user.call(`GET ${path}?limit=1`)).body).toHaveLength(1);
     expect((await user.call(`GET ${path}?limit=100`)).body).toHaveLength(rows);
   });
 
-  it("refuses a cursor that it cannot have given", async () => {
+  it("refuses an invented cursor", async () => {
     const uuid = "ffffffff-ffff-4fff-bfff-ffffffffffff";
     const cursors = [
       "",
@@ -148,7 +148,7 @@ describe.each([
     expect(headers.get("set-cookie")).toBeNull();
   });
 
-  it("shows what was there at the first page once, also when rows are added meanwhile", async () => {
+  it("lists the rows of the first moment once, also when rows are added meanwhile", async () => {
     const buyer = await newUser(lotus, 100);
     const buy = async () => void (await buyer.call("POST /order/create", { body: { price: "0.01" } }));
     for (let bought = 0; bought < 5; bought++) await buy();

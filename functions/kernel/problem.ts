@@ -71,7 +71,7 @@ export interface ProblemExtras {
 /** Names the way to authenticate in every 401 (RFC 9110 §15.5.2, RFC 6750 §3). */
 export const CHALLENGE = 'Bearer realm="lotus"';
 
-/** A refusal. A handler returns it, or throws it from below. */
+/** A refusal. A handler returns it; code that a handler calls throws it. */
 export class Problem extends Error {
   readonly code: ProblemCode;
   readonly detail: string;

@@ -44,7 +44,7 @@ export interface Page<Position> {
   readonly limit: number;
   /** The position of the last row of the page before; undefined for the first page. */
   readonly after: Position | undefined;
-  /** Answers with up to `limit` of `rows`, of which there should be `limit + 1`, and a link to the next page. */
+  /** Answers with at most `limit` of `rows`, and with a link to the next page when `rows` contains one more. */
   answer<Row, Body>(
     rows: readonly Row[],
     positionOf: (row: Row) => Position,
@@ -82,7 +82,7 @@ export function check<S extends Schema>(schema: S, value: unknown): v.InferOutpu
 
 /** Reads a query string. @throws {Problem} `invalid-request`, which names each repeated parameter once */
 export function readQuery(search: string): Record<string, string> {
-  // Without a prototype: no parameter's name means anything.
+  // Without a prototype, a parameter may have any name.
   const given: Record<string, string> = Object.create(null);
   const repeated = new Set<string>();
   for (const [name, value] of new URLSearchParams(search)) {
@@ -114,7 +114,7 @@ export function readBody(request: IncomingMessage & { rawBody?: Buffer }): unkno
   try {
     value = parseJson(utf8.decode(raw), undefined, { parseNumber: (text) => new JsonNumber(text) });
   } catch (error) {
-    // The parser calls itself for what is nested; out of stack, it says so in words of the engine's.
+    // The parser calls itself for nested values. The engine's message for a stack overflow would not help a client.
     const reason = error instanceof RangeError ? "it is nested too deeply" : (error as Error).message;
     throw new Problem("malformed-body", `The body is not JSON in UTF-8: ${reason}.`);
   }

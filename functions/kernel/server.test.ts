@@ -57,7 +57,7 @@ async function start(name: string, environment: Record<string, string> = {}): Pr
   return { child, url: `http://127.0.0.1:${message.port}`, port: message.port, output: () => text, ended };
 }
 
-/** One request over an agent's connections; the answer with its body. */
+/** Sends one request over an agent's connections. Returns the answer with its body. */
 async function send(url: string, options: RequestOptions): Promise<{ answer: IncomingMessage; body: string }> {
   const outgoing = request(url, options).end();
   const [answer] = (await once(outgoing, "response")) as [IncomingMessage];
@@ -66,7 +66,7 @@ async function send(url: string, options: RequestOptions): Promise<{ answer: Inc
   return { answer, body };
 }
 
-describe("a request that does not come to its end", () => {
+describe("an incomplete request", () => {
   it("is answered 408, and its connection closed, also when the client keeps its half open", async () => {
     const description = endpoint({
       method: "POST",
@@ -95,7 +95,7 @@ describe("a request that does not come to its end", () => {
     expect(text).toMatch(/^HTTP\/1\.1 408 Request Timeout\r\n/);
     expect(JSON.parse(text.split("\r\n\r\n")[1] ?? "")).toMatchObject({ status: 408, code: "request-timeout" });
     await eventually(
-      "its connection is gone",
+      "its connection is closed",
       () => new Promise<boolean>((resolve) => server.getConnections((_, count) => resolve(count === 0))),
     );
     socket.destroy();
@@ -118,7 +118,7 @@ describe("a function's server", () => {
 });
 
 describe("a function's process that receives SIGTERM", () => {
-  it("finishes what is in progress, says that the connection closes, and publishes the events", async () => {
+  it("finishes requests in progress, announces that the connection closes, and publishes the events", async () => {
     const published: string[] = [];
     const sink = createServer(async (incoming, outgoing) => {
       let text = "";
@@ -186,7 +186,7 @@ describe("a function's listener", () => {
     expect(answer.headers).toMatchObject({ connection: "keep-alive", "keep-alive": "timeout=95" });
   });
 
-  it("refuses a body over the limit, announced or not, and lives on", async () => {
+  it("refuses a body over the limit, with or without Content-Length, and keeps running", async () => {
     const program = await start("profile-register");
     const large = "x".repeat(REQUEST_BODY_BYTES_MAX + 1);
     const announced = await call(program, "POST /profile/register", { body: large });
@@ -202,7 +202,7 @@ describe("a function's listener", () => {
     expect([fits.status, fits.body.code]).toEqual([400, "malformed-body"]);
   });
 
-  it("answers others while it waits for as many incomplete bodies as it can, and gives up the oldest", async () => {
+  it("answers others while it waits for as many incomplete bodies as its limit, and closes the oldest", async () => {
     const program = await start("profile-register");
     const head =
       "POST /profile/register HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";

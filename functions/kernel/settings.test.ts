@@ -7,7 +7,7 @@ import { readSettings, SettingsError } from "./settings.ts";
 const run = promisify(execFile);
 
 describe("the settings", () => {
-  it("have defaults for what a function can do without, and an empty variable counts as none", () => {
+  it("have defaults for optional variables, and an empty variable counts as unset", () => {
     expect(readSettings({ PORT: "", KAFKA_BROKERS: "" })).toEqual({
       PORT: 8080,
       OTEL_TRACES_EXPORTER: "otlp",
@@ -56,7 +56,7 @@ describe("the settings", () => {
     expect(() => readSettings(environment)).toThrow(new SettingsError(sentence));
   });
 
-  it("name all that is wrong at once", () => {
+  it("report all wrong variables at once", () => {
     expect(() => readSettings({ PORT: "x", K_SINK: "y" })).toThrow(/PORT must be .*\n.*K_SINK must be /);
   });
 });

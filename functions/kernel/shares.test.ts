@@ -1,4 +1,4 @@
-/** One client takes a function from the others neither by incomplete requests nor by complete ones. */
+/** A client cannot block a function for others, by incomplete or by complete requests. */
 import { once } from "node:events";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import * as v from "valibot";
@@ -102,7 +102,7 @@ describe("waiting requests", () => {
 });
 
 describe("the shares of a process", () => {
-  it("refuse a client over its own limit, and everybody over the limit of all", () => {
+  it("refuse a client above its limit, and every client above the total limit", () => {
     const shares = new Shares(3);
     const begin = (client: string) => {
       const outcome = shares.begin(client, 2);

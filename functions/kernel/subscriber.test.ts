@@ -21,7 +21,7 @@ beforeAll(async () => {
 });
 afterAll(() => lotus.stop());
 
-/** Delivers what another producer has sent, as a source does. */
+/** Delivers an event of another producer, as a source does. */
 function deliver(body: unknown, attributes: Record<string, string> = {}) {
   const headers = {
     "content-type": "application/json",
@@ -193,7 +193,7 @@ describe("an event of another producer", () => {
         },
       });
       expect(status).toBe(204);
-      expect(await reasonOf(id)).toMatch(/^It was not delivered: the answer was 500/);
+      expect(await reasonOf(id)).toMatch(/^Every delivery failed: the function answered 500/);
     },
   );
 
@@ -202,7 +202,7 @@ describe("an event of another producer", () => {
     ["%41", "A"],
     [" 7", "7"],
     ["7\t ", "7"],
-  ])("with the id %j is not taken for one with the id %j, and each is stored once", async (one, other) => {
+  ])("with the id %j differs from one with the id %j, and each is stored once", async (one, other) => {
     const messages = [one, other].map((id) => `${id} ${randomUUID()}`);
     const requests = [one, other].map((id, index) => {
       const record: KafkaRecord = {
@@ -223,7 +223,7 @@ describe("an event of another producer", () => {
     expect(await stored(messages)).toBe(2);
   });
 
-  it("of which a dead letter keeps no more than its limits", async () => {
+  it("is stored in a dead letter up to the limits", async () => {
     const id = randomUUID();
     const long = Object.fromEntries(Array.from({ length: 20 }, (_, n) => [`ce-ext${n}`, "x".repeat(20_000)]));
     await deliver("x".repeat(1_200_000), { "ce-id": id, ...long });
@@ -244,7 +244,7 @@ describe("an event of another producer", () => {
     expect(rows[0].attributes).toBeLessThan(70_000);
   });
 
-  it("may carry its data in Base64, as the JSON format has it", async () => {
+  it("may contain its data in Base64, as in the JSON format", async () => {
     const message = `in Base64 ${randomUUID()}`;
     const { status } = await call({ url: lotus.insideUrl }, "POST /notification-store", {
       body: {
@@ -369,7 +369,7 @@ describe("a database that cannot write", () => {
     expect((await other.database.query("select from events.dead_letters")).rowCount).toBe(0);
   }, 60_000);
 
-  it("is not waited for when the event is at fault", async () => {
+  it("fails at once when the event is the cause", async () => {
     await other.database.query("alter table notification.notifications add check (message <> 'refused')");
     const began = performance.now();
     expect((await send("refused")).status).toBe(500);

@@ -42,7 +42,7 @@ interface Claims {
   email?: string | null;
 }
 
-/** A token as login would sign it, but for what is said otherwise; null leaves a claim out. */
+/** A token as login signs it, except for the given claims. null omits a claim. */
 function jwt({ issuer = "lotus", audience = "lotus", expires = "1h", issued = 0, ...claims }: Claims) {
   const { subject = user.id, email = user.email } = claims;
   const token = new SignJWT(email === null ? {} : { email });
@@ -102,8 +102,8 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
     "HS256 with the key as PEM, without a key's name": await hmac(pem.toString(), { kid: undefined }),
     expired: await sign({ expires: "1s ago" }),
     "that never expires": await sign({ expires: null }),
-    "that lives 31 years": await sign({ expires: "31y" }),
-    "that lives a minute too long": await sign({ expires: "61m" }),
+    "valid for 31 years": await sign({ expires: "31y" }),
+    "valid for a minute too long": await sign({ expires: "61m" }),
     "issued too long ago": await sign({ issued: -TOKEN_SECONDS - 60, expires: "1h" }),
     "issued in the future": await sign({ issued: 60, expires: "61m" }),
     "without a time of issue": await sign({ issued: null }),
@@ -111,7 +111,7 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
     "of no issuer": await sign({ issuer: null }),
     "for another audience": await sign({ audience: "another" }),
     "for no audience": await sign({ audience: null }),
-    "for nobody": await sign({ subject: null }),
+    "without a subject": await sign({ subject: null }),
     "for a subject that is not a UUID": await sign({ subject: "ada" }),
     "without an email": await sign({ email: null }),
     "with other claims under the same signature": `${head}.${encode({ ...claims, sub: "00000000-0000-4000-8000-000000000000" })}.${signature}`,
@@ -127,15 +127,15 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
     "no header": undefined,
     "an empty header": "",
     "no token": "Bearer ",
-    "a token without the word": user.token,
-    "a token under another word": `Basic ${user.token}`,
+    "a token without a scheme": user.token,
+    "a token with another scheme": `Basic ${user.token}`,
     "two tokens": `Bearer ${user.token} ${user.token}`,
-    "a token and more": `Bearer ${user.token}, x`,
+    "a token and further text": `Bearer ${user.token}, x`,
   };
 }
 
 describe("a token", () => {
-  it("is taken when login gave it", async () => {
+  it("is accepted when login issued it", async () => {
     for (const authorization of [user.token, await sign({})].flatMap((token) => [
       `Bearer ${token}`,
       `bearer  ${token}`,
@@ -146,7 +146,7 @@ describe("a token", () => {
   });
 
   it.each(forUsers)(
-    "is refused by $name when it is forged, expired, or not there",
+    "is refused by $name when it is forged, expired or missing",
     async ({ path, description: { method } }) => {
       for (const [name, authorization] of Object.entries(await forgeries())) {
         const headers = authorization === undefined ? {} : { authorization };
@@ -204,7 +204,7 @@ describe("a token", () => {
     expect(await me()).toBe(200);
   });
 
-  it("whose user is gone opens nothing", async () => {
+  it("whose user does not exist opens no account", async () => {
     const token = await sign({ subject: "00000000-0000-4000-8000-000000000000" });
     for (const [request, status, code] of [
       ["GET /profile/me", 401, "unauthenticated"],

@@ -40,7 +40,7 @@ const KeyFile = v.object({ keys: v.array(v.object({ ...PublicKey.entries, retire
 
 /**
  * Returns the end of a retired key: the time in seconds since 1970 after which its tokens are refused.
- * A retired key may sign for KEY_OVERLAP_SECONDS, until its successor has reached every pod; its last token then lives TOKEN_SECONDS.
+ * A retired key may sign for KEY_OVERLAP_SECONDS, until its successor has reached every pod; its last token is then valid for TOKEN_SECONDS.
  */
 export function keyEndsAt(retiredAt: number | undefined): number {
   return retiredAt === undefined ? Number.POSITIVE_INFINITY : retiredAt + KEY_OVERLAP_SECONDS + TOKEN_SECONDS;

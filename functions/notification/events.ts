@@ -1,4 +1,4 @@
-/** The events that the notification service takes: facts, which it words itself. */
+/** The events that the notification service handles. They contain facts; message.ts has the texts. */
 import * as v from "valibot";
 import { Email } from "#kernel/email";
 import { AmountText } from "#kernel/money";

@@ -16,7 +16,7 @@ beforeAll(async () => {
 });
 afterAll(() => lotus.stop());
 
-/** Records events as a process would that dies before it publishes them. */
+/** Writes events to the outbox without publishing them, as a process that is killed in between. */
 async function recordUnpublished(user: TestUser, facts: readonly object[]): Promise<string[]> {
   const { rows } = await lotus.database.query(
     `select events.emit('notification-requested', 1, 'order-pay', $1, null, fact) -> 'event' ->> 'id' as id
@@ -31,7 +31,7 @@ const unsettled = async (user: TestUser) => {
   return rows.map(({ id }) => id);
 };
 
-/** Brings an event to the trigger, as a foreign producer's. */
+/** Delivers an event of another producer to the trigger. */
 const deliver = (data: unknown, headers: Record<string, string> = {}) =>
   fetch(`${lotus.manifests.functions.get("notification")?.K_SINK}/notification-store`, {
     method: "POST",
@@ -47,7 +47,7 @@ const deliver = (data: unknown, headers: Record<string, string> = {}) =>
   });
 
 describe("GET /notification", () => {
-  it("shows each with its id, its words, whom it is for and when", async () => {
+  it("shows each with its id, message, email and time", async () => {
     const user = await newUser(lotus);
     const { status, body } = await user.call("GET /notification");
     expect([status, body]).toEqual([
@@ -89,7 +89,7 @@ describe("GET /notification", () => {
     expect((await user.call("GET /notification")).body).toHaveLength(2);
   });
 
-  it("shows the rest when something is on its way that it cannot read, and leaves that to the trigger", async () => {
+  it("shows the others when it cannot read an event, and leaves that event to the trigger", async () => {
     const user = await newUser(lotus);
     await settled(lotus);
     const [unreadable] = await recordUnpublished(user, [
@@ -141,7 +141,7 @@ describe("notifications of many events", () => {
     expect(rows).toEqual([{ stored: 200, ids: 200 }]);
   });
 
-  it("go on while another transaction holds the event of one of them", async () => {
+  it("continue while another transaction has locked the event of one of them", async () => {
     const user = await newUser(lotus);
     await settled(lotus);
     const facts = Array.from({ length: 20 }, (_, n) => ({ kind: "message", message: `held ${n}` }));

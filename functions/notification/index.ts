@@ -7,11 +7,12 @@ import { PAGE_ROWS_MAX } from "#kernel/settings";
 import { NotificationRequested } from "./events.ts";
 import { Notification, type NotificationRow, storeNotifications, type Unsettled } from "./notification.ts";
 
-/** Events that one look finds, the newest first: more than a page has. And looks in one request: the rest the trigger will store. */
+/** Limits the unsettled events that one statement finds, newest first. It is above the rows of a page. */
 const UNSETTLED_EVENTS_MAX = PAGE_ROWS_MAX + 1;
-const LOOKS_MAX = 20;
+/** Limits the statements of one request that search for unsettled events. The trigger stores the others. */
+const SEARCHES_MAX = 20;
 
-/** The rows after that notification of the caller's; without one, from the first. Somebody else's is followed by nothing. */
+/** The rows after this notification of the caller, or all rows. The notification of another user has no following rows. */
 const SELECT = `select
   coalesce((select jsonb_agg(n) from (
     select id, message, email, to_char(created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at
@@ -53,7 +54,7 @@ export default endpoint({
   answers: { 200: v.array(Notification) },
   async handle({ user, page, span }) {
     const answer = (rows: readonly NotificationRow[]) => page.answer(rows, ({ id }) => [id], present);
-    for (let look = 1; ; look++) {
+    for (let search = 1; ; search++) {
       const [row] = await query<{ page: NotificationRow[]; unsettled: Envelope[] }>(
         "notifications",
         SELECT,
@@ -63,10 +64,10 @@ export default endpoint({
       );
       const { page: rows, unsettled } = row ?? { page: [], unsettled: [] };
       const requested = requestedOf(unsettled, user.id);
-      if (requested.length === 0 || look === LOOKS_MAX) return answer(rows);
-      // The same statement as the trigger's: whichever comes first, the other changes nothing.
+      if (requested.length === 0 || search === SEARCHES_MAX) return answer(rows);
+      // The trigger uses the same statement. The second of the two has no effect.
       const stored = await storeNotifications(requested, span);
-      // On the first page all that was on its way is known now; another one has to be looked up again.
+      // The first page needs no second statement when this one found all unsettled events. A later page does.
       const known = page.after === undefined && unsettled.length < UNSETTLED_EVENTS_MAX;
       if (!known) continue;
       // A replayed event may have its notification already.

@@ -1,8 +1,8 @@
-/** The words that people read. */
+/** The texts of all notifications. */
 import type * as v from "valibot";
 import type { NotificationRequested } from "./events.ts";
 
-/** Words the facts of an event. */
+/** Returns the message for the facts of an event. */
 export function message(fact: v.InferOutput<typeof NotificationRequested>): string {
   switch (fact.kind) {
     case "welcome":

@@ -16,11 +16,11 @@ export const Notification = v.pipe(
   v.title("Notification"),
 );
 
-/** A notification that is asked for. */
+/** A requested notification. */
 export interface Requested {
   /** The event's key, which becomes the notification's id. */
   readonly key: string;
-  /** When it happened: the order in which notifications are shown. RFC 3339. */
+  /** The time of the event (RFC 3339). It orders the notifications. */
   readonly time: string;
   readonly data: v.InferOutput<typeof NotificationRequested>;
   /** The span of the delivery. */

@@ -1,4 +1,4 @@
-/** Payments in shared statements, with the ledger's own SQL and a test's process in the place of the function's. */
+/** Payments in shared statements, with the SQL of the ledger, in the process of the test. */
 import { randomUUID } from "node:crypto";
 import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
@@ -104,7 +104,7 @@ describe("a batch of payments", () => {
     },
   );
 
-  it("leaves the ledger right and each outcome with one notification", async () => {
+  it("keeps the ledger correct and gives each outcome one notification", async () => {
     await lotus.database.query("update events.outbox set attempted_at = '-infinity'");
     await lotus.tick();
     await expectInvariants(lotus);
@@ -114,7 +114,7 @@ describe("a batch of payments", () => {
 describe("payments while two accounts are locked", () => {
   const LOCKED_MILLISECONDS = 4_000;
 
-  /** Pays from all users at once, again and again for a while. The bench row `locked` measures the rate. */
+  /** Pays repeatedly from all users for a while. The bench row `locked` measures the rate. */
   async function keepPaying(payers: readonly TestUser[], milliseconds: number): Promise<void> {
     const until = performance.now() + milliseconds;
     await Promise.all(

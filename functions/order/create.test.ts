@@ -8,7 +8,7 @@ beforeAll(async () => {
 afterAll(() => lotus.stop());
 
 describe("GET /order/subscriptions", () => {
-  it("tells anyone what can be paid for", async () => {
+  it("lists the subscriptions without a token", async () => {
     const { status, body } = await call(lotus, "GET /order/subscriptions");
     expect([status, body]).toEqual([
       200,
@@ -22,7 +22,7 @@ describe("GET /order/subscriptions", () => {
 });
 
 describe("POST /order/create", () => {
-  it("charges the price, exactly as it was written, records the order and tells the user", async () => {
+  it("charges the exact price, records the order and notifies the user", async () => {
     const user = await newUser(lotus, "20000000.3");
     for (const [body, price, balance] of [
       ['{"price":0.1}', 0.1, 20000000.2],
@@ -57,7 +57,7 @@ describe("POST /order/create", () => {
     }
   });
 
-  it("refuses what the account cannot afford, takes nothing, records the order and tells the user", async () => {
+  it("refuses an order above the balance, keeps the balance, records the order and notifies the user", async () => {
     const user = await newUser(lotus, 10);
     const refused = await user.call("POST /order/create", { body: { price: "10.01" } });
     expect([refused.status, refused.body]).toMatchObject([400, { code: "insufficient-funds", balance: 10 }]);

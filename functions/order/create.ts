@@ -1,4 +1,4 @@
-/** POST /order/create {"price":10}. Charges the caller a price and records the order; a notification tells of it. */
+/** POST /order/create {"price":10}. Charges the caller a price and records the order; a notification reports it. */
 import * as v from "valibot";
 import { created, endpoint } from "#kernel/endpoint";
 import { AMOUNT_PATTERN, Amount } from "#kernel/money";

@@ -4,7 +4,7 @@ import { query } from "#kernel/database";
 import { endpoint } from "#kernel/endpoint";
 import { Order, type OrderRow, present } from "./order.ts";
 
-/** The rows after that order of the caller's; without one, from the first. Somebody else's order is followed by nothing. */
+/** The rows after this order of the caller, or all rows. The order of another user has no following rows. */
 const SELECT = `select id, subscription_id, price, status, created_at from "order".orders
   where user_id = $1 and (created_at, id) < (
     case when $2::uuid is null then 'infinity' else (select created_at from "order".orders where id = $2 and user_id = $1) end,

@@ -17,7 +17,7 @@ afterAll(() => lotus.stop());
 const messages = (body: { message: string }[]) => body.map(({ message }) => message);
 
 describe("POST /order/pay", () => {
-  it("charges for the subscription, records the order and tells the user", async () => {
+  it("charges for the subscription, records the order and notifies the user", async () => {
     const user = await newUser(lotus, 900);
     const paid = await user.call("POST /order/pay?idSubscription=1");
     expect(paid.status).toBe(200);
@@ -29,7 +29,7 @@ describe("POST /order/pay", () => {
     expect(body[0].email).toBe(user.email);
   });
 
-  it("refuses what the account cannot afford, takes nothing, and tells the user", async () => {
+  it("refuses an order above the balance, keeps the balance, and notifies the user", async () => {
     const user = await newUser(lotus, 890);
     const refused = await user.call("POST /order/pay?idSubscription=3");
     expect(refused.status).toBe(400);
@@ -41,7 +41,7 @@ describe("POST /order/pay", () => {
     expect(messages(body)[0]).toBe("Hello! You cannot pay for order. Order cost amount 1200. You balance 890");
   });
 
-  it.each(["0", "99", "999999999"])("knows no subscription %s", async (id) => {
+  it.each(["0", "99", "999999999"])("refuses the unknown subscription %s", async (id) => {
     const user = await newUser(lotus, 100);
     const { status, body } = await user.call(`POST /order/pay?idSubscription=${id}`);
     expect([status, body.code]).toEqual([404, "unknown-subscription"]);
@@ -62,7 +62,7 @@ describe("POST /order/pay", () => {
     expect(body.errors[0].field).toBe("idSubscription");
   });
 
-  it("pays exactly fifty of two hundred at the same time, on an account that can afford fifty", async () => {
+  it("pays exactly fifty of two hundred concurrent orders when the balance covers fifty", async () => {
     const user = await newUser(lotus, 500);
     const answers = await Promise.all(Array.from({ length: 200 }, () => user.call("POST /order/pay?idSubscription=1")));
     expect(answers.filter(({ status }) => status === 200)).toHaveLength(50);
@@ -79,7 +79,7 @@ describe("POST /order/pay", () => {
     expect(rows).toEqual([{ charges: 50, notifications: 200 }]);
   });
 
-  it("waits for no other user's account", async () => {
+  it("does not wait for the account of another user", async () => {
     const [busy, other] = [await newUser(lotus, 1000), await newUser(lotus, 10)];
     const held = await holdAccount(lotus, busy);
     const waiting = Array.from({ length: 50 }, () => busy.call("POST /order/pay?idSubscription=1"));
@@ -93,7 +93,7 @@ describe("POST /order/pay", () => {
   describe("with an Idempotency-Key", () => {
     const keyed = (key: string) => ({ headers: { "idempotency-key": key } });
 
-    it("gives the first answer again, and has its effect once", async () => {
+    it("returns the first answer, and has one effect", async () => {
       const user = await newUser(lotus, 900);
       const first = await user.call("POST /order/pay?idSubscription=1", keyed("a"));
       const second = await user.call("POST /order/pay?idSubscription=1", keyed("a"));
@@ -101,7 +101,7 @@ describe("POST /order/pay", () => {
       expect((await user.call("GET /billing/balance")).body).toEqual({ balance: 890 });
     });
 
-    it("repeats a refusal as well, although there is money by now", async () => {
+    it("returns the first refusal, although the balance suffices by then", async () => {
       const user = await newUser(lotus);
       const first = await user.call("POST /order/pay?idSubscription=1", keyed("a"));
       await user.call("POST /billing/add-money?money=1000");
@@ -128,7 +128,7 @@ describe("POST /order/pay", () => {
       expect((await other.call("POST /order/pay?idSubscription=2", keyed("a"))).body).toMatchObject({ balance: 5 });
     });
 
-    it("gives twins at the same time one effect and one answer", async () => {
+    it("gives concurrent requests one effect and one answer", async () => {
       const user = await newUser(lotus, 900);
       const answers = await Promise.all(
         Array.from({ length: 20 }, () => user.call("POST /order/pay?idSubscription=1", keyed("a"))),

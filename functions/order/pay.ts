@@ -1,4 +1,4 @@
-/** POST /order/pay?idSubscription=1. Charges the caller for a subscription and records the order; a notification tells of it. */
+/** POST /order/pay?idSubscription=1. Charges the caller for a subscription and records the order; a notification reports it. */
 import * as v from "valibot";
 import { endpoint, ok } from "#kernel/endpoint";
 import { Problem } from "#kernel/problem";

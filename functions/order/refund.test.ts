@@ -33,7 +33,7 @@ describe("POST /order/refund", () => {
     await expectInvariants(lotus);
   });
 
-  it("answers a second refund like the first, and moves nothing again", async () => {
+  it("returns the first answer to a second refund, which has no effect", async () => {
     const user = await newUser(lotus, 900);
     const order = await pay(user);
     const first = await user.call(`POST /order/refund?id=${order.id}`);

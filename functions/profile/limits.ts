@@ -9,7 +9,7 @@ export const LOGIN_LIMITS = {
   /** The first wait. Each further failure doubles it, up to the longest wait. */
   FIRST_WAIT: "30 seconds",
   LONGEST_WAIT: "15 minutes",
-  /** A bucket is forgotten when it has seen no failure for this time. */
+  /** The database deletes a bucket after this time without a failure. */
   MEMORY: "30 minutes",
   /** An attempt whose process was killed counts as in progress for this time. */
   ATTEMPT_LASTS: "30 seconds",

@@ -29,7 +29,7 @@ const login = (body: unknown, forwarded?: string) =>
   });
 const right = () => ({ email: user.email, password: user.password });
 const wrong = (email = user.email) => ({ email, password: "wrong password" });
-const nobody = () => `${randomUUID()}@example.com`;
+const unknownEmail = () => `${randomUUID()}@example.com`;
 
 const NORMAL = () => user.email;
 /** Writes failures into a bucket: each real one costs a tenth of a second. `refused` in seconds from now. */
@@ -42,7 +42,7 @@ const setFailures = (bucket: string, failures: number, refused = 0) =>
   );
 /** The address that the gateway reports for this machine. */
 const addressOfTests = async (): Promise<string> => {
-  await login(wrong(nobody()));
+  await login(wrong(unknownEmail()));
   const { rows } = await lotus.database.query("select bucket from profile.attempts where bucket like 'address:%'");
   return rows[0].bucket.slice("address:".length);
 };
@@ -57,7 +57,7 @@ const stateOf = async (bucket: string) =>
   ).rows[0];
 
 describe("POST /profile/login", () => {
-  it("gives a token for an hour, that says who it is for", async () => {
+  it("returns a token that is valid for an hour and names its user", async () => {
     const { status, body } = await login(right());
     expect([status, body]).toEqual([200, { token: expect.any(String), expiresIn: 3600 }]);
     const { sub, email, iat = 0, exp, ...rest } = decodeJwt(body.token);
@@ -67,13 +67,13 @@ describe("POST /profile/login", () => {
     expect(decodeProtectedHeader(body.token)).toEqual({ alg: "EdDSA", typ: "JWT", kid: keys[0].kid });
   });
 
-  it("does not mind the case of the email, but that of the password", async () => {
+  it("ignores the case of the email, but not that of the password", async () => {
     expect((await login({ ...right(), email: user.email.toUpperCase() })).status).toBe(200);
     expect((await login({ ...right(), password: user.password.toUpperCase() })).status).toBe(401);
   });
 
   it("answers the same for a wrong password and for an unknown email", async () => {
-    const [known, unknown] = [await login(wrong()), await login(wrong(nobody()))];
+    const [known, unknown] = [await login(wrong()), await login(wrong(unknownEmail()))];
     expect([known.status, known.body.code]).toEqual([401, "invalid-credentials"]);
     expect([unknown.status, unknown.body]).toEqual([known.status, known.body]);
     const names = ({ headers }: typeof known) => [...headers.keys()].sort();
@@ -83,7 +83,7 @@ describe("POST /profile/login", () => {
   it("takes about as long for both", async () => {
     const times = { known: [] as number[], unknown: [] as number[] };
     for (let round = 0; round < 7; round++) {
-      for (const [which, email] of [["known", user.email] as const, ["unknown", nobody()] as const]) {
+      for (const [which, email] of [["known", user.email] as const, ["unknown", unknownEmail()] as const]) {
         const began = performance.now();
         await login(wrong(email));
         times[which].push(performance.now() - began);
@@ -108,12 +108,9 @@ describe("POST /profile/login", () => {
     expect(body.errors.map(({ field }: { field: string }) => field)).toEqual(fields);
   });
 
-  it.each(["", "' or '1'='1", "\u0000", "\ud800"])(
-    "takes %j for a password as any other: it is wrong",
-    async (password) => {
-      expect((await login({ email: user.email, password })).status).toBe(401);
-    },
-  );
+  it.each(["", "' or '1'='1", "\u0000", "\ud800"])("treats %j as a wrong password", async (password) => {
+    expect((await login({ email: user.email, password })).status).toBe(401);
+  });
 });
 
 describe("failed logins", () => {
@@ -137,7 +134,7 @@ describe("failed logins", () => {
       expect(wait).toBeGreaterThan(20);
       expect(wait).toBeLessThanOrEqual(30);
     }
-    expect((await login(wrong(nobody()))).status).toBe(401);
+    expect((await login(wrong(unknownEmail()))).status).toBe(401);
   });
 
   it("do not lock out a user who comes from another address", async () => {
@@ -238,8 +235,8 @@ describe("failed logins", () => {
     expect(await stateOf(`account:${NORMAL()}`)).toBeUndefined();
   });
 
-  it("are answered alike for an email without a user", async () => {
-    const email = nobody();
+  it("receive the same answers for an email without a user", async () => {
+    const email = unknownEmail();
     for (let attempt = 0; attempt < 10; attempt++) expect((await login(wrong(email))).status).toBe(401);
     expect(await refused(login(wrong(email)))).toBeGreaterThan(20);
   });
@@ -252,10 +249,10 @@ describe("failed logins", () => {
 
   it("make an address wait after a hundred; no X-Forwarded-For of the client changes it", async () => {
     await setFailures(`address:${address}`, 99);
-    expect((await login(wrong(nobody()))).status).toBe(401);
+    expect((await login(wrong(unknownEmail()))).status).toBe(401);
     for (const forwarded of [undefined, "203.0.113.7", "198.51.100.1, 203.0.113.8", "10.0.0.1", "nonsense", ",,"])
       expect(await refused(login(right(), forwarded))).toBeLessThanOrEqual(30);
-    // Refused attempts count nowhere.
+    // Refused attempts are not counted.
     expect(await stateOf(`account:${NORMAL()}`)).toBeUndefined();
   });
 });

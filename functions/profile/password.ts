@@ -1,11 +1,11 @@
-/** Password hashes with scrypt, as OWASP's Password Storage Cheat Sheet has it: N = 2^14, r = 8, p = 5; 16 MiB each. */
+/** Password hashes with scrypt (OWASP Password Storage Cheat Sheet): N = 2^14, r = 8, p = 5; 16 MiB each. */
 import { randomBytes, scrypt, timingSafeEqual } from "node:crypto";
 import { Problem } from "#kernel/problem";
 
 const COST = { N: 2 ** 14, r: 8, p: 5 };
 const SALT_BYTES = 16;
 const HASH_BYTES = 32;
-/** Hashed or waiting to be, in one process, each for some 150 ms of a core: half a minute of two. */
+/** Limits the passwords that one process hashes or keeps waiting. Each takes some 150 ms of a core. */
 export const PASSWORDS_IN_PROGRESS_MAX = 200;
 
 let inProgress = 0;

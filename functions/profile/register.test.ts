@@ -33,7 +33,7 @@ describe("POST /profile/register", () => {
     expect((await call(lotus, "GET /profile/me", { token: await login(email) })).body).toEqual(body);
   });
 
-  it("opens the account and welcomes: both can be read at once", async () => {
+  it("opens the account and stores a welcome: both can be read at once", async () => {
     const email = newEmail();
     await register({ email, password: PASSWORD });
     const token = await login(email);
@@ -45,7 +45,7 @@ describe("POST /profile/register", () => {
     expect(notifications.body).toMatchObject([{ message: "Hello! You are welcome. Your account is open", email }]);
   });
 
-  it("does without a username", async () => {
+  it("accepts a registration without a username", async () => {
     for (const body of [{}, { username: null }]) {
       const answer = await register({ email: newEmail(), password: PASSWORD, ...body });
       expect([answer.status, answer.body.username]).toEqual([201, null]);
@@ -62,7 +62,7 @@ describe("POST /profile/register", () => {
     await login(email);
   });
 
-  it("makes one user of several that register the same email at the same time", async () => {
+  it("creates one user when several register the same email at the same time", async () => {
     const email = newEmail();
     const answers = await Promise.all(
       Array.from({ length: 6 }, (_, n) => register({ email: n % 2 ? email : email.toUpperCase(), password: PASSWORD })),
@@ -113,7 +113,7 @@ describe("POST /profile/register", () => {
     expect(JSON.stringify(body)).not.toContain(PASSWORD);
   });
 
-  it("keeps every other text unchanged, whatever it would mean elsewhere", async () => {
+  it("stores every other text unchanged", async () => {
     const username = `'); drop table profile.users; -- $1 \${x} <b>&amp;</b> \\u0000 𝒜da 👩‍🚀 "`;
     const email = `${"o'brien+$1--{x}|`~=?^!#%*/&".padEnd(242, "a")}@example.com`;
     const password = "\u0000 ".repeat(64);
@@ -124,7 +124,7 @@ describe("POST /profile/register", () => {
     expect((await call(lotus, "GET /notification", { token })).body).toMatchObject([{ email }]);
   });
 
-  it("takes a password typed on another system for the same: composed or not", async () => {
+  it("accepts the same password typed on another system: composed or not", async () => {
     const email = newEmail();
     await register({ email, password: "caf\u00e9 caf\u00e9" });
     await login(email, "cafe\u0301 cafe\u0301");

@@ -29,7 +29,7 @@ export default endpoint({
   ),
   answers: { 201: User, 409: ["email-taken"], 429: ["too-many-attempts"] },
   async handle({ body, address, source, span, traceparent, publish }) {
-    // Before the hash, which costs 150 ms of a core. A refused email counts too: it tells that an account exists.
+    // Before the hash, which costs 150 ms of a core. A refused email counts too, because the refusal reveals that an account exists.
     const [counted] = await query<{ wait: number }>(
       "count-registration",
       "select profile.count_registration($1, $2, $3) as wait",

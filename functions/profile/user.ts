@@ -7,7 +7,7 @@ const USERNAME_LENGTH_MAX = 100;
 
 /** JSON Schema counts characters (code points), as people do; JavaScript's `length` counts UTF-16 units. */
 const charactersOf = (text: string) => [...text].length;
-/** Whether the text contains no half of a surrogate pair. Halves are hashed alike, and Postgres cannot store them. */
+/** Whether the text contains no half of a surrogate pair. All halves have the same hash, and Postgres cannot store them. */
 const isWellFormed = (text: string) => !/\p{Cs}/u.test(text);
 
 const attemptExpected = `must be at most ${PASSWORD_LENGTH_MAX} characters`;

@@ -107,7 +107,7 @@ describe("the gateway", () => {
     expect((await call({ url }, "GET /healthz")).status).toBe(200);
     const { status, headers, body } = await call({ url }, "POST /nowhere?a=b", { body: { a: 1 } });
     expect([status, headers.get("content-type"), body.code]).toEqual([404, "application/problem+json", "not-found"]);
-    expect(body.detail).toBe("There is nothing at /nowhere.");
+    expect(body.detail).toBe("The address /nowhere does not exist.");
     expect(starts).toEqual([]);
   });
 

@@ -68,7 +68,7 @@ export function createGateway(
     if (path === "/healthz") return void outgoing.writeHead(200).end();
     if (fn === undefined) {
       incoming.resume();
-      return writeProblem(outgoing, new Problem("not-found", `There is nothing at ${quoted(path)}.`));
+      return writeProblem(outgoing, new Problem("not-found", `The address ${quoted(path)} does not exist.`));
     }
     const received = await receive(receiver, incoming, outgoing);
     if (received === undefined) return;

@@ -17,8 +17,8 @@ export default subscriber({
     const answer = Buffer.from(knativeerrordata ?? "", "base64").toString("utf8");
     const reason =
       knativeerrorcode === undefined
-        ? "It was not delivered: no answer, again and again."
-        : `It was not delivered: the answer was ${knativeerrorcode}, again and again. ${answer}`.trim();
+        ? "Every delivery failed: the function did not answer."
+        : `Every delivery failed: the function answered ${knativeerrorcode}. ${answer}`.trim();
     const to = destination(knativeerrordest);
     const letter = { ...delivery, attributes: event, subscriber: to };
     if (await moveToDeadLetters(letter, reason, PUBLISH_ATTEMPTS_MAX)) return;

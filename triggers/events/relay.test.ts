@@ -28,7 +28,7 @@ function said(lotus: TestLotus, message: string): Line[] {
   const lines = (lotus.lines.get("events-relay") ?? []).map((line) => JSON.parse(line) as Line);
   return lines.filter((line) => line.message === message);
 }
-/** As soon as there is any of it: lines come by a pipe, answers by a socket. */
+/** Waits, because lines arrive by a pipe and answers by a socket. */
 async function heard(lotus: TestLotus, message: string, topic?: string): Promise<Line[]> {
   return eventually(`the relay has written "${message}"`, () => {
     const lines = said(lotus, message).filter((line) => topic === undefined || line.topic === topic);
@@ -54,7 +54,7 @@ async function outbox(lotus: TestLotus): Promise<{ waiting: number; attempts: nu
   return rows[0];
 }
 
-/** Leaves overdue events in the outbox for a topic that no trigger takes. */
+/** Writes overdue events for a topic without a trigger to the outbox. */
 async function emitUnheard(lotus: TestLotus, count: number): Promise<void> {
   await lotus.database.query(
     `select events.emit('unheard', 1, 'test', gen_random_uuid(), null, '{}') from generate_series(1, $1)`,
@@ -95,18 +95,18 @@ describe("the relay", () => {
   });
   afterAll(() => lotus.stop());
 
-  it("publishes all that is overdue, in as many batches as that takes, each event once", async () => {
+  it("publishes every overdue event once, in several batches", async () => {
     const user = await newUser(lotus);
     await settled(lotus);
     await leaveInOutbox(lotus.database, user.id, numbered(600));
     await lotus.tick("events-relay");
     await settled(lotus);
     expect(await notificationsOf(lotus, user.id)).toEqual({ all: 600, different: 600 });
-    await eventually("it is written down", () => published(lotus) >= 600);
+    await eventually("the log line is written", () => published(lotus) >= 600);
     expect(published(lotus)).toBe(600);
   });
 
-  it("leaves alone what its writer may still be about to publish", async () => {
+  it("does not publish an event that its function may still publish", async () => {
     const user = await newUser(lotus);
     await settled(lotus);
     await leaveInOutbox(lotus.database, user.id, numbered(1));
@@ -118,7 +118,7 @@ describe("the relay", () => {
     await settled(lotus);
   });
 
-  it("takes large events a few at a time, and one that is larger than that alone", async () => {
+  it("claims few large events at a time, and a very large one alone", async () => {
     const claim = async () => {
       const { rows } = await lotus.database.query("select events.claim('10 s', 500, 1000) as claimed");
       return rows[0].claimed.length;
@@ -135,7 +135,7 @@ describe("the relay", () => {
     await lotus.database.query("delete from events.outbox where topic = 'large'");
   });
 
-  it("does not put an event into a queue again that it may be standing in, because the queue is long", async () => {
+  it("does not publish an event again while a long queue may still contain it", async () => {
     const insert = `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting, attempts, attempted_at)
       select gen_random_uuid(), 'queue', 't', 's', 's', now(), '{}', '{}', $1, clock_timestamp() - $2 * interval '1 s'
       from generate_series(1, $3)`;
@@ -153,7 +153,7 @@ describe("the relay", () => {
     await lotus.database.query("delete from events.outbox where topic = 'queue'");
   });
 
-  it("has nothing more to do for an event that its two subscribers settle at the same time", async () => {
+  it("does not publish an event that its two subscribers settled at the same time", async () => {
     const { rows } = await lotus.database.query(
       `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting)
        values (gen_random_uuid(), 'two', 't', 's', 's', now(), '{}', '{one,other}') returning id`,
@@ -241,7 +241,7 @@ describe("the relay", () => {
     await lotus.tick("events-relay");
     await settled(lotus);
     expect(await notificationsOf(lotus, user.id)).toEqual({ all: 12_000, different: 12_000 });
-    await eventually("it is written down", () => published(lotus) - before >= 12_000);
+    await eventually("the log line is written", () => published(lotus) - before >= 12_000);
     expect(published(lotus) - before).toBe(12_000);
     expect(said(lotus, NOT_PUBLISHED)).toEqual([]);
   });
@@ -273,7 +273,7 @@ describe("the relay", () => {
     expect(await outbox(lotus)).toEqual({ waiting: 0, attempts: 0 });
   });
 
-  it("forgets old idempotency keys, however many, and no others", async () => {
+  it("deletes all old idempotency keys, and no others", async () => {
     await lotus.database.query(
       `insert into events.idempotency_keys (service, user_id, key, fingerprint, created_at)
        select 'billing', gen_random_uuid(), 'a', 'b', now() - age * interval '1 day' from generate_series(1, 11_000), (values (6.9), (7.1)) ages (age)`,
@@ -285,7 +285,7 @@ describe("the relay", () => {
     expect(rows).toEqual([{ all: 11_000, young: true }]);
   });
 
-  it("deletes notifications that are older than two years, however many, and no others", async () => {
+  it("deletes all notifications older than two years, and no others", async () => {
     await lotus.database.query(
       `insert into notification.notifications (id, user_id, email, message, created_at)
        select gen_random_uuid(), gen_random_uuid(), 'a@example.com', 'aged', now() - age * interval '1 day'
@@ -300,7 +300,7 @@ describe("the relay", () => {
     await lotus.database.query("delete from notification.notifications where message = 'aged'");
   });
 
-  it("deletes as many dead letters as it must, a bounded number in each statement", async () => {
+  it("deletes all surplus dead letters, a bounded number in each statement", async () => {
     await lotus.database.query(
       `insert into events.dead_letters (event_key, subscriber, reason, attributes, moved_at)
        select gen_random_uuid(), 's', 'r', '{}', now() - age * interval '1 day'
@@ -365,7 +365,7 @@ describe.skipIf(!canStartKafka)("the relay, before a real Kafka,", () => {
     expect(await notificationsOf(lotus, user.id)).toEqual({ all: 700, different: 700 });
   });
 
-  it("publishes the others while the brokers lack a topic, however many wait for that one, and those when it is there", async () => {
+  it("publishes other topics while one topic is missing, and the events of that topic when it exists", async () => {
     const user = await newUser(lotus);
     await settled(lotus);
     await emitUnheard(lotus, 600);

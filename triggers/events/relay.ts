@@ -55,13 +55,15 @@ async function claim(overdueSeconds: number, exceptTopics: readonly string[], sp
   return row?.overdue ?? [];
 }
 
-/** Moves events that no subscriber settles to the dead letters, so that the relay does not publish them for ever. */
+/** Moves events that no subscriber settles to the dead letters, so that the number of publications has a limit. */
 async function giveUp(): Promise<void> {
   const count = await deleteInBatches(RELAY_BATCH_EVENTS_MAX, (most) =>
     query<Deletion>("give-up", "select events.give_up($1, $2) as deleted", [PUBLISH_ATTEMPTS_MAX, most]),
   );
   if (count > 0)
-    log("error", "events were published again and again and never settled; they moved to the dead letters", { count });
+    log("error", "events reached the limit of publications and were not settled; they moved to the dead letters", {
+      count,
+    });
 }
 
 /** Publishes overdue events until the outbox has no more, or the time of the run is over. */

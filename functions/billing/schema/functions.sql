@@ -93,7 +93,7 @@ end $$;
 
 -- Moves money for calls of one kind, in their order. Only this function writes transfers and entries. Each call has an outcome:
 --   done, already-done (a refund that an earlier call made), insufficient-funds, balance-limit, account-not-open;
---   one of `refusals`, with which the calling function says why a call moves nothing;
+--   one of `refusals`: the reason of the calling function to refuse a call;
 --   idempotency-key-reused, idempotency-key-expired;
 --   repeated: `recorded` is the answer to the first request with this key;
 --   twin: call number `leader` of this statement has the same key, so both have one effect and one answer;
@@ -309,7 +309,7 @@ begin
   if transfers = 0 then return; end if;
 
   -- One statement for users and the system: a trigger compares the sums of balances before and after it. The arrays of entries and
-  -- hashes are shorter by one, which leaves both as they are in the system account.
+  -- hashes are shorter by one, so the system account keeps both.
   if system_account is not null then
     account_ids := account_ids || system_account;
     account_changes := account_changes || system_change;

@@ -106,8 +106,8 @@ returns jsonb language sql volatile security definer set search_path = pg_catalo
   select (events.emit_many(topic, version, source, array[subject], array[traceparent], array[clock_timestamp()], array[data]))[1]
 $$;
 
--- Records that a subscriber has handled an event. The row goes with its last subscriber. Two subscribers that settle the same
--- event at the same time do not miss each other: the second one waits for the first, and looks again.
+-- Records that a subscriber has handled an event. The last subscriber deletes the row. When two subscribers settle the same event
+-- at the same time, the second one waits for the first, and then reads the row again.
 create or replace function events.settle_unchecked(event_key uuid, subscriber text)
 returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -220,8 +220,8 @@ returns integer language sql volatile security definer set search_path = pg_cata
   select count(*)::integer from gone
 $$;
 
--- Gives back events that were claimed and not published, and makes them due at once: a missing broker must not delay an event
--- once a broker is there. The rows are locked in the order in which readers settle them, so that the two cannot deadlock.
+-- Releases events that were claimed and not published, and makes them due at once: the relay publishes them as soon as a broker
+-- answers. The rows are locked in the order in which readers settle them, so that the two cannot deadlock.
 create or replace function events.release(event_keys uuid[])
 returns void language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
   with claimed as materialized (

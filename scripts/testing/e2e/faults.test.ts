@@ -247,9 +247,7 @@ describe("a trigger that fails", () => {
       {
         id: expect.any(String),
         subscriber: "notification-store",
-        reason: expect.stringMatching(
-          /^It was not delivered: the answer was 500, again and again\. .*permission denied/,
-        ),
+        reason: expect.stringMatching(/^Every delivery failed: the function answered 500\. .*permission denied/),
       },
     ]);
     await relayNow(lotus);
@@ -282,7 +280,7 @@ describe("a trigger that fails", () => {
     expect((await undelivered("1", "/elsewhere")).status).toBe(204);
     const { rows } = await lotus.database.query("delete from events.dead_letters returning subscriber, reason");
     expect(rows).toEqual([
-      { subscriber: "notification-store", reason: "It was not delivered: no answer, again and again." },
+      { subscriber: "notification-store", reason: "Every delivery failed: the function did not answer." },
     ]);
   });
 
