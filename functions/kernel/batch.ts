@@ -91,6 +91,10 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
   const flights = new Set<Flight>();
   let laneStatements = 0;
   let stuckStatements = 0;
+  /** The lines whose next call is in the lane, or whose call in flight waits for its row. */
+  const held = new Set<Line<Call, Row>>();
+  /** The calls of these lines that are in flight. */
+  let heldInFlight = 0;
 
   /** Ends the wait of an entry that has no answer in time. The call has had no effect, unless an earlier statement was lost. */
   function expire(line: Line<Call, Row>, entry: Entry<Call, Row>): void {
@@ -99,13 +103,14 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     line.waiting.splice(index, 1);
     calls--;
     refuse(entry, unavailable());
-    if (line.waiting.length > 0) return;
-    for (const place of [ready, lane]) {
+    for (const place of line.waiting.length > 0 ? [] : [ready, lane]) {
       const at = place.indexOf(line);
       if (at < 0) continue;
       place.splice(at, 1);
       lines.delete(line.key);
+      held.delete(line);
     }
+    measureLane();
   }
 
   function refuse(entry: Entry<Call, Row>, error: unknown): void {
@@ -143,10 +148,13 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
   /** Puts a line where its next call belongs, after its calls in flight have ended. */
   function place(line: Line<Call, Row>): void {
     const [next] = line.waiting;
+    held.delete(line);
     if (next === undefined) lines.delete(line.key);
     else if (!next.alone) ready.push(line);
-    else if (lane.length < BATCH_LANE_KEYS_MAX) lane.push(line);
-    else {
+    else if (lane.length < BATCH_LANE_KEYS_MAX) {
+      lane.push(line);
+      held.add(line);
+    } else {
       const refused = line.waiting.filter(({ alone }) => alone);
       for (const entry of refused) {
         leave(entry);
@@ -279,29 +287,41 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
 
   /** Runs a single call. A slow one waits for its row, as a statement of the lane does, and no longer counts as a batch. */
   async function runSingle(entry: Entry<Call, Row>, line: Line<Call, Row>): Promise<void> {
-    const { land } = takeOff((flight) => flights.delete(flight));
+    let isHeld = false;
+    const { land } = takeOff((flight) => {
+      flights.delete(flight);
+      isHeld = true;
+      held.add(line);
+      heldInFlight++;
+      measureLane();
+    });
     laneStatements++;
     line.stuck = await sendOne(line, entry);
     laneStatements--;
     land();
+    if (isHeld) heldInFlight--;
     place(line);
+    if (isHeld) measureLane();
     pump();
   }
 
-  /** Measures the calls that wait in the lane. */
+  /** Measures the calls that wait for a locked row, in flight or behind such a call. */
   function measureLane(): void {
     if (!isRecording()) return;
-    const waiting = lane.reduce((sum, line) => sum + line.waiting.length, 0);
+    let waiting = heldInFlight;
+    for (const line of held) waiting += line.waiting.length;
     measure("lotus.lane.calls", waiting, { "db.query.summary": name });
   }
 
   async function runInLane(line: Line<Call, Row>, entry: Entry<Call, Row>): Promise<void> {
+    heldInFlight++;
     measureLane();
     const { stuck } = line;
     laneStatements++;
     if (stuck) stuckStatements++;
     line.stuck = await sendOne(line, entry);
     laneStatements--;
+    heldInFlight--;
     if (stuck) stuckStatements--;
     place(line);
     measureLane();
@@ -364,5 +384,6 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
         pump();
       }
       if (line.waiting.at(-1) === entry) wait(line, entry);
+      if (held.has(line)) measureLane();
     });
 }

@@ -52,7 +52,7 @@ export const METRICS: Readonly<Record<Metric, Description>> = {
     description: "Calls that share one statement.",
     boundaries: CALLS,
   },
-  "lotus.lane.calls": gauge("{call}", "Calls that wait for a locked row in the lane of a process."),
+  "lotus.lane.calls": gauge("{call}", "Calls of a process that wait for a locked row."),
   "lotus.events.republished": counter("{event}", "Overdue events that the relay has published."),
   "lotus.outbox.rows": gauge("{row}", "Events that a subscriber has not settled yet."),
   "lotus.outbox.age": gauge("s", "Age of the oldest event in the outbox; 0 without events."),

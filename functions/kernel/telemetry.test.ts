@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { ReceivedSpan } from "../../scripts/local/otlp-receiver.ts";
 import {
   eventually,
+  holdAccount,
   newUser,
   relayNow,
   settled,
@@ -11,12 +12,15 @@ import {
   type TestUser,
 } from "../../scripts/testing/lotus.ts";
 import { receiverOf, spanNamed, spansOnce, tracesWith, treeOf } from "../../scripts/testing/spans.ts";
+import type { Metric } from "./telemetry.ts";
 import { METRICS } from "./telemetry-sdk.ts";
 
 const PAY = "POST /order/pay";
 const CREATE = "create notification-requested";
 const SEND = "send notification-requested";
 const PROCESS = "process notification-requested";
+const WAITING_CALLS = 4;
+const HOUR_SECONDS = 3_600;
 const PAYMENT = [PAY, CREATE, "order.place", SEND, PROCESS, "notification.store"];
 
 /** Pays once, and resolves to the spans of the payment once it has these. */
@@ -268,7 +272,15 @@ describe("the trace of an event that takes another way", () => {
       expect(all).not.toContain(secret);
   });
 
+  /** Returns the last values of a metric. */
+  const valuesOf = (name: Metric, service: string) =>
+    receiverOf(lotus)
+      .metrics()
+      .filter((metric) => metric.name === name && metric.service === service)
+      .map(({ value }) => value);
+
   it("is accompanied by every metric", async () => {
+    await lotus.tick("billing-seal");
     await lotus.tick();
     const seen = () =>
       new Set(
@@ -276,11 +288,31 @@ describe("the trace of an event that takes another way", () => {
           .metrics()
           .map(({ name }) => name),
       );
-    const expected = Object.keys(METRICS).filter((name) => name !== "lotus.lane.calls" && name !== "lotus.seal.age");
+    const expected = Object.keys(METRICS).filter((name) => name !== "lotus.lane.calls");
     await eventually(`the metrics ${expected.join(", ")} arrive`, () => expected.every((name) => seen().has(name)));
-    const balance = receiverOf(lotus)
-      .metrics()
-      .filter(({ name }) => name === "lotus.trial_balance");
-    expect(balance.map(({ value }) => value)).toEqual(balance.map(() => 0));
+    const balances = valuesOf("lotus.trial_balance", "events-relay");
+    expect(balances.length).toBeGreaterThan(0);
+    expect(balances.filter((value) => value !== 0)).toEqual([]);
+  });
+
+  it("is accompanied by the age of the last seal", async () => {
+    await lotus.tick("billing-seal");
+    await lotus.database.query("update billing.seals set sealed_at = sealed_at - interval '2 hours'");
+    await lotus.tick("events-relay");
+    const isTwoHours = (seconds: number) => seconds >= 2 * HOUR_SECONDS && seconds < 3 * HOUR_SECONDS;
+    await eventually("the seal is two hours old", () => valuesOf("lotus.seal.age", "events-relay").some(isTwoHours));
+  });
+
+  it("is accompanied by the number of calls that wait for a locked row", async () => {
+    // A process loads its exporter after its first answer.
+    await user.call("POST /billing/add-money?money=1");
+    const held = await holdAccount(lotus, user);
+    const deposits = Array.from({ length: WAITING_CALLS }, () => user.call("POST /billing/add-money?money=1"));
+    const once = (value: number) =>
+      eventually(`${value} calls wait`, () => valuesOf("lotus.lane.calls", "billing-add-money").includes(value));
+    await once(WAITING_CALLS);
+    await held.release();
+    expect((await Promise.all(deposits)).map(({ status }) => status)).toEqual(deposits.map(() => 200));
+    await once(0);
   });
 });
