@@ -27,6 +27,8 @@ const count = (least: number, most: number) => {
   const sentence = `a whole number from ${least} to ${most}`;
   return v.pipe(v.number(sentence), v.integer(sentence), v.minValue(least, sentence), v.maxValue(most, sentence));
 };
+const SHARE_SENTENCE = "a number from 0 to 1";
+const share = v.pipe(v.number(SHARE_SENTENCE), v.minValue(0, SHARE_SENTENCE), v.maxValue(1, SHARE_SENTENCE));
 const text = (pattern: RegExp, sentence: string) => v.pipe(v.string(sentence), v.regex(pattern, sentence));
 /** RFC 1123. */
 const LABEL = /^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/;
@@ -195,7 +197,11 @@ const EnvironmentSchema = v.strictObject({
   /** Present: a PodMonitor with these labels. */
   metrics: v.optional(v.strictObject({ labels: v.optional(v.record(v.string(), v.string()), {}) })),
   tracing: v.optional(
-    v.strictObject({ endpoint: url("a URL such as http://collector.monitoring.svc:4318", "http:", "https:") }),
+    v.strictObject({
+      endpoint: url("a URL such as http://collector.monitoring.svc:4318", "http:", "https:"),
+      /** The share of new traces that functions record. */
+      sampleRatio: v.optional(share, 1),
+    }),
   ),
   /** Seconds in which traffic moves to a new revision. */
   rolloutSeconds: v.optional(count(0, ROLLOUT_SECONDS_MAX), 0),

@@ -352,6 +352,28 @@ ${more}`,
     expect(plan.functions[1]?.source?.spec.topics).toEqual(["shop.notification-requested"]);
   });
 
+  it("names the collector and the share of the traces in every function", async () => {
+    const variablesOf = async (tracing: string) => {
+      const environment = shop(`tracing: ${tracing}`);
+      const plan = await planOf(choose(await options(), nothing, environment), undefined, environment);
+      return plan.functions.map(({ service }) =>
+        service.spec.template.spec.containers[0].env.filter(({ name }: { name: string }) => name.startsWith("OTEL_")),
+      );
+    };
+    const expected = (ratio: string) => [
+      { name: "OTEL_EXPORTER_OTLP_ENDPOINT", value: "http://collector:4318" },
+      { name: "OTEL_TRACES_SAMPLER", value: "parentbased_traceidratio" },
+      { name: "OTEL_TRACES_SAMPLER_ARG", value: ratio },
+    ];
+    const given = await variablesOf('{ endpoint: "http://collector:4318", sampleRatio: 0.1 }');
+    expect(given).toEqual([expected("0.1"), expected("0.1")]);
+    const byDefault = await variablesOf('{ endpoint: "http://collector:4318" }');
+    expect(byDefault).toEqual([expected("1"), expected("1")]);
+    expect(() => shop('tracing: { endpoint: "http://collector:4318", sampleRatio: 2 }')).toThrow(
+      "tracing.sampleRatio must be a number from 0 to 1",
+    );
+  });
+
   it("leaves the copies of a record to the brokers, unless it names a number", async () => {
     const argsOf = async (environment: ReturnType<typeof shop>) => {
       const plan = await planOf(choose(await options(), nothing, environment), [], environment);

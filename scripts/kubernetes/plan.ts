@@ -253,7 +253,11 @@ function functionPlans(input: PlanInput): FunctionPlan[] {
       service.spec.traffic = trafficOf(name, environment);
       const [container] = service.spec.template.spec.containers;
       if (environment.tracing !== undefined)
-        container.env.push({ name: "OTEL_EXPORTER_OTLP_ENDPOINT", value: environment.tracing.endpoint });
+        container.env.push(
+          { name: "OTEL_EXPORTER_OTLP_ENDPOINT", value: environment.tracing.endpoint },
+          { name: "OTEL_TRACES_SAMPLER", value: "parentbased_traceidratio" },
+          { name: "OTEL_TRACES_SAMPLER_ARG", value: String(environment.tracing.sampleRatio) },
+        );
       if (security !== undefined && isOnDatabase(service)) secureClient(service, security);
       const budget = disruptionBudget(name, scale.minPods);
       const itsSource = source(fn, sink?.name ?? "", target) as KubernetesObject | undefined;
