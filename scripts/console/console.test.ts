@@ -9,7 +9,15 @@ import type { Browser, BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { launchBrowser } from "../process/chromium.ts";
 import { skipWithoutChromium } from "../testing/chromium.ts";
-import { killFunction, newUser, settled, startTestLotus, type TestLotus } from "../testing/lotus.ts";
+import {
+  killFunction,
+  meanwhile,
+  newUser,
+  relayNow,
+  settled,
+  startTestLotus,
+  type TestLotus,
+} from "../testing/lotus.ts";
 import { startNetwork } from "../testing/network.ts";
 import { bundlePage } from "./assets.ts";
 import { IMAGE_BYTES_MAX, IMAGE_NAMES, IMAGES } from "./screenshots.ts";
@@ -19,24 +27,34 @@ const PAGES = [
   "events",
   "events?tab=outbox",
   "events?tab=dead-letters",
+  "events?tab=traces",
   "ledger",
   "try",
   "try/order-pay",
   "break",
   "logs",
 ];
+const PAYMENT = ["POST /order/pay", "order.place", "send notification-requested", "deliver", "notification.store"];
 const BUNDLE_BYTES_MAX = 150 * 1024;
 const APPEARS_MILLISECONDS_MAX = 1_000;
-const WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"];
+const WCAG = { tags: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"] };
+const ALL_RULES = { tags: [...WCAG.tags, "best-practice"] };
 const WAIT_MILLISECONDS_MAX = 60_000;
 /** A killed function leaves events that the relay publishes after a minute. */
 const FAULT_MILLISECONDS_MAX = 180_000;
+const RELAY_PAUSE_MILLISECONDS = 1_000;
 const DESKTOP = { width: 1280, height: 900 };
 const PHONE = { width: 360, height: 740 };
+const WIDE = { width: 1920, height: 1080 };
+
+/** A part of the page, as the code in the page sees it. */
+interface Part {
+  readonly textContent: string;
+}
 
 let lotus: TestLotus;
 beforeAll(async () => {
-  lotus = await startTestLotus({ console: true });
+  lotus = await startTestLotus({ console: true, otel: true });
 });
 afterAll(() => lotus?.stop());
 
@@ -125,6 +143,7 @@ describe("the console", () => {
 describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
   let browser: Browser;
   const contexts: BrowserContext[] = [];
+  const kept: BrowserContext[] = [];
   const complaints: string[] = [];
   beforeAll(async () => {
     browser = await launchBrowser();
@@ -162,39 +181,49 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
   }
 
   /** Returns the violations that axe-core finds. The page's policy forbids other scripts, so it runs through the debugger. */
-  async function violations(page: Page, rules = [...WCAG, "best-practice"]): Promise<string[]> {
-    await page.evaluate(axe.source);
-    const result = await page.evaluate(`axe.run(document, { runOnly: ${JSON.stringify(rules)} })`);
+  async function violations(page: Page, only: { tags: readonly string[] } | { rules: readonly string[] } = ALL_RULES) {
+    if ((await page.evaluate("typeof axe")) === "undefined") await page.evaluate(axe.source);
+    const [type, values] = "tags" in only ? ["tag", only.tags] : ["rule", only.rules];
+    const result = await page.evaluate(`axe.run(document, { runOnly: ${JSON.stringify({ type, values })} })`);
     return (result as axe.AxeResults).violations.map(
       ({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(" | ")}`,
     );
   }
 
-  it.each(PAGES)(
-    "shows the page %s without an error and without a violation in both themes and at three widths",
-    async (path) => {
+  const overflow = (page: Page) =>
+    page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth");
+
+  describe("in both themes", () => {
+    const pages = new Map<"light" | "dark", Page>();
+    beforeAll(async () => {
       const user = await newUser(lotus, 5);
       await user.call("POST /order/pay?idSubscription=1");
       for (const colorScheme of ["light", "dark"] as const) {
-        const page = await open(`/#/${path}`, { colorScheme });
+        const page = await open("/", { colorScheme });
         await live(page);
+        pages.set(colorScheme, page);
+      }
+      // They stay open for all tests of this block.
+      kept.push(...contexts.splice(0));
+    });
+    afterAll(() => Promise.all(kept.splice(0).map((context) => context.close())));
+
+    it.each(PAGES)("shows the page %s without an error, a violation or an overflow at three widths", async (path) => {
+      for (const [theme, page] of pages) {
+        await page.evaluate(`location.hash = "#/${path}"`);
         await page.getByRole("heading", { level: 1 }).waitFor();
-        for (const viewport of [PHONE, DESKTOP, { width: 1920, height: 1080 }]) {
+        for (const viewport of [PHONE, DESKTOP, WIDE]) {
           await page.setViewportSize(viewport);
-          expect([path, colorScheme, viewport.width, await violations(page)]).toEqual([
-            path,
-            colorScheme,
-            viewport.width,
-            [],
-          ]);
-          const overflow = await page.evaluate(
-            "document.documentElement.scrollWidth - document.documentElement.clientWidth",
-          );
-          expect([path, viewport.width, overflow]).toEqual([path, viewport.width, 0]);
+          const where = [path, theme, viewport.width];
+          expect([...where, await overflow(page)]).toEqual([...where, 0]);
+          // The theme changes only colours, and the widest layout has the elements of the desktop.
+          if (viewport === WIDE) continue;
+          const found = await violations(page, theme === "light" ? ALL_RULES : { rules: ["color-contrast"] });
+          expect([...where, found]).toEqual([...where, []]);
         }
       }
-    },
-  );
+    });
+  });
 
   it("shows a payment in the events within a second, and its waterfall from the request to the effect", async () => {
     const user = await newUser(lotus, 100);
@@ -218,6 +247,45 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     await page.getByRole("heading", { name: "Logs" }).waitFor();
     await page.goBack();
     await waterfall.waitFor();
+  });
+
+  it("shows a request as one trace from the gateway to the stored notification", async () => {
+    const user = await newUser(lotus, 100);
+    const { headers } = await user.call("POST /order/pay?idSubscription=1");
+    const trace = headers.get("traceresponse")?.split("-")[1] ?? "";
+    const page = await open(`/#/logs?trace=${trace}`);
+    await live(page);
+    await page
+      .getByRole("button", { name: trace.slice(0, 8) })
+      .first()
+      .click();
+    const tree = page.locator("table.tree");
+    for (const name of PAYMENT) await tree.locator(".step").getByText(name, { exact: true }).waitFor();
+    const rows = await tree.locator("tbody th").evaluateAll((cells: { querySelector(selector: string): Part }[]) =>
+      cells.map((cell) => {
+        const [level, step, who] = [".hidden", ".step", "div > small"].map(
+          (part) => cell.querySelector(part).textContent,
+        );
+        return `${level}${step} (${who})`;
+      }),
+    );
+    // A function that had no process has a cold start as well.
+    expect(rows.filter((row) => !row.includes("cold start"))).toEqual([
+      "level 1 gateway (order-pay)",
+      "level 2 POST /order/pay (order-pay, server)",
+      "level 3 create notification-requested (order-pay, producer)",
+      "level 4 send notification-requested (order-pay, client)",
+      "level 4 deliver (notification-store, event bus)",
+      "level 5 process notification-requested (notification-store, consumer)",
+      "level 6 notification.store (notification-store, client)",
+      "level 3 order.place (order-pay, client)",
+    ]);
+    await tree.locator(".step").getByText("order.place", { exact: true }).click();
+    await tree.getByText("postgresql").filter({ visible: true }).waitFor();
+    for (const viewport of [PHONE, DESKTOP]) {
+      await page.setViewportSize(viewport);
+      expect(await violations(page)).toEqual([]);
+    }
   });
 
   it("makes a payment with one button, opens its event, and shows it without a violation", async () => {
@@ -319,10 +387,7 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
       for (const viewport of [PHONE, DESKTOP]) {
         await page.setViewportSize(viewport);
         expect(await violations(page, WCAG)).toEqual([]);
-        const overflow = await page.evaluate(
-          "document.documentElement.scrollWidth - document.documentElement.clientWidth",
-        );
-        expect(overflow).toBe(0);
+        expect(await overflow(page)).toBe(0);
       }
     },
   );
@@ -334,7 +399,13 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
       await live(page);
       await page.getByRole("button", { name: "Kill a function" }).click();
       const proof = page.getByText(/(\d+) of \1 payments answered.*The outbox was empty .*Trial balance 0\.00\./);
-      await proof.waitFor({ timeout: FAULT_MILLISECONDS_MAX });
+      // The relay publishes overdue events after a minute; the test need not wait that long.
+      let relaying: Promise<void> = Promise.resolve();
+      const relay = () => {
+        relaying = relayNow(lotus);
+      };
+      await meanwhile(RELAY_PAUSE_MILLISECONDS, relay, () => proof.waitFor({ timeout: FAULT_MILLISECONDS_MAX }));
+      await relaying;
       await page.locator("canvas").waitFor();
       expect(await violations(page)).toEqual([]);
     },

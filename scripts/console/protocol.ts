@@ -47,6 +47,40 @@ export interface EventDetail {
   readonly lines: readonly LogLine[];
 }
 
+/** A step of a trace in the order of its tree: a span that a function exported, or a step that the gateway or the event bus saw. */
+export interface TraceStep extends Omit<Span, "note"> {
+  readonly depth: number;
+  readonly kind: "gateway" | "event bus" | "internal" | "server" | "client" | "producer" | "consumer";
+  readonly attributes: Readonly<Record<string, string | number | boolean>>;
+  /** The other traces that the span links to. */
+  readonly links: readonly string[];
+}
+
+/** A line of the list of traces. */
+export interface TraceSummary {
+  readonly id: string;
+  /** The first span. */
+  readonly name: string;
+  readonly who: string;
+  readonly at: number;
+  /** The duration of the first span. */
+  readonly microseconds: number;
+  /** From the first start to the last end. */
+  readonly wholeMicroseconds: number;
+  readonly spans: number;
+  readonly failed: boolean;
+}
+
+/** A trace with its steps and its events. */
+export interface TraceDetail {
+  /** Empty: no span has arrived. */
+  readonly steps: readonly TraceStep[];
+  readonly events: readonly EventSummary[];
+}
+
+/** Where the spans of a run go: into the memory of the console, to another collector, or nowhere. */
+export type SpanTarget = "console" | "elsewhere" | "nowhere";
+
 /** A line of a function, or news of Lotus. */
 export interface LogLine {
   readonly id: number;
@@ -108,6 +142,8 @@ export interface Batch {
   readonly figures?: readonly FunctionFigures[];
   /** A sentence: the database does not answer. */
   readonly database?: DatabaseFigures | string;
+  /** Counts the spans that have arrived since the start of the run. */
+  readonly spansReceived?: number;
   /** Jobs that began or changed. */
   readonly jobs?: readonly Job[];
   /** Rows that this client did not receive since the message before, because it reads too slowly or there are too many. */
@@ -122,6 +158,7 @@ export interface Snapshot extends Batch {
   readonly withKafka: boolean;
   /** Whether Lotus started the Postgres, so that faults may be injected. */
   readonly ownPostgres: boolean;
+  readonly spanTarget: SpanTarget;
 }
 
 /** A fault, a scenario or a load in progress. */

@@ -2,6 +2,7 @@
 import type { LogEvent } from "../local/control.ts";
 import type { Observer } from "../local/observer.ts";
 import type { EventDetail, EventState, EventSummary, FunctionFigures, LogLine, Span } from "./protocol.ts";
+import type { TracedDelivery, Traces } from "./traces.ts";
 
 const EVENTS_MAX = 10_000;
 const TRACES_MAX = 10_000;
@@ -53,12 +54,6 @@ interface Durations {
   readonly recent: { second: number; milliseconds: number; failed: boolean }[];
 }
 
-/** Accepts steps of a trace from another part, such as an exporter of spans. */
-export interface SpanSink {
-  /** @param trace 32 hex digits */
-  addSpan(trace: string, span: Span): void;
-}
-
 const traceOf = (traceparent: string | undefined) => traceparent?.split("-")[1] ?? "";
 /** lotus.user-registered.v1 -> user-registered */
 const topicOf = (type: string) => /^lotus\.(.+)\.v\d+$/.exec(type)?.[1] ?? type;
@@ -75,16 +70,18 @@ const quantile = (sorted: readonly number[], share: number) =>
   sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? 0;
 
 /** Keeps the events, the traces and the figures of a run. `onEvent` is called with each event that is new or has changed. */
-export class Recorder implements Observer, SpanSink {
+export class Recorder implements Observer {
   readonly #events = new Map<string, EventRecord>();
   readonly #traces = new Map<string, Span[]>();
   readonly #byTrace = new Map<string, string[]>();
   readonly #figures = new Map<string, Durations>();
   readonly #onEvent: (event: EventSummary) => void;
   readonly #lines: () => readonly LogEvent[];
+  readonly #spans: Traces;
   #contentBytes = 0;
 
-  constructor(lines: () => readonly LogEvent[], onEvent: (event: EventSummary) => void) {
+  constructor(lines: () => readonly LogEvent[], spans: Traces, onEvent: (event: EventSummary) => void) {
+    this.#spans = spans;
     this.#lines = lines;
     this.#onEvent = onEvent;
   }
@@ -110,7 +107,7 @@ export class Recorder implements Observer, SpanSink {
     const at = microsecondsOf(time) - microseconds;
     if (line.method !== undefined) {
       const span = { name: "request", who: event.name, at, microseconds, failed: (status ?? 0) >= 500 };
-      this.addSpan(trace, { ...span, note: `${line.method} ${line.path} answered ${status}` });
+      this.#addSpan(trace, { ...span, note: `${line.method} ${line.path} answered ${status}` });
       return;
     }
     const record = line.event === undefined ? undefined : this.#events.get(line.event);
@@ -138,7 +135,7 @@ export class Recorder implements Observer, SpanSink {
     this.#changed(record);
   }
 
-  addSpan(trace: string, span: Span): void {
+  #addSpan(trace: string, span: Span): void {
     let spans = this.#traces.get(trace);
     if (spans === undefined) {
       spans = [];
@@ -146,14 +143,16 @@ export class Recorder implements Observer, SpanSink {
       if (this.#traces.size > TRACES_MAX) this.#traces.delete(this.#traces.keys().next().value ?? "");
     }
     if (spans.push(span) > SPANS_PER_TRACE_MAX) spans.shift();
-    for (const id of this.#byTrace.get(trace) ?? []) {
-      const record = this.#events.get(id);
-      if (record !== undefined) this.#changed(record);
-    }
+    for (const record of this.#recordsOf(trace)) this.#changed(record);
   }
 
-  answered(name: string, status: number, milliseconds: number): void {
-    this.#count(name, milliseconds, status >= 500);
+  answered(name: string, status: number, milliseconds: number, traceresponse: string | undefined): void {
+    const failed = status >= 500;
+    this.#count(name, milliseconds, failed);
+    const trace = traceOf(traceresponse);
+    const microseconds = Math.round(milliseconds * 1000);
+    const at = nowMicroseconds() - microseconds;
+    if (trace !== "") this.#spans.answered(trace, { name: "gateway", who: name, at, microseconds, failed });
   }
 
   published(headers: Readonly<Record<string, string>>, body: Buffer): void {
@@ -214,7 +213,7 @@ export class Recorder implements Observer, SpanSink {
   detail(id: string): EventDetail | undefined {
     const record = this.#events.get(id);
     if (record === undefined) return undefined;
-    const related = (this.#byTrace.get(record.trace) ?? []).flatMap((other) => this.#events.get(other) ?? []);
+    const related = this.#recordsOf(record.trace);
     return {
       event: this.#summary(record),
       spans: this.#spansOf(record),
@@ -229,9 +228,20 @@ export class Recorder implements Observer, SpanSink {
     };
   }
 
-  /** Returns an event of a trace, the newest first; undefined when the recorder knows no such event. */
-  eventOfTrace(trace: string): string | undefined {
-    return this.#byTrace.get(trace)?.at(-1);
+  /** Returns the events of a trace, the oldest first. */
+  eventsOfTrace(trace: string): EventSummary[] {
+    return this.#recordsOf(trace).map((record) => this.#summary(record));
+  }
+
+  /** Returns the deliveries of the events of a trace. */
+  deliveriesOfTrace(trace: string): TracedDelivery[] {
+    return this.#recordsOf(trace).flatMap(({ id, spans }) =>
+      spans.flatMap((span) => (span.name === "deliver" ? [{ event: id, span }] : [])),
+    );
+  }
+
+  #recordsOf(trace: string): EventRecord[] {
+    return (this.#byTrace.get(trace) ?? []).flatMap((id) => this.#events.get(id) ?? []);
   }
 
   /** Returns the figures of each function that had a request in the last minute. */

@@ -11,15 +11,17 @@ import { connectTo } from "../database/client.ts";
 import { CHECKS_COUNT, verifyLedger } from "../database/verify-ledger.ts";
 import type { Control } from "../local/control.ts";
 import type { Observer, Page } from "../local/observer.ts";
+import type { OtlpReceiver } from "../local/otlp-receiver.ts";
 import type { LotusFunction } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
 import { Assets, CONSOLE_PATH, docsHtml, pageHtml, securityHeaders } from "./assets.ts";
 import { ConsoleDatabase } from "./database.ts";
 import { type FaultOptions, Faults } from "./faults.ts";
 import { Jobs } from "./jobs.ts";
-import type { DatabaseFigures, ProcessState, Snapshot, Topology } from "./protocol.ts";
+import type { DatabaseFigures, ProcessState, Snapshot, SpanTarget, Topology, TraceDetail } from "./protocol.ts";
 import { Recorder } from "./recorder.ts";
 import { Stream } from "./stream.ts";
+import { Traces } from "./traces.ts";
 
 const LOOK_MILLISECONDS = 1_000;
 const EVENTS_IN_SNAPSHOT_MAX = 200;
@@ -37,6 +39,9 @@ export interface ConsoleOptions extends Pick<FaultOptions, "kafka" | "publish" |
   readonly functions: readonly LotusFunction[];
   readonly withKafka: boolean;
   readonly ownPostgres: boolean;
+  /** Receives the spans of the functions. Undefined: they go elsewhere, or nowhere. */
+  readonly telemetry: OtlpReceiver | undefined;
+  readonly spanTarget: SpanTarget;
 }
 
 /** The console as the run uses it. */
@@ -126,7 +131,8 @@ export function createConsole(options: ConsoleOptions): Console {
   let figures: DatabaseFigures | string = "The database was not read yet.";
   let processes = "";
 
-  const recorder = new Recorder(control.history, (event) => stream.event(event));
+  const traces = new Traces(options.telemetry);
+  const recorder = new Recorder(control.history, traces, (event) => stream.event(event));
   const stream: Stream = new Stream(
     run,
     (): Snapshot => ({
@@ -134,6 +140,8 @@ export function createConsole(options: ConsoleOptions): Console {
       topology,
       withKafka,
       ownPostgres,
+      spanTarget: options.spanTarget,
+      spansReceived: traces.received,
       events: recorder.newest(EVENTS_IN_SNAPSHOT_MAX),
       lines: control.history(),
       processes: control.processes() as ProcessState[],
@@ -196,7 +204,7 @@ export function createConsole(options: ConsoleOptions): Console {
   let reading: Promise<void> | undefined;
   const look = async () => {
     showProcesses();
-    stream.change({ figures: recorder.figures() });
+    stream.change({ figures: recorder.figures(), spansReceived: traces.received });
     reading ??= readDatabase().finally(() => {
       reading = undefined;
     });
@@ -216,7 +224,14 @@ export function createConsole(options: ConsoleOptions): Console {
         return detail;
       },
     ],
-    [/^traces\/([0-9a-f]{32})$/, async ([, trace = ""]) => ({ event: recorder.eventOfTrace(trace) ?? null })],
+    [/^traces$/, async () => traces.newest()],
+    [
+      /^traces\/([0-9a-f]{32})$/,
+      async ([, trace = ""]): Promise<TraceDetail> => ({
+        steps: traces.steps(trace, recorder.deliveriesOfTrace(trace)),
+        events: recorder.eventsOfTrace(trace),
+      }),
+    ],
     [/^outbox$/, () => database.outbox()],
     [/^ledger$/, () => database.ledger()],
     [/^ledger\/accounts$/, (_, query) => database.accounts(query.get("search") ?? "")],
@@ -327,6 +342,7 @@ export function createConsole(options: ConsoleOptions): Console {
     async stop() {
       clearInterval(looking);
       unlisten();
+      traces.stop();
       stream.stop();
       await jobs.stop();
       await reading;

@@ -1,6 +1,6 @@
 /** The stream of server-sent events for the pages: batches each 100 ms, bounded buffers, a snapshot for clients that missed too much. */
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { Batch, EventSummary, Job, LogLine, ProcessState, Snapshot } from "./protocol.ts";
+import type { Batch, EventSummary, Job, LogLine, Snapshot } from "./protocol.ts";
 
 const BATCH_MILLISECONDS = 100;
 /** A client with more unsent bytes receives no further batch until it has read them. */
@@ -15,6 +15,9 @@ const CLIENTS_MAX = 50;
 const COMMENT_MILLISECONDS = 15_000;
 /** How soon a browser connects again after a cut. */
 const RETRY_MILLISECONDS = 1_000;
+
+/** The parts of a batch of which only the last value counts. */
+type Change = Pick<Batch, "processes" | "figures" | "database" | "spansReceived">;
 
 interface Client {
   readonly response: ServerResponse;
@@ -36,7 +39,7 @@ export class Stream {
   readonly #kept: Kept[] = [];
   readonly #events = new Map<string, EventSummary>();
   #lines: LogLine[] = [];
-  #changes: Pick<Batch, "processes" | "figures" | "database"> = {};
+  #changes: Change = {};
   readonly #jobs = new Map<number, Job>();
   #dropped = 0;
   #keptBytes = 0;
@@ -74,7 +77,7 @@ export class Stream {
   }
 
   /** Adds other changes; a later one replaces an earlier one. */
-  change(change: { processes?: readonly ProcessState[] } & Pick<Batch, "figures" | "database">): void {
+  change(change: Change): void {
     this.#changes = { ...this.#changes, ...change };
     this.#soon();
   }

@@ -56,6 +56,7 @@ function send(
   path: string,
   body: Buffer | undefined,
   marks: OutgoingHttpHeaders,
+  onAnswer: ((answer: IncomingMessage) => void) | undefined,
 ): Promise<boolean> {
   return new Promise((resolve) => {
     // The client left while the process started.
@@ -70,6 +71,7 @@ function send(
         headers: requestHeaders(incoming, body, secret),
       },
       (answer) => {
+        onAnswer?.(answer);
         outgoing.writeHead(answer.statusCode ?? 502, { ...endToEnd(answer), ...marks });
         answer.pipe(outgoing);
         answer.once("error", () => outgoing.destroy());
@@ -115,6 +117,7 @@ export async function receive(
 /**
  * Forwards a request to a function, which starts when it has no process.
  * @param body the complete body; undefined when the request has none
+ * @param onAnswer is called with the function's answer before it is forwarded
  * @returns when the answer has ended, however it ended
  */
 export async function forward(
@@ -123,12 +126,13 @@ export async function forward(
   outgoing: ServerResponse,
   path: string,
   body: Buffer | undefined,
+  onAnswer?: (answer: IncomingMessage) => void,
 ): Promise<void> {
   try {
     for (;;) {
       const running = await fn.acquire();
       try {
-        if (await send(running, incoming, outgoing, path, body, marksOf(fn))) return;
+        if (await send(running, incoming, outgoing, path, body, marksOf(fn), onAnswer)) return;
         fn.discard(running);
       } finally {
         fn.release();

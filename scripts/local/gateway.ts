@@ -75,8 +75,13 @@ export function createGateway(
     if (inFlight >= REQUESTS_IN_FLIGHT_MAX)
       return writeProblem(outgoing, unavailable(`There are ${REQUESTS_IN_FLIGHT_MAX} requests in progress already.`));
     inFlight++;
-    await forward(fn, incoming, outgoing, target, received.body).finally(() => inFlight--);
-    observer?.answered(name ?? "", outgoing.statusCode, performance.now() - began);
+    let trace: string | undefined;
+    const readTrace = ({ headers }: IncomingMessage) => {
+      const { traceresponse } = headers;
+      if (typeof traceresponse === "string") trace = traceresponse;
+    };
+    await forward(fn, incoming, outgoing, target, received.body, readTrace).finally(() => inFlight--);
+    observer?.answered(name ?? "", outgoing.statusCode, performance.now() - began, trace);
   };
   const server = createHttpServer(REQUEST_HEADER_BYTES_MAX, (incoming, outgoing) => {
     if (closing) outgoing.setHeader("connection", "close");

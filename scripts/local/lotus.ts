@@ -356,6 +356,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     const resolve = (name: string) => `${inside}/${name}`;
     // The bus listens first: the environment of every function contains its address.
     const found = await findFunctions();
+    const telemetry = options.otel === true ? await startOtlpReceiver() : undefined;
+    if (telemetry !== undefined) endings.push(() => telemetry.stop());
     let console: Console | undefined;
     const tick = async (functionName?: string) => {
       const due = manifests.pingSources.filter(
@@ -370,7 +372,9 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
         functions: found,
         withKafka: kafka !== undefined,
         ownPostgres: options.databaseUrl === undefined,
-        kafka: options.kafka === true && kafka !== undefined ? restartable(kafka) : undefined,
+        telemetry,
+        spanTarget: telemetry !== undefined ? "console" : options.otel === undefined ? "nowhere" : "elsewhere",
+        kafka: kafka && restartable(kafka),
         url: () => publicUrl,
         publish: (topic, attributes, body) =>
           kafka === undefined
@@ -394,8 +398,6 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     );
     const busListening = await listen(bus.server, 0, "127.0.0.1");
     inside = `http://127.0.0.1:${busListening.port}/${secret}`;
-    const telemetry = options.otel === true ? await startOtlpReceiver() : undefined;
-    if (telemetry !== undefined) endings.push(() => telemetry.stop());
     const read = () =>
       readManifests(join(ROOT, "knative"), secrets, passedAsConfiguration(options), {
         ...passedOn(kafka !== undefined),

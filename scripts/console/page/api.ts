@@ -46,9 +46,9 @@ async function read<T>(answer: Response): Promise<T> {
   return body;
 }
 
-async function attempt(path: string, options: RequestInit): Promise<Response> {
+async function attempt(address: string, options: RequestInit = {}): Promise<Response> {
   try {
-    return await fetch(`/console/api/${path}`, options);
+    return await fetch(address, options);
   } catch {
     throw new Failure("Lotus does not answer. Is it running?");
   }
@@ -56,12 +56,17 @@ async function attempt(path: string, options: RequestInit): Promise<Response> {
 
 /** Reads from the console. @throws {Failure} a sentence */
 export async function get<T>(path: string): Promise<T> {
-  return read<T>(await attempt(path, {}));
+  return read<T>(await attempt(`/console/api/${path}`));
+}
+
+/** Reads the OpenAPI document. @throws {Failure} a sentence */
+export async function getOpenApi<T>(): Promise<T> {
+  return read<T>(await attempt("/openapi.json"));
 }
 
 /** Changes something through the console. @throws {Failure} a sentence */
 export async function post<T>(path: string): Promise<T> {
-  const send = () => attempt(path, { method: "POST", headers: { "lotus-console": token } });
+  const send = () => attempt(`/console/api/${path}`, { method: "POST", headers: { "lotus-console": token } });
   let answer = await send();
   if (answer.status === 403) {
     await renewToken();

@@ -6,7 +6,8 @@ import { get, post } from "./api.ts";
 import { age, bytes, clock, count, duration, pretty, short, tail } from "./format.ts";
 import { Action, announce, Copy, Problem, Status, useData, WindowTable } from "./parts.tsx";
 import { href, open, route, setQuery } from "./route.ts";
-import { databaseFigures, events, eventsVersion } from "./store.ts";
+import { databaseFigures, events, eventsVersion, spanTarget } from "./store.ts";
+import { TraceList } from "./traces.tsx";
 import { Waterfall } from "./waterfall.tsx";
 
 const matches = (event: EventSummary, words: readonly string[]) => {
@@ -43,6 +44,9 @@ function Detail({ id }: { id: string }) {
       {spans.length > 0 && <Waterfall spans={spans} />}
       <p class="links">
         {event.subject !== "" && <a href={href("ledger", event.subject)}>Account of the user</a>}
+        {event.trace !== "" && spanTarget.value === "console" && (
+          <a href={href("traces", event.trace)}>Trace of the request</a>
+        )}
         {event.trace !== "" && <a href={href("logs", "", { trace: event.trace })}>Log lines of the trace</a>}
         {related.map((other) => (
           <a key={other.id} href={href("events", other.id)}>
@@ -101,6 +105,7 @@ function List({ selected }: { selected: string }) {
   useEffect(() => {
     const key = (event: KeyboardEvent) => {
       if (event.target instanceof HTMLInputElement || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.target instanceof Element && event.target.closest("dialog") !== null) return;
       if (event.key === "Escape" && selected !== "") open("events", "", query);
       const step = event.key === "j" ? 1 : event.key === "k" ? -1 : 0;
       if (step === 0 || localStorage.getItem("lotus-keys") === "off") return;
@@ -266,6 +271,7 @@ export function Events() {
     ["", "Events", undefined],
     ["outbox", "Outbox", figures?.outboxDepth],
     ["dead-letters", "Dead letters", figures?.deadLetters],
+    ["traces", "Traces", undefined],
   ] as const;
   return (
     <>
@@ -280,6 +286,7 @@ export function Events() {
       </nav>
       {tab === "outbox" && <Outbox />}
       {tab === "dead-letters" && <DeadLetters />}
+      {tab === "traces" && <TraceList />}
       {tab === "" && (
         <div class={id === "" ? "split" : "split opened"}>
           <List selected={id} />

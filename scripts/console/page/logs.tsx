@@ -1,11 +1,12 @@
-/** The log lines with their filters. A click on a trace opens its event. */
+/** The log lines with their filters. A click on a trace opens the trace, or its event in a run without traces. */
 import { useSignal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
+import type { TraceDetail } from "../protocol.ts";
 import { get } from "./api.ts";
 import { clock, count, short } from "./format.ts";
 import { Problem, sentenceOf, WindowTable } from "./parts.tsx";
 import { open, route, setQuery } from "./route.ts";
-import { lines, linesVersion, type ParsedLine, processes } from "./store.ts";
+import { lines, linesVersion, type ParsedLine, processes, spanTarget } from "./store.ts";
 
 const LEVELS = ["", "info", "warning", "error", "news", "text"] as const;
 
@@ -38,11 +39,13 @@ export function Logs() {
     return found;
   }, [version, fn, level, trace, text]);
   const openTrace = async (id: string) => {
+    if (spanTarget.value === "console") return open("traces", id);
     try {
-      const { event } = await get<{ event: string | null }>(`traces/${id}`);
+      const { events } = await get<TraceDetail>(`traces/${id}`);
       problem.value = "";
-      if (event === null) setQuery({ trace: id });
-      else open("events", event);
+      const newest = events.at(-1);
+      if (newest === undefined) setQuery({ trace: id });
+      else open("events", newest.id);
     } catch (error) {
       problem.value = sentenceOf(error);
     }

@@ -2,7 +2,7 @@
 import "./style.css";
 import { effect, signal } from "@preact/signals";
 import { render } from "preact";
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { Break } from "./break.tsx";
 import { Events } from "./events.tsx";
 import { count, duration, money, toggleUtc, utc } from "./format.ts";
@@ -12,6 +12,7 @@ import { Overview } from "./overview.tsx";
 import { announce, announcement, Status } from "./parts.tsx";
 import { href, route } from "./route.ts";
 import { connect, connection, database, databaseFigures, dropped, run } from "./store.ts";
+import { Traces } from "./traces.tsx";
 import { Try } from "./try.tsx";
 
 const PAGES = [
@@ -22,6 +23,14 @@ const PAGES = [
   ["break", "Break it", Break],
   ["logs", "Logs", Logs],
 ] as const;
+
+/** A trace is reached from its event, its log line or its call; the navigation marks the events meanwhile. */
+const PAGE_OF_TRACE = ["events", "Trace", Traces] as const;
+
+function currentPage() {
+  const { page } = route.value;
+  return page === "traces" ? PAGE_OF_TRACE : (PAGES.find(([name]) => name === page) ?? PAGES[0]);
+}
 
 const THEMES = ["auto", "light", "dark"] as const;
 const theme = signal<string>(localStorage.getItem("lotus-theme") ?? "auto");
@@ -45,9 +54,9 @@ effect(() => {
     newDeadLetter.value = `There is a new dead letter: ${now} in total.`;
   lettersBefore = now;
 });
-effect(() => announce(connection.value === "live" ? "The page is live." : "The page is reconnecting."));
+effect(() => announce(connection.value === "live" ? "The page is live." : `The page is ${connection.value}.`));
 effect(() => {
-  const [, title] = PAGES.find(([page]) => page === route.value.page) ?? PAGES[0];
+  const [, title] = currentPage();
   document.title = `${title} · Lotus local`;
 });
 
@@ -97,15 +106,14 @@ function Frame() {
 }
 
 function Help() {
-  if (!help.value) return null;
+  const element = useRef<HTMLDialogElement>(null);
+  // A modal dialog takes the focus, keeps it, closes at Escape, and gives the focus back.
+  useEffect(() => {
+    if (help.value) element.current?.showModal();
+    else element.current?.close();
+  }, [help.value]);
   return (
-    <dialog
-      open
-      aria-label="Keys"
-      onKeyDown={(event) => {
-        if (event.key === "Escape") help.value = false;
-      }}
-    >
+    <dialog ref={element} aria-label="Keys" onClose={() => (help.value = false)}>
       <h2>Keys</h2>
       <dl class="attributes">
         {[
@@ -139,7 +147,6 @@ function Help() {
 function App() {
   useEffect(() => {
     const key = (event: KeyboardEvent) => {
-      if (event.key === "Escape") help.value = false;
       const isText = event.target instanceof HTMLInputElement || event.target instanceof HTMLTextAreaElement;
       if (!keys.value || isText || event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "?") help.value = !help.value;
@@ -152,7 +159,12 @@ function App() {
     addEventListener("keydown", key);
     return () => removeEventListener("keydown", key);
   }, []);
-  const [current, , Page] = PAGES.find(([page]) => page === route.value.page) ?? PAGES[0];
+  const { page, id } = route.value;
+  // A link or a button that opened this page may be gone; the focus would begin again at the top of the document.
+  useEffect(() => {
+    if (document.activeElement === document.body) document.querySelector<HTMLElement>("main")?.focus();
+  }, [page, id]);
+  const [current, , Page] = currentPage();
   return (
     <>
       <a

@@ -4,6 +4,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Failure } from "./api.ts";
 import { count } from "./format.ts";
+import { reconnections } from "./store.ts";
 
 const COPIED_MILLISECONDS = 1_500;
 /** Rows above and below the visible part of a list. */
@@ -34,9 +35,11 @@ const WORDS: Readonly<Record<string, string>> = {
   running: "good",
   live: "good",
   done: "good",
+  ok: "good",
   balanced: "good",
   "not balanced": "bad",
   starting: "busy",
+  connecting: "busy",
   delivering: "busy",
   published: "busy",
   reconnecting: "warn",
@@ -67,17 +70,21 @@ export function Status({ word }: { word: string }) {
 
 /** Copies a text. */
 export function Copy({ text, label }: { text: string; label: string }) {
-  const copied = useSignal(false);
+  const result = useSignal("");
   const copy = async () => {
-    await navigator.clipboard.writeText(text);
-    copied.value = true;
+    // A browser may refuse the clipboard, such as in a frame or by a policy.
+    result.value = await navigator.clipboard.writeText(text).then(
+      () => "Copied",
+      () => "The browser refused",
+    );
+    announce(result.value);
     setTimeout(() => {
-      copied.value = false;
+      result.value = "";
     }, COPIED_MILLISECONDS);
   };
   return (
     <button type="button" class="quiet" onClick={() => void copy()}>
-      {copied.value ? "Copied" : label}
+      {result.value || label}
     </button>
   );
 }
@@ -126,10 +133,12 @@ export function Action({
         class={kind}
         aria-label={label}
         disabled={busy.value || disabled !== ""}
+        aria-busy={busy.value}
         title={disabled || undefined}
         onClick={() => void click()}
       >
-        {busy.value ? "…" : children}
+        {children}
+        {busy.value && " …"}
         {disabled !== "" && <small> ({disabled})</small>}
       </button>
       <Problem text={problem.value} />
@@ -153,7 +162,7 @@ export function Sparkline({ values }: { values: readonly number[] }) {
   );
 }
 
-/** Reads data again whenever `key` changes. */
+/** Reads data again whenever `key` changes, and when the connection is back. */
 export function useData<T>(read: () => Promise<T>, key: string | number): { data: T | undefined; problem: string } {
   const [state, setState] = useState<{ data: T | undefined; problem: string }>({ data: undefined, problem: "" });
   const latest = useRef(0);
@@ -167,7 +176,7 @@ export function useData<T>(read: () => Promise<T>, key: string | number): { data
       // The old data stays: a failed query is not an empty list.
       (error: unknown) => set((data) => ({ data, problem: sentenceOf(error) })),
     );
-  }, [key]);
+  }, [key, reconnections.value]);
   return state;
 }
 

@@ -9,6 +9,7 @@ import type {
   LogLine,
   ProcessState,
   Snapshot,
+  SpanTarget,
   Topology,
 } from "../protocol.ts";
 
@@ -24,12 +25,18 @@ export interface ParsedLine extends LogLine {
   readonly message: string;
 }
 
-export const connection = signal<"live" | "reconnecting">("reconnecting");
+export type ConnectionState = "connecting" | "live" | "reconnecting";
+export const connection = signal<ConnectionState>("connecting");
+/** Counts the returns of the stream. Data that failed to load meanwhile is read again. */
+export const reconnections = signal(0);
 export const run = signal("");
 export const dropped = signal(0);
 export const topology = signal<Topology>({ endpoints: [], topics: [], triggers: [], others: [] });
 export const withKafka = signal(false);
 export const ownPostgres = signal(false);
+export const spanTarget = signal<SpanTarget>("nowhere");
+/** Counts the spans that Lotus has received. */
+export const spansReceived = signal(0);
 export const processes = signal<readonly ProcessState[]>([]);
 export const figures = signal<ReadonlyMap<string, FunctionFigures>>(new Map());
 export const database = signal<DatabaseFigures | string>("");
@@ -93,6 +100,7 @@ function apply(batch: Batch): void {
   if (batch.processes) processes.value = batch.processes;
   if (batch.figures) figures.value = new Map(batch.figures.map((each) => [each.name, each]));
   if (batch.database !== undefined) database.value = batch.database;
+  if (batch.spansReceived !== undefined) spansReceived.value = batch.spansReceived;
   if (batch.jobs) {
     const all = new Map([...jobs.value, ...batch.jobs].map((job) => [job.id, job]));
     jobs.value = [...all.values()].sort((a, b) => b.id - a.id).slice(0, JOBS_MAX);
@@ -106,6 +114,7 @@ function reset(snapshot: Snapshot): void {
   topology.value = snapshot.topology;
   withKafka.value = snapshot.withKafka;
   ownPostgres.value = snapshot.ownPostgres;
+  spanTarget.value = snapshot.spanTarget;
   if (isOther) {
     events.clear();
     lines.length = 0;
@@ -147,6 +156,11 @@ function workerUrl(): string {
   return policy.createScriptURL(url);
 }
 
+function setConnection(state: ConnectionState): void {
+  if (state === "live" && connection.value === "reconnecting") reconnections.value++;
+  connection.value = state;
+}
+
 /** One stream for a tab that is visible, for browsers without SharedWorker. */
 function connectAlone(): void {
   let source: EventSource | undefined;
@@ -155,11 +169,9 @@ function connectAlone(): void {
     if (document.hidden) return;
     const opened = new EventSource("/console/stream");
     source = opened;
-    opened.onopen = () => {
-      connection.value = "live";
-    };
+    opened.onopen = () => setConnection("live");
     opened.onerror = () => {
-      connection.value = "reconnecting";
+      setConnection("reconnecting");
       if (opened.readyState === EventSource.CLOSED) setTimeout(() => source === opened && open(), AGAIN_MILLISECONDS);
     };
     for (const kind of ["reset", "batch"])
@@ -176,8 +188,8 @@ export function connect(): void {
     return;
   }
   const { port } = new SharedWorker(workerUrl(), { name: "lotus" });
-  port.onmessage = ({ data }: MessageEvent<{ kind: string; text?: string; state?: "live" | "reconnecting" }>) => {
-    if (data.state !== undefined) connection.value = data.state;
+  port.onmessage = ({ data }: MessageEvent<{ kind: string; text?: string; state?: ConnectionState }>) => {
+    if (data.state !== undefined) setConnection(data.state);
     else receive(data.kind, data.text ?? "");
   };
   addEventListener("pagehide", (event) => {

@@ -1,9 +1,10 @@
 /** The calls of the OpenAPI document as forms, with a demo user, the answer and the same call for curl. */
-import { useEffect, useState } from "preact/hooks";
-import { type Answer, bearer, callFunction, demoUser, ensureUser, traceOf } from "./api.ts";
+import { useState } from "preact/hooks";
+import { type Answer, bearer, callFunction, demoUser, ensureUser, getOpenApi, traceOf } from "./api.ts";
 import { pretty } from "./format.ts";
-import { Action, Copy, Problem, sentenceOf } from "./parts.tsx";
+import { Action, Copy, Problem, useData } from "./parts.tsx";
 import { href, route } from "./route.ts";
+import { spanTarget } from "./store.ts";
 
 interface Parameter {
   readonly name: string;
@@ -38,19 +39,11 @@ interface CallForm {
 const EMPTY_AT_FIRST = ["cursor", "id", "to"];
 
 function useCalls(): { calls: readonly CallForm[]; problem: string } {
-  const [state, setState] = useState<{ calls: readonly CallForm[]; problem: string }>({ calls: [], problem: "" });
-  useEffect(() => {
-    fetch("/openapi.json")
-      .then((answer) => answer.json() as Promise<OpenApi>)
-      .then(({ paths }) => {
-        const calls = Object.entries(paths).flatMap(([path, methods]) =>
-          Object.entries(methods).map(([method, operation]) => ({ method: method.toUpperCase(), path, operation })),
-        );
-        setState({ calls, problem: "" });
-      })
-      .catch((error: unknown) => setState({ calls: [], problem: sentenceOf(error) }));
-  }, []);
-  return state;
+  const { data, problem } = useData(() => getOpenApi<OpenApi>(), "");
+  const calls = Object.entries(data?.paths ?? {}).flatMap(([path, methods]) =>
+    Object.entries(methods).map(([method, operation]) => ({ method: method.toUpperCase(), path, operation })),
+  );
+  return { calls, problem };
 }
 
 /** Returns text in single quotes of a POSIX shell. */
@@ -167,6 +160,7 @@ function Form({ call }: { call: CallForm }) {
           <Problem text={answer.status < 400 ? "" : explain(operation, answer)} />
           <pre tabIndex={0}>{pretty(answer.text) || "(no body)"}</pre>
           <p class="links">
+            {spanTarget.value === "console" && <a href={href("traces", answer.trace)}>Trace of this call</a>}
             <a href={href("logs", "", { trace: answer.trace })}>Log lines of this call</a>
             <a href={href("events", "", { filter: answer.trace })}>Events of this call</a>
           </p>

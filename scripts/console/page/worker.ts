@@ -8,7 +8,7 @@ const CLOSED = 2;
 const AGAIN_MILLISECONDS = 1_000;
 const ports = new Set<MessagePort>();
 let source: EventSource | undefined;
-let state = "reconnecting";
+let state = "connecting";
 
 function tell(message: unknown): void {
   for (const port of ports) port.postMessage(message);
