@@ -8,6 +8,7 @@ import {
   BATCH_CALLS_MAX,
   BATCH_KEY_CALLS_MAX,
   BATCH_LANE_STATEMENTS_MAX,
+  BATCH_QUEUE_MILLISECONDS_MAX,
   BATCH_ROW_PAUSE_MILLISECONDS,
   BATCH_ROWS_MAX,
   BATCH_SLOW_MILLISECONDS,
@@ -227,6 +228,25 @@ describe("calls in shared statements, with a fake database", () => {
     expect(await late).toMatchObject({ code: "unavailable", headers: { "retry-after": "1" } });
     await first?.answer();
     expect(sent).toEqual([]);
+  });
+
+  it("refuses calls at once while the first call of the queue has waited too long, and accepts them afterwards", async () => {
+    const run = batched<Call, Row>(description);
+    const busy = await occupy(run);
+    const first = codeOf(run({ key: "a", value: 1 }));
+    await vi.advanceTimersByTimeAsync(BATCH_QUEUE_MILLISECONDS_MAX);
+    const second = codeOf(run({ key: "b", value: 2 }));
+    await vi.advanceTimersByTimeAsync(1);
+    await expect(run({ key: "c", value: 3 })).rejects.toMatchObject({
+      code: "unavailable",
+      headers: { "retry-after": "1" },
+    });
+    for (const statement of busy) await statement.answer();
+    await answerAll();
+    expect(await Promise.all([first, second])).toEqual(["done", "done"]);
+    const fourth = codeOf(run({ key: "d", value: 4 }));
+    await answerAll();
+    expect(await fourth).toBe("done");
   });
 
   it("refuses a call before the deadline of its request, and reports that the call had no effect", async () => {

@@ -7,6 +7,7 @@ import {
   BATCH_KEY_CALLS_MAX,
   BATCH_LANE_KEYS_MAX,
   BATCH_LANE_STATEMENTS_MAX,
+  BATCH_QUEUE_MILLISECONDS_MAX,
   BATCH_ROW_PAUSE_MILLISECONDS,
   BATCH_ROWS_MAX,
   BATCH_SLOW_MILLISECONDS,
@@ -361,6 +362,9 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       if (known !== undefined && known.waiting.length >= BATCH_KEY_CALLS_MAX)
         return reject(busy(`${BATCH_KEY_CALLS_MAX} requests of yours wait already.`));
       const since = performance.now();
+      const [first] = ready[0]?.waiting ?? [];
+      if (first !== undefined && since - first.since > BATCH_QUEUE_MILLISECONDS_MAX)
+        return reject(busy(`Calls wait for the database for ${BATCH_QUEUE_MILLISECONDS_MAX / 1000} s already.`));
       const until = Math.min(
         since + BATCH_WAIT_MILLISECONDS_MAX,
         (statement.deadlineOf?.(call) ?? Number.POSITIVE_INFINITY) - REQUEST_ANSWER_MILLISECONDS,

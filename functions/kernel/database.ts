@@ -105,7 +105,10 @@ function openPool(): Pool {
   const report = (error: unknown) =>
     log("warning", "a database connection was lost", { reason: failure(error).reason ?? "" });
   opened.on("error", report);
-  opened.on("connect", (client: Client) => client.on("error", report));
+  opened.on("connect", (client: Client) => {
+    client.on("error", report);
+    openedAt.set(client, performance.now());
+  });
   return opened;
 }
 
@@ -146,13 +149,21 @@ function pauseMilliseconds(attempts: number): number {
   return most * (0.5 + Math.random() / 2);
 }
 
+/** When each connection was opened, on the clock of `performance.now()`. */
+const openedAt = new WeakMap<object, number>();
+/** Connections from before this time may be dead: another one of their time did not answer. */
+let suspectBefore = Number.NEGATIVE_INFINITY;
+
 /** Takes a connection after its first ReadyForQuery. An error means that nothing was sent. */
 async function open(): Promise<PoolClient> {
   try {
     pool ??= openPool();
-    const client = await pool.connect();
-    failures = 0;
-    return client;
+    for (;;) {
+      const client = await pool.connect();
+      failures = 0;
+      if ((openedAt.get(client) ?? suspectBefore) >= suspectBefore) return client;
+      client.release(true);
+    }
   } catch (error) {
     const reason = failure(error).reason ?? "";
     if (reason !== POOL_BUSY) failures++;
@@ -306,6 +317,8 @@ async function send<Row>(client: PoolClient, name: string, text: string, values:
     }
   } catch (error) {
     const state = sqlState(error);
+    // A peer that vanished sends no FIN and no RST. Each idle connection of its time would cost a call the whole limit again.
+    if (state === undefined && failure(error).reason === READ_TIMEOUT) suspectBefore = performance.now();
     drop ||=
       state === undefined ||
       LOST.test(state) ||

@@ -20,6 +20,7 @@ import { Problem, writeProblem } from "./problem.ts";
 import { hasBody, Receiver } from "./receive.ts";
 import { addressOf } from "./request.ts";
 import {
+  CONNECTIONS_WAITING_MAX,
   DRAIN_ARRIVAL_MILLISECONDS,
   DRAIN_DATABASE_MILLISECONDS_MAX,
   DRAIN_EVENTS_MILLISECONDS_MAX,
@@ -91,6 +92,11 @@ export function createFunctionServer(
     if (!isEndpoint && request.method !== "POST") {
       const headers = { allow: "POST" };
       return writeProblem(response, new Problem("method-not-allowed", "A trigger accepts POST.", { headers }));
+    }
+    // Before the token is verified and the body is received: each refusal delays the requests in progress.
+    if (isEndpoint && shares.overload !== undefined) {
+      request.resume();
+      return writeProblem(response, shares.overload);
     }
     // The framework's function meets an error again, and answers 500.
     const admission = isEndpoint ? await admit(description, name, request).catch(() => undefined) : undefined;
@@ -231,7 +237,7 @@ export function main(name: string, description: Endpoint | Subscriber, loadTelem
   });
   // Port 0 is any free port: the parent process receives the number through its channel.
   const { HOST: host } = settings();
-  server.listen({ port, ...(host && { host }) }, () => {
+  server.listen({ port, backlog: CONNECTIONS_WAITING_MAX, ...(host && { host }) }, () => {
     markListening();
     process.send?.({ port: (server.address() as AddressInfo).port });
   });

@@ -22,6 +22,11 @@ export const REQUEST_ANSWER_MILLISECONDS = 500;
 export const REQUESTS_INCOMPLETE_MAX = 1000;
 /** Limits the open connections of one process. It is above REQUESTS_IN_FLIGHT_MAX and REQUESTS_INCOMPLETE_MAX together. */
 export const CONNECTIONS_MAX = 4_000;
+/**
+ * Limits the new connections that wait while a process is busy. Node's default is 511, and a client repeats its SYN after 1, 3, 7
+ * and 15 s when the queue is full. Linux lowers it to `net.core.somaxconn`, 4 096 by default.
+ */
+export const CONNECTIONS_WAITING_MAX = 4_000;
 /** Limits a request line and its headers, as a client sends them. It is Node's default. */
 export const REQUEST_HEADER_BYTES_MAX = 16 * 1024;
 /** Limits the same in a function: a proxy adds headers, and writes a space after each colon. */
@@ -80,6 +85,8 @@ export const BATCH_CALLS_MAX = 1_000;
 export const BATCH_KEY_CALLS_MAX = 100;
 /** Limits the keys whose calls run alone. */
 export const BATCH_LANE_KEYS_MAX = 250;
+/** Refuses new calls at once while the first call of the queue has waited this long: they would wait longer, and time out. */
+export const BATCH_QUEUE_MILLISECONDS_MAX = 5_000;
 /** Limits the wait of one call for its statement, with the time of locked rows. */
 export const BATCH_WAIT_MILLISECONDS_MAX = 10_000;
 /** Limits the opening of one connection: TCP, TLS and login. */

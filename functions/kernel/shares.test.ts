@@ -119,6 +119,20 @@ describe("the shares of a process", () => {
   });
 });
 
+describe.skipIf(process.platform !== "linux")("a busy function", () => {
+  it("lets more new connections wait than Node does by default", async () => {
+    await call(lotus, "GET /order/subscriptions");
+    const fn = lotus.functions.get("order-subscriptions");
+    const { port = 0 } = fn?.running ?? {};
+    // A halted process accepts no connection, so each of these waits in the kernel.
+    fn?.freeze();
+    endings.push(() => fn?.thaw());
+    const sockets = Array.from({ length: 1_500 }, () => connect(port, "127.0.0.1"));
+    endings.push(() => sockets.map((socket) => socket.destroy()));
+    await Promise.all(sockets.map((socket) => once(socket, "connect")));
+  });
+});
+
 describe("a request that takes longer than its deadline", () => {
   it("is answered 503, and counts until its work has ended, even when its client has left", async () => {
     const releases: (() => void)[] = [];

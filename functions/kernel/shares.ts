@@ -7,11 +7,20 @@ const later = { headers: { "retry-after": "1" } };
 export class Shares {
   readonly #requestsMax: number;
   readonly #ofClient = new Map<string, number>();
+  /** One object for every refusal: an overloaded process has no time to create errors with stacks. */
+  readonly #overload: Problem;
   #count = 0;
 
   /** @param requestsMax requests in progress of all clients together */
   constructor(requestsMax: number) {
     this.#requestsMax = requestsMax;
+    const detail = `This function works on ${requestsMax} requests already. The request had no effect; try again in a moment.`;
+    this.#overload = new Problem("unavailable", detail, later);
+  }
+
+  /** The refusal of every further request; undefined while there is room for one. */
+  get overload(): Problem | undefined {
+    return this.#count >= this.#requestsMax ? this.#overload : undefined;
   }
 
   /**
@@ -26,10 +35,7 @@ export class Shares {
       const detail = `${clientMax} of your requests are in progress already. The request had no effect; wait for their answers.`;
       return new Problem("too-many-requests", detail, later);
     }
-    if (this.#count >= this.#requestsMax) {
-      const detail = `This function works on ${this.#requestsMax} requests already. The request had no effect; try again in a moment.`;
-      return new Problem("unavailable", detail, later);
-    }
+    if (this.overload !== undefined) return this.overload;
     this.#count++;
     this.#ofClient.set(client, ofClient + 1);
     return () => {

@@ -16,8 +16,6 @@ const OVERLOAD = 4;
 const SECONDS_FACTOR = 30;
 /** More than the requests that a process works on, and fewer than the connections that it accepts: each refusal is an answer. */
 const SENT_AT_A_TIME_MAX = 1_500;
-/** New connections in one step: more would fill the kernel's queue of connections, whose repeats take seconds. */
-const CONNECTIONS_OPENED_MAX = 5;
 const STEP_MILLISECONDS = 10;
 const REFUSAL_MILLISECONDS_MAX = 100;
 const MEMORY_MEBIBYTES_MAX = 512;
@@ -61,10 +59,8 @@ async function flood(side: Listening, perSecond: number, seconds: number, reques
   const waiting = new Set<Promise<number>>();
   const began = performance.now();
   let sent = 0;
-  let sentAtATimeMax = 0;
   for (let elapsed = 0; elapsed < seconds * 1_000; elapsed = performance.now() - began) {
-    sentAtATimeMax = Math.min(SENT_AT_A_TIME_MAX, sentAtATimeMax + CONNECTIONS_OPENED_MAX);
-    for (; sent < (elapsed / 1_000) * perSecond && waiting.size < sentAtATimeMax; sent++) {
+    for (; sent < (elapsed / 1_000) * perSecond && waiting.size < SENT_AT_A_TIME_MAX; sent++) {
       const { path = "", token = "" } = requests[sent % requests.length] ?? {};
       const payment = pay(agent, side.port, path, token, answers);
       waiting.add(payment);

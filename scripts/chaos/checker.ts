@@ -7,6 +7,10 @@ import type { Entry } from "./history.ts";
 
 /** After a fault has ended Lotus may answer 5xx for this long: connections and processes come back. */
 const RECOVERY_MILLISECONDS_MAX = 10_000;
+/** A function notices a vanished connection at its next use: it keeps an idle one for 30 s, and gives up a statement after 11 s. */
+const VANISHED_RECOVERY_MILLISECONDS_MAX = 30_000 + 11_000 + RECOVERY_MILLISECONDS_MAX;
+const recoveryOf = (fault: string) =>
+  fault === "vanish-database" ? VANISHED_RECOVERY_MILLISECONDS_MAX : RECOVERY_MILLISECONDS_MAX;
 
 /** One promise that did not hold. */
 export interface Violation {
@@ -14,7 +18,12 @@ export interface Violation {
   readonly invariant: string;
   readonly sentence: string;
   readonly user?: string;
+  /** When the operation that shows it ended, in nanoseconds since the start of the run. */
+  readonly at?: number;
 }
+
+/** Reports a violation. */
+type Violate = (invariant: string, sentence: string, user?: string, at?: number) => void;
 
 export interface Verdict {
   readonly violations: readonly Violation[];
@@ -117,7 +126,7 @@ function disturbedTimes(history: readonly Entry[]): { from: number; to: number }
     if (type === "invoke") times.push({ from: time, to: Number.POSITIVE_INFINITY, name: f });
     else {
       const begun = times.findLast(({ name, to }) => name === f && to === Number.POSITIVE_INFINITY);
-      if (begun !== undefined) begun.to = time + RECOVERY_MILLISECONDS_MAX * 1e6;
+      if (begun !== undefined) begun.to = time + recoveryOf(f) * 1e6;
     }
   }
   return times;
@@ -153,8 +162,13 @@ export async function check(
   const count = (what: string, number = 1) => {
     checked[what] = (checked[what] ?? 0) + number;
   };
-  const violate = (invariant: string, sentence: string, user?: string) =>
-    violations.push({ invariant, sentence, ...(user !== undefined && { user }) });
+  const violate: Violate = (invariant, sentence, user, at) =>
+    void violations.push({
+      invariant,
+      sentence,
+      ...(user !== undefined && { user }),
+      ...(at !== undefined && Number.isFinite(at) && { at }),
+    });
 
   const operations = operationsOf(history);
   const accounts = await rows<{ id: string; kind: string; balance: number; entries: number }>(
@@ -240,7 +254,7 @@ export async function check(
       `${kind}/${kind === "deposit" || kind === "refund" ? credit_user : debit_user}/${amount}`,
   );
   const explained = new Set<string>();
-  for (const { f, user, value, type, result } of operations) {
+  for (const { f, user, value, type, result, ended } of operations) {
     const kind = KIND[f];
     if (kind === undefined) continue;
     count("movements");
@@ -254,6 +268,7 @@ export async function check(
         "I2",
         `The ${f} of ${euros(Number(value.amount))} by user ${user} was answered ${result.status ?? "not at all"}; the ledger has ${found.length} transfers of it.`,
         user,
+        ended,
       );
     const unknownKeyed = type === "info" && value.key !== undefined;
     if (unknownKeyed) count("unknown outcomes with a key");
@@ -321,7 +336,7 @@ export async function check(
   }
 
   // I5: a repeated key returns the same answer.
-  for (const { f, type, value } of history) {
+  for (const { f, type, value, time } of history) {
     if (f !== "repeat" || type !== "ok") continue;
     count("repeated keys");
     if (value.equal !== true)
@@ -329,6 +344,7 @@ export async function check(
         "I5",
         `The key ${value.key} of a ${value.of} was answered ${JSON.stringify(value.first)}, then ${JSON.stringify(value.again)}.`,
         String(value.user),
+        time,
       );
   }
 
@@ -387,7 +403,7 @@ function checkReads(
   operations: readonly Operation[],
   entries: readonly EntryRow[],
   transfers: readonly TransferRow[],
-  violate: (invariant: string, sentence: string, user?: string) => void,
+  violate: Violate,
   count: (what: string) => void,
 ): void {
   const entriesOf = groupBy(entries, ({ account_id }) => account_id);
@@ -406,7 +422,7 @@ function checkReads(
     { time: operation.ended, operation, begins: false },
   ]);
   for (const { operation, begins } of moments.sort((a, b) => a.time - b.time)) {
-    const { f, user, value, type, result } = operation;
+    const { f, user, value, type, result, ended } = operation;
     if (begins) {
       least.set(operation, shown.get(user) ?? 0);
       continue;
@@ -420,6 +436,7 @@ function checkReads(
           "I4",
           `User ${user} did not see the notification of ${euros(Number(value.amount))} after the answer.`,
           user,
+          ended,
         );
     } else if (f === "read-balance" && type === "ok" && cents !== undefined) {
       count("reads of balances");
@@ -433,6 +450,7 @@ function checkReads(
           "reads",
           `User ${user} read the balance ${euros(cents)}, which the account did not have after its entry ${from}.`,
           user,
+          ended,
         );
     } else if (type === "ok") {
       const own = transferOf.get(`${KIND[f]}/${user}/${value.amount}`)?.[0];
@@ -446,17 +464,14 @@ function checkReads(
           "reads",
           `The ${f} of ${euros(Number(value.amount))} by user ${user} was answered with the balance ${euros(cents)}; its entry says ${euros(entry.balance_after)}.`,
           user,
+          ended,
         );
     }
   }
 }
 
 /** Without a fault, a function answers, and its status is below 500. */
-function checkAnswers(
-  history: readonly Entry[],
-  violate: (invariant: string, sentence: string, user?: string) => void,
-  count: (what: string) => void,
-): void {
+function checkAnswers(history: readonly Entry[], violate: Violate, count: (what: string) => void): void {
   const disturbed = disturbedTimes(history);
   for (const { value, f } of history) {
     if (!Array.isArray(value.attempts)) continue;
@@ -474,7 +489,30 @@ function checkAnswers(
         "5xx",
         `A ${f} was answered ${status === 0 ? "not at all" : status} at ${(time / 1e9).toFixed(1)} s, when no fault was active.`,
         String(value.user ?? ""),
+        time,
       );
     }
   }
+}
+
+/** Operations of a user that a report shows for one violation. */
+const SHOWN_OPERATIONS_MAX = 20;
+
+/**
+ * Describes operations of the user of a violation, with their times: the operations around the violation, or else the last ones.
+ * @returns a line for each operation
+ */
+export function describeOperations(history: readonly Entry[], { user, at }: Violation): string[] {
+  const own = operationsOf(history)
+    .filter((operation) => operation.user === user)
+    .sort((a, b) => a.ended - b.ended);
+  const seconds = (time: number) => (Number.isFinite(time) ? `${(time / 1e9).toFixed(3)} s` : "the end");
+  const index = at === undefined ? own.length : own.findIndex(({ ended }) => ended >= at);
+  const from = Math.max(0, Math.min(own.length, index + SHOWN_OPERATIONS_MAX / 2) - SHOWN_OPERATIONS_MAX);
+  return own.slice(from, from + SHOWN_OPERATIONS_MAX).map(({ f, process, value, type, result, began, ended }) => {
+    const amount = value.amount === undefined ? "" : ` of ${euros(Number(value.amount))}`;
+    const answer = type === "info" ? "unknown" : [result.status, result.code].filter(Boolean).join(" ");
+    const balance = result.balance === undefined ? "" : `, balance ${result.balance}`;
+    return `${seconds(began)} to ${seconds(ended)}, client ${process}: ${f}${amount}: ${answer}${balance}`;
+  });
 }

@@ -5,11 +5,13 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
 import { kafkaClient } from "#kernel/kafka";
-import type { Kafka } from "../kafka/cluster.ts";
 import { createTopics } from "../kafka/topics.ts";
-import type { Lotus } from "../local/lotus.ts";
+import type { PgBouncer } from "../local/pgbouncer.ts";
 import type { Postgres } from "../local/postgres.ts";
+import { sendSignal } from "../process/child.ts";
 import { rotateKeys } from "../secrets/keys.ts";
+import type { SecuredKafka } from "./kafka.ts";
+import type { LotusProcess } from "./lotus-process.ts";
 import type { PostgresProxy } from "./postgres-proxy.ts";
 import type { Random } from "./random.ts";
 
@@ -24,7 +26,16 @@ const LARGE_RECORD_BYTES = 1_300_000;
 const FILLER_BYTES = 1 << 20;
 
 /** A part of an installation that faults act on. An existing installation offers the database only. */
-export type Part = "processes" | "network" | "server" | "superuser" | "database" | "bus" | "kafka" | "small disk";
+export type Part =
+  | "processes"
+  | "network"
+  | "server"
+  | "superuser"
+  | "database"
+  | "bus"
+  | "kafka"
+  | "pooler"
+  | "small disk";
 
 /** Dead letters that the faults cause. */
 export interface Poison {
@@ -36,12 +47,14 @@ export interface Poison {
 
 export interface Target {
   /** Missing for an existing installation. */
-  readonly lotus?: Lotus;
+  readonly lotus?: LotusProcess;
   readonly proxy?: PostgresProxy;
   /** The URL of Postgres itself, without the proxy: the superuser when there is one, else the owner. */
   readonly directUrl: string;
   readonly isSuperuser: boolean;
-  readonly kafka?: Kafka;
+  readonly kafka?: SecuredKafka;
+  /** A PgBouncer between the functions and Postgres. */
+  readonly pooler?: PgBouncer;
   /** The folder of the keys that sign tokens. */
   readonly secretsFolder?: string;
   /** A folder on the filesystem of the database, when that filesystem is small and belongs to this run. */
@@ -59,7 +72,7 @@ export interface Target {
 
 /** Returns the parts that a target offers. */
 export function partsOf(target: Target): Set<Part> {
-  const { lotus, proxy, server, isSuperuser, kafka, smallDisk } = target;
+  const { lotus, proxy, server, isSuperuser, kafka, pooler, smallDisk } = target;
   const offered: [Part, boolean][] = [
     ["processes", lotus !== undefined],
     ["network", proxy !== undefined],
@@ -68,6 +81,7 @@ export function partsOf(target: Target): Set<Part> {
     ["database", true],
     ["bus", lotus !== undefined && kafka === undefined],
     ["kafka", kafka !== undefined],
+    ["pooler", pooler !== undefined],
     ["small disk", smallDisk !== undefined],
   ];
   return new Set(offered.filter(([, isOffered]) => isOffered).map(([part]) => part));
@@ -121,7 +135,7 @@ async function configure(url: string, set: string, reset: string): Promise<() =>
   return () => change(reset);
 }
 
-const lotusOf = ({ lotus }: Target): Lotus => {
+const lotusOf = ({ lotus }: Target): LotusProcess => {
   if (lotus === undefined) throw new Error("This fault needs a Lotus that the run has started.");
   return lotus;
 };
@@ -131,29 +145,28 @@ const isTrigger = (name: string) => /^(?:notification-store|billing-open-account
 const isReader = (name: string) => name === "notification";
 
 /** The running processes of functions. */
-function runningProcesses(target: Target, matches: (name: string) => boolean) {
-  return [...lotusOf(target).functions].flatMap(([name, { running }]) =>
-    matches(name) && running !== undefined ? [running.child] : [],
-  );
+async function runningFunctions(target: Target, matches: (name: string) => boolean) {
+  return (await lotusOf(target).functions()).filter(({ name }) => matches(name));
 }
 
 const kill =
   (matches: (name: string) => boolean, all = false): Fault["begin"] =>
   async (target) => {
-    const running = runningProcesses(target, matches);
+    const running = await runningFunctions(target, matches);
     if (running.length === 0) return undefined;
-    for (const child of all ? running : [target.random.pick(running)]) child.kill("SIGKILL");
+    for (const fn of all ? running : [target.random.pick(running)]) sendSignal(fn.pid, "SIGKILL");
     return healed;
   };
 
-const freeze =
-  (matches: (name: string) => boolean): Fault["begin"] =>
+/** Sends a signal to a function, and another one that ends its effect. */
+const disturbFunction =
+  (matches: (name: string) => boolean, begins: NodeJS.Signals, ends: NodeJS.Signals): Fault["begin"] =>
   async (target) => {
-    const running = runningProcesses(target, matches);
+    const running = await runningFunctions(target, matches);
     if (running.length === 0) return undefined;
-    const child = target.random.pick(running);
-    child.kill("SIGSTOP");
-    return async () => void child.kill("SIGCONT");
+    const fn = target.random.pick(running);
+    sendSignal(fn.pid, begins);
+    return async () => sendSignal(fn.pid, ends);
   };
 
 const disturb =
@@ -211,10 +224,10 @@ async function deliverAll(target: Target, events: readonly OutboxRow[], times: n
 }
 
 const become =
-  (state: Parameters<Lotus["disturbBus"]>[0]): Fault["begin"] =>
+  (state: Parameters<LotusProcess["disturbBus"]>[0]): Fault["begin"] =>
   async (target) => {
-    lotusOf(target).disturbBus(state);
-    return async () => lotusOf(target).disturbBus("deliver");
+    await lotusOf(target).disturbBus(state);
+    return () => lotusOf(target).disturbBus("deliver");
   };
 
 /** Makes every event of the outbox overdue. It locks the rows in the order in which readers settle them. */
@@ -249,8 +262,7 @@ const killBrokers =
 const joinGroup =
   (commits: boolean): Fault["begin"] =>
   async (target) => {
-    const source = target.random.pick(lotusOf(target).manifests.kafkaSources);
-    const { topics, consumerGroup: groupId } = source.spec;
+    const { topics, consumerGroup: groupId } = target.random.pick(lotusOf(target).sources);
     const client = await kafkaClient(target.kafka?.bootstrap ?? [], () => undefined);
     const consumer = client.consumer({ groupId, retry: { retries: 0 } });
     await consumer.connect();
@@ -317,7 +329,7 @@ export const FAULTS: readonly Fault[] = [
     needs: "processes",
     group: "processes",
     milliseconds: 2_000,
-    begin: freeze(everyProcess),
+    begin: disturbFunction(everyProcess, "SIGSTOP", "SIGCONT"),
   },
   {
     name: "freeze-trigger",
@@ -325,7 +337,7 @@ export const FAULTS: readonly Fault[] = [
     needs: "processes",
     group: "processes",
     milliseconds: 2_000,
-    begin: freeze(isTrigger),
+    begin: disturbFunction(isTrigger, "SIGSTOP", "SIGCONT"),
   },
   {
     name: "new-revision",
@@ -334,10 +346,42 @@ export const FAULTS: readonly Fault[] = [
     group: "processes",
     milliseconds: 0,
     async begin(target) {
-      const running = [...lotusOf(target).functions.values()].filter((fn) => fn.running !== undefined);
+      const running = await runningFunctions(target, everyProcess);
       if (running.length === 0) return undefined;
-      void target.random.pick(running).stop();
+      await lotusOf(target).replace(target.random.pick(running).name);
       return healed;
+    },
+  },
+  {
+    name: "jump-clock",
+    summary: "the clock of a running function jumps by ten minutes, forward or backward, and back",
+    needs: "processes",
+    group: "processes",
+    milliseconds: 3_000,
+    begin: disturbFunction(everyProcess, "SIGUSR2", "SIGUSR2"),
+  },
+  {
+    name: "kill-gateway",
+    summary: "kill -9 of the process of the gateway and the event bus; its functions end with it",
+    needs: "processes",
+    group: "processes",
+    milliseconds: 500,
+    async begin(target) {
+      const lotus = lotusOf(target);
+      lotus.kill();
+      return () => lotus.restart();
+    },
+  },
+  {
+    name: "freeze-gateway",
+    summary: "SIGSTOP of the process of the gateway and the event bus",
+    needs: "processes",
+    group: "processes",
+    milliseconds: 2_000,
+    async begin(target) {
+      const lotus = lotusOf(target);
+      lotus.freeze();
+      return async () => lotus.thaw();
     },
   },
   {
@@ -448,6 +492,17 @@ export const FAULTS: readonly Fault[] = [
     group: "network",
     milliseconds: 2_000,
     begin: disturb(() => ({ kind: "refused" })),
+  },
+  {
+    name: "kill-pooler",
+    summary: "kill -9 of the pooler between the functions and Postgres, which starts again",
+    needs: "pooler",
+    group: "network",
+    milliseconds: 1_000,
+    async begin({ pooler }) {
+      pooler?.kill();
+      return async () => pooler?.restart();
+    },
   },
   {
     name: "read-only-database",
@@ -642,13 +697,25 @@ export const FAULTS: readonly Fault[] = [
     begin: killBrokers(true),
   },
   {
+    name: "refuse-credentials",
+    summary: "a broker restarts with another password and refuses the credentials of Lotus",
+    needs: "kafka",
+    group: "kafka",
+    milliseconds: 3_000,
+    async begin({ kafka, random }) {
+      const index = random.pick([...(kafka?.bootstrap.keys() ?? [])]);
+      await kafka?.changePassword(index, false);
+      return async () => kafka?.changePassword(index, true);
+    },
+  },
+  {
     name: "delete-topic",
     summary: "a topic is deleted with its records and created again",
     needs: "kafka",
     group: "kafka",
     milliseconds: 1_000,
     async begin(target) {
-      const topic = target.random.pick(lotusOf(target).manifests.kafkaSources.flatMap(({ spec }) => spec.topics));
+      const topic = target.random.pick(lotusOf(target).sources.flatMap(({ topics }) => topics));
       await asAdmin(target, (admin) => admin.deleteTopics({ topics: [topic] }));
       return async () => void (await createTopics(target.kafka?.bootstrap ?? []));
     },
@@ -670,13 +737,6 @@ export const FAULTS: readonly Fault[] = [
     begin: joinGroup(true),
   },
 ];
-
-/** Faults that this command does not inject, with the reason. The report lists them as skipped. */
-export const SKIPPED: Readonly<Record<string, string>> = {
-  "kill-gateway": "the gateway is in the process that measures; npm run test:cluster ends gateways of a cluster",
-  "clock-jump": "needs libfaketime in every process",
-  "refuse-credentials": "needs brokers with a secured listener; scripts/kafka/cluster.test.ts covers it",
-};
 
 /** Injects one fault, waits for its duration, and heals it. Returns whether it had a target. */
 export async function inject(fault: Fault, target: Target, end: AbortSignal): Promise<boolean> {

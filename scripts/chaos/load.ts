@@ -71,6 +71,22 @@ interface PaidOrder {
   readonly amount: number;
 }
 
+/** Whether an answer says what happened. After 401, 429 and 5xx an earlier attempt may have succeeded. */
+const isDecided = (status: number) => status !== 0 && status < 500 && status !== 401 && status !== 429;
+
+/** Logs a user in again, if that is possible now. */
+async function renewToken(url: string, user: User): Promise<void> {
+  const response = await fetch(`${url}/profile/login`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ email: user.email, password: PASSWORD }),
+    signal: AbortSignal.timeout(ANSWER_MILLISECONDS_MAX),
+  }).catch(() => undefined);
+  if (response === undefined) return;
+  const { token } = (await response.json().catch(() => ({}))) as { token?: string };
+  user.token = token ?? user.token;
+}
+
 const decimal = (cents: number) => (cents / 100).toFixed(2);
 
 /** The user, the paid orders and the amounts that several clients share. */
@@ -132,7 +148,9 @@ class LoadClient {
       const milliseconds = performance.now() - began;
       counters.latencies.push(milliseconds);
       attempts.push({ status, time: history.now(), milliseconds: Math.round(milliseconds) });
-      const isFinal = status !== 0 && status < 500 && status !== 429;
+      // A function whose clock has jumped issues tokens that others refuse, and refuses theirs.
+      if (status === 401 && this.#user !== undefined) await renewToken(url, this.#user);
+      const isFinal = isDecided(status);
       if (isFinal || !repeat || performance.now() > until) return { status, body: answered, attempts };
       await delay(pause);
     }
@@ -153,7 +171,7 @@ class LoadClient {
     history.write(this.#process, "invoke", f, { user, request, ...value, ...(key !== undefined && { key }) });
     const isMovement = keyed;
     const answer = await this.#send(method, path, body, key, repeat && (!isMovement || key !== undefined));
-    const type = answer.status === 0 || answer.status >= 500 ? "info" : answer.status < 400 ? "ok" : "fail";
+    const type = !isDecided(answer.status) ? "info" : answer.status < 400 ? "ok" : "fail";
     const { status, attempts } = answer;
     const { balance, order, code } = answer.body;
     history.write(this.#process, type, f, {
@@ -179,7 +197,7 @@ class LoadClient {
 
   async #repeat(f: string, method: string, path: string, body: unknown, key: string, first: Answer): Promise<void> {
     const again = await this.#send(method, path, body, key, true);
-    if (again.status === 0 || again.status >= 500) return;
+    if (!isDecided(again.status)) return;
     const equal = again.status === first.status && JSON.stringify(again.body) === JSON.stringify(first.body);
     this.#options.history.write(this.#process, "ok", "repeat", {
       user: this.#user?.id,
@@ -322,9 +340,9 @@ class LoadClient {
 
 /**
  * Runs the load until the signal ends it.
- * @returns the token of each user, when every call has its outcome
+ * @returns the users by id, when every call has its outcome
  */
-export async function runLoad(options: LoadOptions, end: AbortSignal): Promise<ReadonlyMap<string, string>> {
+export async function runLoad(options: LoadOptions, end: AbortSignal): Promise<ReadonlyMap<string, User>> {
   const users: User[] = [];
   const accounts: Account[] = [];
   const clients = Array.from({ length: options.clients }, (_, process) => {
@@ -339,18 +357,27 @@ export async function runLoad(options: LoadOptions, end: AbortSignal): Promise<R
     return client.run(users, process % CLIENTS_PER_USER === 0, end);
   });
   await Promise.all(clients);
-  return new Map(users.map(({ id, token }) => [id, token]));
+  return new Map(users.map((user) => [user.id, user]));
 }
 
 const RESOLVE_PAUSE_MILLISECONDS = 1_000;
 
-/** Sends a call until the status is below 500. */
-async function untilAnswered(url: string, init: RequestInit, until: number): Promise<Response | undefined> {
+/** Sends a call until its answer says what happened. */
+async function untilAnswered(
+  url: string,
+  path: string,
+  user: User,
+  init: RequestInit,
+  until: number,
+): Promise<Response | undefined> {
   for (;;) {
+    const headers = { ...init.headers, authorization: `Bearer ${user.token}` };
     const signal = AbortSignal.timeout(ANSWER_MILLISECONDS_MAX);
-    const response = await fetch(url, { ...init, signal }).catch(() => undefined);
-    if ((response !== undefined && response.status < 500) || performance.now() > until) return response;
-    await response?.arrayBuffer();
+    const response = await fetch(url + path, { ...init, headers, signal }).catch(() => undefined);
+    if (response !== undefined && isDecided(response.status)) return response;
+    if (performance.now() > until) return undefined;
+    await response?.arrayBuffer().catch(() => undefined);
+    if (response?.status === 401) await renewToken(url, user);
     await delay(RESOLVE_PAUSE_MILLISECONDS);
   }
 }
@@ -358,31 +385,27 @@ async function untilAnswered(url: string, init: RequestInit, until: number): Pro
 /** Repeats each keyed call whose outcome is unknown: the same key tells what happened, or makes it happen. */
 export async function resolveUnknown(
   history: readonly Entry[],
-  tokens: ReadonlyMap<string, string>,
+  users: ReadonlyMap<string, User>,
   { url, history: written, repeatMillisecondsMax }: Pick<LoadOptions, "url" | "history" | "repeatMillisecondsMax">,
 ): Promise<void> {
   const until = performance.now() + repeatMillisecondsMax;
   for (const { type, f, process, value } of history) {
     const { user, request, key, amount } = value;
-    const token = tokens.get(String(user));
-    if (type !== "info" || typeof key !== "string" || typeof request !== "string" || token === undefined) continue;
+    const caller = users.get(String(user));
+    if (type !== "info" || typeof key !== "string" || typeof request !== "string" || caller === undefined) continue;
     const [method = "POST", path = "/"] = request.split(" ");
     const body = f === "create-order" ? JSON.stringify({ price: decimal(Number(amount)) }) : undefined;
     const init = {
       method,
-      headers: {
-        authorization: `Bearer ${token}`,
-        "idempotency-key": key,
-        ...(body !== undefined && { "content-type": "application/json" }),
-      },
+      headers: { "idempotency-key": key, ...(body !== undefined && { "content-type": "application/json" }) },
       ...(body !== undefined && { body }),
     };
-    const response = await untilAnswered(url + path, init, until);
+    const response = await untilAnswered(url, path, caller, init, until);
     if (response === undefined) continue;
     const answer = (await response.json()) as Record<string, unknown>;
     const { attempts: _, ...known } = value;
     written.write(process, "invoke", f, known);
-    written.write(process, response.ok ? "ok" : response.status < 500 ? "fail" : "info", f, {
+    written.write(process, response.ok ? "ok" : "fail", f, {
       ...known,
       status: response.status,
       ...(answer.code !== undefined && { code: answer.code }),

@@ -35,7 +35,8 @@ export interface Report {
   readonly skipped: Readonly<Record<string, string>>;
   readonly samples: readonly Sample[];
   readonly checked: Readonly<Record<string, number>>;
-  readonly violations: readonly Violation[];
+  /** Each with the operations of its user around it. */
+  readonly violations: readonly (Violation & { readonly operations: readonly string[] })[];
 }
 
 /** Returns the value below which the given share of the numbers lies; NaN for no numbers. */
@@ -131,7 +132,8 @@ ${chart("Outbox depth", "rows", samples, ({ outbox }) => outbox, seconds)}
 ${faultBars(injections, seconds)}
 <h2>Recovery</h2>${htmlTable(faultRows(report))}
 <h2>Checked</h2>${htmlTable([["what", "number"], ...Object.entries(report.checked).map(([what, number]) => [what, String(number)])])}
-${violations.length === 0 ? "" : `<h2>Violations</h2>${htmlTable([["invariant", "what", "user"], ...violations.map(({ invariant, sentence, user = "" }) => [invariant, sentence, user])])}`}
+${violations.length === 0 ? "" : "<h2>Violations</h2>"}
+${violations.map(({ invariant, sentence, operations: around }) => `<h3>${escaped(`${invariant}: ${sentence}`)}</h3><pre>${escaped(around.join("\n"))}</pre>`).join("\n")}
 </html>
 `;
 }

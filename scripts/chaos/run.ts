@@ -4,13 +4,18 @@ import { chmod, mkdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
-import { type Kafka, startKafka } from "../kafka/cluster.ts";
-import { type Lotus, startLotus } from "../local/lotus.ts";
+import { buildFunctions, endEsbuild } from "../build/bundles.ts";
+import { readPasswords, rolesOf } from "../database/roles.ts";
+import { type PgBouncer, startPgBouncer } from "../local/pgbouncer.ts";
 import { startPostgres } from "../local/postgres.ts";
-import { check } from "./checker.ts";
-import { type Fault, inject, MAKE_OVERDUE, type Part, partsOf, SKIPPED, type Target } from "./faults.ts";
+import { ROOT } from "../project/paths.ts";
+import { ensureSecrets } from "../secrets/local.ts";
+import { check, describeOperations } from "./checker.ts";
+import { type Fault, inject, MAKE_OVERDUE, type Part, partsOf, type Target } from "./faults.ts";
 import { History, readHistory } from "./history.ts";
+import { startSecuredKafka } from "./kafka.ts";
 import { type Counters, REPEAT_MILLISECONDS_MAX, resolveUnknown, runLoad } from "./load.ts";
+import { startLotusProcess } from "./lotus-process.ts";
 import { startPostgresProxy } from "./postgres-proxy.ts";
 import { type Random, randomFrom } from "./random.ts";
 import { type Injection, quantile, type Report, type Sample } from "./report.ts";
@@ -18,7 +23,11 @@ import { applySabotage, type Sabotage } from "./sabotage.ts";
 
 /** Before the first fault, so that users exist and functions run. */
 const WARM_UP_MILLISECONDS = 4_000;
-const PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX = 1_500;
+const PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX = 1_000;
+/** The next round begins when so many faults of the round wait at most. */
+const NEXT_ROUND_FAULTS_MAX = 6;
+/** A short run injects each kind of fault once, in little time. */
+const SHORT_PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX = 100;
 /** How often a quiet phase without faults begins, and how long it lasts: longer than Lotus may need to recover. */
 const QUIET_EVERY_MILLISECONDS = 60_000;
 const QUIET_MILLISECONDS = 14_000;
@@ -33,6 +42,10 @@ const SAMPLE_MILLISECONDS = 1_000;
 const LATE_MILLISECONDS_MAX = 60_000;
 const BUSY_GROUP_MILLISECONDS = 50;
 const SMALL_DISK_MEGABYTES = 512;
+/** A broken Lotus may violate an invariant in each of thousands of answers. */
+const VIOLATIONS_DESCRIBED_MAX = 20;
+/** The functions do not notice this module until a fault sends its signal. */
+const CLOCK = join(ROOT, "scripts", "chaos", "clock.cjs");
 const ALL_PARTS: readonly Part[] = [
   "processes",
   "network",
@@ -41,6 +54,7 @@ const ALL_PARTS: readonly Part[] = [
   "database",
   "bus",
   "kafka",
+  "pooler",
   "small disk",
 ];
 const WHY_MISSING: Readonly<Record<Part, string>> = {
@@ -51,6 +65,7 @@ const WHY_MISSING: Readonly<Record<Part, string>> = {
   database: "",
   bus: "needs the local event bus; a run without --kafka has it",
   kafka: "needs --kafka",
+  pooler: "needs PgBouncer and --pooler",
   "small disk": "needs root, who may mount a small filesystem, and --disk",
 };
 
@@ -72,6 +87,8 @@ export interface ChaosOptions {
   readonly kafka: boolean;
   /** Put the data of Postgres on a small filesystem, so that it can be full. Needs root. */
   readonly smallDisk?: boolean;
+  /** Put a PgBouncer between the functions and Postgres. */
+  readonly pooler?: boolean;
   /** The gateway of an installation that exists, and its database. */
   readonly existing?: { readonly url: string; readonly database: GivenDatabase };
   /** A database for the Lotus of this run, in a server that the run does not end. */
@@ -123,6 +140,16 @@ async function mountSmallDisk(folder: string, endings: (() => Promise<unknown>)[
   await chmod(folder, 0o755);
 }
 
+/** Starts a PgBouncer between the functions of a folder and a database. */
+async function startPooler(runFolder: string, databaseUrl: string): Promise<PgBouncer> {
+  const { port, pathname, username, password } = new URL(databaseUrl);
+  const secrets = join(runFolder, "secrets");
+  await ensureSecrets(secrets, databaseUrl);
+  const passwords = await readPasswords(secrets);
+  const roles = [...rolesOf(pathname.slice(1))].map(([service, role]) => [role, passwords[service] ?? ""] as const);
+  return startPgBouncer(Number(port), new Map([...roles, [username, password]]));
+}
+
 /** Starts Postgres, a proxy in front of it, Kafka and Lotus. */
 async function startWorld(options: ChaosOptions, random: Random, endings: (() => Promise<unknown>)[]): Promise<World> {
   const { folder, onProgress, existing } = options;
@@ -140,21 +167,29 @@ async function startWorld(options: ChaosOptions, random: Random, endings: (() =>
   const port = Number(new URL(adminUrl).port);
   const proxy = await startPostgresProxy(() => port);
   endings.push(() => proxy.stop());
-  const kafka: Kafka | undefined = options.kafka
-    ? await startKafka({ brokers: 3, folder: join(folder, "kafka"), fresh: true, onProgress })
-    : undefined;
+  const kafka = options.kafka ? await startSecuredKafka(join(folder, "kafka"), onProgress) : undefined;
   if (kafka !== undefined) endings.push(() => kafka.stop());
-  const lotus = await startLotus({
-    port: 0,
-    folder: join(folder, "run"),
-    databaseUrl: Object.assign(new URL(adminUrl), { port: String(proxy.port) }).href,
-    built: options.built ?? false,
-    ...(kafka !== undefined && { kafka }),
-    step: (what, work) => {
-      onProgress(what);
-      return work();
+  const runFolder = join(folder, "run");
+  const databaseUrl = Object.assign(new URL(adminUrl), { port: String(proxy.port) }).href;
+  const pooler = options.pooler ? await startPooler(runFolder, databaseUrl) : undefined;
+  if (pooler !== undefined) endings.push(() => pooler.stop());
+  if (!options.built) {
+    onProgress("Building the functions");
+    await buildFunctions().finally(endEsbuild);
+  }
+  onProgress("Starting Lotus");
+  const lotus = await startLotusProcess(
+    {
+      port: 0,
+      folder: runFolder,
+      databaseUrl,
+      kafka: kafka !== undefined,
+      built: true,
+      functionOptions: ["--require", CLOCK],
+      ...(pooler !== undefined && { pooler: `postgres://127.0.0.1:${pooler.port}` }),
     },
-  });
+    { ...kafka?.environment, ...(pooler !== undefined && { DATABASE_PREPARE: "false" }) },
+  );
   endings.push(() => lotus.stop());
   const superuser =
     postgres === undefined ? options.database?.superuserUrl : await superuserUrl(postgresFolder, adminUrl);
@@ -167,7 +202,8 @@ async function startWorld(options: ChaosOptions, random: Random, endings: (() =>
       directUrl: superuser ?? adminUrl,
       isSuperuser: superuser !== undefined,
       ...(kafka !== undefined && { kafka }),
-      secretsFolder: join(folder, "run", "secrets"),
+      ...(pooler !== undefined && { pooler }),
+      secretsFolder: join(runFolder, "secrets"),
       ...(options.smallDisk && { smallDisk: postgresFolder }),
       random,
       ...(postgres !== undefined && {
@@ -210,16 +246,24 @@ async function injectFaults(
     (performance.now() - began) % QUIET_EVERY_MILLISECONDS > QUIET_EVERY_MILLISECONDS - QUIET_MILLISECONDS;
   const pause = (milliseconds: number) =>
     delay(milliseconds, undefined, { signal: interrupted }).catch(() => undefined);
+  const isShort = options.minutes <= SHORT_RUN_MINUTES;
+  const pauseMax = isShort ? SHORT_PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX : PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX;
   const busy = new Set<string>();
-  let order: Fault[] = [];
-  const next = (): Fault | undefined => {
-    // Each round injects every kind once, in another order.
-    if (order.length === 0)
-      order = [...faults]
+  const order: Fault[] = [];
+  /** Adds every kind once, in a random order; in a run that waits for each kind, only the missing ones. */
+  const addRound = () =>
+    order.push(
+      ...faults
+        .filter((fault) => rest.size === 0 || (rest.has(fault.name) && !order.includes(fault)))
         .map((fault) => [target.random.next(), fault] as const)
         .sort(([a], [b]) => a - b)
-        .map(([, fault]) => fault);
-    const index = order.findIndex(({ group }) => !busy.has(group));
+        .map(([, fault]) => fault),
+    );
+  const next = (): Fault | undefined => {
+    const find = () => order.findIndex(({ group }) => !busy.has(group));
+    // The last faults of a round may all belong to a busy group. Each kind is injected about as often as the others.
+    if (find() < 0 && order.length < NEXT_ROUND_FAULTS_MAX) addRound();
+    const index = find();
     return index < 0 ? undefined : order.splice(index, 1)[0];
   };
   const work = async () => {
@@ -236,9 +280,10 @@ async function injectFaults(
       try {
         const hadTarget = await inject(fault, target, interrupted);
         history.write("nemesis", hadTarget ? "ok" : "fail", fault.name, {});
-        if (!hadTarget) continue;
-        tell.injected(fault.name, from, history.now() / 1e9);
-        rest.delete(fault.name);
+        if (hadTarget) {
+          tell.injected(fault.name, from, history.now() / 1e9);
+          rest.delete(fault.name);
+        }
       } catch (error) {
         failed = true;
         throw error;
@@ -246,7 +291,7 @@ async function injectFaults(
         busy.delete(fault.group);
         tell.ended(fault.name);
       }
-      await pause(target.random.between(0, PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX));
+      await pause(target.random.between(0, pauseMax));
     }
   };
   if (faults.length === 0) while (!isOver()) await pause(BUSY_GROUP_MILLISECONDS);
@@ -266,11 +311,14 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
   await mkdir(folder, { recursive: true });
   try {
     const { url, adminUrl, target } = await startWorld(options, random.fork("faults"), endings);
-    const { lotus }: { readonly lotus?: Lotus } = target;
+    const { lotus } = target;
     const history = new History(options.historyFile);
     endings.push(async () => history.close());
     const counters: Counters = { operations: 0, refused: 0, unknown: 0, latencies: [], onMovement: [] };
-    if (options.sabotage !== undefined) await applySabotage(options.sabotage, target.directUrl);
+    if (options.sabotage !== undefined) {
+      const goOn = await applySabotage(options.sabotage, target.directUrl);
+      endings.push(async () => goOn());
+    }
     const parts = partsOf(target);
     const possible = options.faults.filter(({ needs }) => parts.has(needs));
     const missing = ALL_PARTS.filter((part) => !parts.has(part));
@@ -344,9 +392,9 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
 
     phase = "settling";
     loadEnd.abort();
-    const tokens = await load;
+    const users = await load;
     const healedAt = performance.now();
-    await resolveUnknown(readHistory(options.historyFile), tokens, loadOptions);
+    await resolveUnknown(readHistory(options.historyFile), users, loadOptions);
     const isShort = options.minutes <= SHORT_RUN_MINUTES;
     while ((await outboxDepth()) !== 0 && performance.now() - healedAt < settleMillisecondsMax) {
       if (isShort) await ask(MAKE_OVERDUE);
@@ -359,8 +407,9 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
     onProgress("Checking the history and the database");
     const database = new Client({ connectionString: adminUrl });
     await database.connect();
+    const entries = readHistory(options.historyFile);
     const { violations, checked } = await check(
-      readHistory(options.historyFile),
+      entries,
       database,
       settledMilliseconds,
       target.poison,
@@ -376,10 +425,13 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
       unknown: counters.unknown,
       settledMilliseconds,
       injections,
-      skipped: { ...Object.fromEntries(skipped), ...SKIPPED },
+      skipped: Object.fromEntries(skipped),
       samples,
       checked,
-      violations,
+      violations: violations.map((violation, index) => ({
+        ...violation,
+        operations: index < VIOLATIONS_DESCRIBED_MAX ? describeOperations(entries, violation) : [],
+      })),
     };
   } finally {
     for (const end of endings.reverse())

@@ -3,6 +3,7 @@
  * with a violation, so they show that the checker can fail.
  */
 import { Client } from "pg";
+import { sendSignal } from "../process/child.ts";
 
 export interface Sabotage {
   readonly name: string;
@@ -16,6 +17,8 @@ export interface Sabotage {
   readonly edits?: readonly (readonly [name: string, text: string | RegExp, replacement: string])[];
   /** Further statements, run as the superuser. */
   readonly statements?: readonly string[];
+  /** Halts the processes of this `backend_type` of the server, until the server ends them. */
+  readonly halts?: string;
 }
 
 const NO_SUM_TRIGGERS = [
@@ -151,12 +154,9 @@ export const SABOTAGES: readonly Sabotage[] = [
     summary: "a request is answered before its transaction is durable",
     violates: ["I2", "I6", "I4", "reads"],
     faults: ["stop-postgres-immediate"],
-    statements: [
-      "alter system set synchronous_commit = off",
-      "alter system set wal_writer_delay = '10s'",
-      "alter system set wal_writer_flush_after = '1GB'",
-      "select pg_reload_conf()",
-    ],
+    statements: ["alter system set synchronous_commit = off", "select pg_reload_conf()"],
+    // It would make every transaction durable that is 10 s old, and perhaps each one before the fault.
+    halts: "walwriter",
   },
   {
     name: "notification-stored-twice",
@@ -205,9 +205,10 @@ export const SABOTAGES: readonly Sabotage[] = [
 /**
  * Applies a sabotage to a database.
  * @param url connects as the superuser
+ * @returns the function that continues the processes of the server that the sabotage has halted
  * @throws {Error} a sentence, when the text that the sabotage replaces does not occur: the sabotage must follow the code
  */
-export async function applySabotage(sabotage: Sabotage, url: string): Promise<void> {
+export async function applySabotage(sabotage: Sabotage, url: string): Promise<() => void> {
   const client = new Client({ connectionString: url });
   await client.connect();
   try {
@@ -220,6 +221,11 @@ export async function applySabotage(sabotage: Sabotage, url: string): Promise<vo
       await client.query(changed);
     }
     for (const statement of sabotage.statements ?? []) await client.query(statement);
+    const { rows } = await client.query("select pid from pg_stat_activity where backend_type = $1", [sabotage.halts]);
+    for (const { pid } of rows) sendSignal(pid, "SIGSTOP");
+    return () => {
+      for (const { pid } of rows) sendSignal(pid, "SIGCONT");
+    };
   } finally {
     await client.end();
   }

@@ -15,7 +15,8 @@ import { onStopSignal } from "../process/signals.ts";
 
 const MINUTES = 3;
 const CLIENTS = 8;
-const OVERLAP = 2;
+const OVERLAP = 3;
+const OPERATIONS_MAX = 10_000_000;
 const VIOLATIONS_SHOWN_MAX = 10;
 
 function positive(name: string, text: string, max: number): number {
@@ -41,9 +42,11 @@ Exit code 0: every invariant holds. 1: a violation, which the output names. 2: a
     minutes: number("how long it injects faults", String(MINUTES)),
     seed: { type: "string", value: "N", about: "repeat the choices of an earlier run (default: a random number)" },
     clients: number("clients that call at the same time", String(CLIENTS)),
+    operations: { type: "string", value: "N", about: "go on after the minutes until N operations have an outcome" },
     faults: { type: "string", value: "A,B", about: "only these faults (default: all)" },
     overlap: number("faults that are active at the same time", String(OVERLAP)),
     disk: { type: "boolean", about: "keep the database on a small filesystem, so that it can be full (needs root)" },
+    pooler: { type: "boolean", about: "put a PgBouncer between the functions and the database (needs pgbouncer)" },
     sabotage: { type: "string", value: "NAME", about: "break one thing first: the run must find it" },
     url: { type: "string", value: "URL", about: "the gateway of an installation that exists; needs --database" },
     database: { type: "string", value: "URL", about: "its database, as the owner or as a superuser" },
@@ -58,9 +61,11 @@ interface ChaosValues {
   readonly minutes: string;
   readonly seed: string | undefined;
   readonly clients: string;
+  readonly operations: string | undefined;
   readonly faults: string | undefined;
   readonly overlap: string;
   readonly disk: boolean;
+  readonly pooler: boolean;
   readonly sabotage: string | undefined;
   readonly url: string | undefined;
   readonly database: string | undefined;
@@ -70,12 +75,21 @@ interface ChaosValues {
 }
 
 /** Returns the installation that --url and --database name. */
-async function readExisting({ url, database, kafka, sabotage, disk }: ChaosValues): Promise<ChaosOptions["existing"]> {
+async function readExisting({
+  url,
+  database,
+  kafka,
+  sabotage,
+  disk,
+  pooler,
+}: ChaosValues): Promise<ChaosOptions["existing"]> {
   if (url === undefined && database === undefined) return undefined;
   if (url === undefined || database === undefined)
     throw new UsageError("--url and --database belong together: the checker reads the database of the installation.");
-  if (kafka || sabotage !== undefined || disk)
-    throw new UsageError("--kafka, --sabotage and --disk need a Lotus that the run starts itself: leave out --url.");
+  if (kafka || sabotage !== undefined || disk || pooler)
+    throw new UsageError(
+      "--kafka, --sabotage, --disk and --pooler need a Lotus that the run starts itself: leave out --url.",
+    );
   if (!URL.canParse(url) || !URL.canParse(database))
     throw new UsageError("--url and --database must be URLs, such as http://localhost:8080 and postgres://….");
   const client = new Client({ connectionString: database });
@@ -126,8 +140,12 @@ async function run(values: ChaosValues): Promise<void> {
     clients: Math.floor(positive("clients", values.clients, 256)),
     faults: names === undefined ? FAULTS : FAULTS.filter(({ name }) => names.includes(name)),
     overlap: Math.floor(positive("overlap", values.overlap, 5)),
+    ...(values.operations !== undefined && {
+      operationsMin: Math.floor(positive("operations", values.operations, OPERATIONS_MAX)),
+    }),
     kafka: values.kafka,
     smallDisk: values.disk,
+    pooler: values.pooler,
     ...(existing !== undefined && { existing }),
     ...(sabotage !== undefined && { sabotage }),
     folder,
@@ -155,7 +173,13 @@ async function run(values: ChaosValues): Promise<void> {
   );
   print(`\nThe timeline is in ${values.report}.`);
   if (violations.length === 0) return print("Every invariant holds: no money and no event is lost.");
-  for (const { invariant, sentence } of violations.slice(0, VIOLATIONS_SHOWN_MAX)) print(`${invariant}: ${sentence}`);
+  const shown = new Set<string>();
+  for (const { invariant, sentence, user, operations: around } of violations.slice(0, VIOLATIONS_SHOWN_MAX)) {
+    print(`${invariant}: ${sentence}`);
+    if (user === undefined || user === "" || shown.has(user)) continue;
+    shown.add(user);
+    print(`The operations of user ${user}:\n${around.map((line) => `  ${line}`).join("\n")}`);
+  }
   if (violations.length > VIOLATIONS_SHOWN_MAX) print(`… and ${violations.length - VIOLATIONS_SHOWN_MAX} more.`);
   print(
     `Repeat the run: npm run chaos -- --seed ${seed} --minutes ${report.minutes} --clients ${report.clients}${report.kafka ? " --kafka" : ""}${sabotage === undefined ? "" : ` --sabotage ${sabotage.name}`}`,

@@ -7,7 +7,12 @@ import { Problem, quoted, writeProblem } from "#kernel/problem";
 import { Receiver } from "#kernel/receive";
 import { originForm } from "#kernel/request";
 
-import { REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX, REQUESTS_INCOMPLETE_MAX } from "#kernel/settings";
+import {
+  CONNECTIONS_WAITING_MAX,
+  REQUEST_BODY_BYTES_MAX,
+  REQUEST_HEADER_BYTES_MAX,
+  REQUESTS_INCOMPLETE_MAX,
+} from "#kernel/settings";
 import { forward, receive, unavailable } from "./forward.ts";
 import type { FunctionProcess } from "./function-process.ts";
 import type { Manifests } from "./manifests.ts";
@@ -26,7 +31,7 @@ export interface Listening {
 export async function listen(server: Server, port: number, host?: string): Promise<Listening> {
   await new Promise<void>((resolve, reject) => {
     server.once("error", reject);
-    server.listen(port, host, resolve);
+    server.listen({ port, host, backlog: CONNECTIONS_WAITING_MAX }, resolve);
   });
   return {
     port: (server.address() as AddressInfo).port,

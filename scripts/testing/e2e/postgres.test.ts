@@ -7,10 +7,10 @@ import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest
 import { migrate } from "../../database/migrate.ts";
 import { readPasswords, roleName, rolesOf, rolesSql } from "../../database/roles.ts";
 import { type Lotus, type LotusOptions, startLotus } from "../../local/lotus.ts";
+import { startPgBouncer } from "../../local/pgbouncer.ts";
 import { runScenario } from "../../scenario/run.ts";
 import { ensureSecrets } from "../../secrets/local.ts";
 import { call, newUser } from "../lotus.ts";
-import { startPgBouncer } from "../pgbouncer.ts";
 import { AUTHORITY, startTestPostgres, type TestPostgres } from "../postgres-server.ts";
 
 let postgres: TestPostgres;

@@ -1,10 +1,11 @@
-/** A real PgBouncer in transaction mode, for tests. */
+/** A real PgBouncer in transaction mode, for tests and chaos. */
 import { spawn } from "node:child_process";
 import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { guardChild } from "../process/child.ts";
 import { freePorts } from "../process/ports.ts";
 
 /** The user that PgBouncer runs as, when root starts it: it refuses to run as root. */
@@ -14,6 +15,10 @@ const LOOK_MILLISECONDS = 20;
 
 export interface PgBouncer {
   readonly port: number;
+  /** Sends SIGKILL. */
+  kill(): void;
+  /** Starts it again, at the same port, after `kill`. */
+  restart(): Promise<void>;
   stop(): Promise<void>;
 }
 
@@ -43,42 +48,53 @@ default_pool_size = 4
   await writeFile(join(folder, "pgbouncer.ini"), ini);
   const path = `${process.env.PATH}:/usr/sbin`;
   const identity = process.getuid?.() === 0 ? { uid: NOBODY, gid: NOBODY } : {};
-  const child = spawn("pgbouncer", ["-q", join(folder, "pgbouncer.ini")], {
-    env: { ...process.env, PATH: path },
-    stdio: ["ignore", "ignore", "pipe"],
-    ...identity,
-  });
-  let said = "";
-  child.stderr.on("data", (text) => {
-    said += text;
-  });
-  const ended = new Promise<string>((resolve) => {
-    child.once("error", (error) => resolve(error.message));
-    child.once("exit", (code) => resolve(`exit code ${code}: ${said}`));
-  });
-  let end: string | undefined;
-  void ended.then((reason) => {
-    end = reason;
-  });
   const accepts = () =>
     new Promise<boolean>((resolve) => {
       const socket = connect(port, "127.0.0.1");
       socket.once("connect", () => resolve(true)).once("error", () => resolve(false));
       socket.once("connect", () => socket.destroy());
     });
-  const until = performance.now() + START_MILLISECONDS_MAX;
-  while (!(await accepts())) {
-    if (end === undefined && performance.now() < until) await delay(LOOK_MILLISECONDS);
-    else
-      throw new Error(
-        `PgBouncer did not start (${end ?? said}). Install it (apt-get install pgbouncer), or skip its tests with PGBOUNCER=skip.`,
-      );
-  }
+  const begin = async () => {
+    const child = spawn("pgbouncer", ["-q", join(folder, "pgbouncer.ini")], {
+      env: { ...process.env, PATH: path },
+      stdio: ["ignore", "ignore", "pipe"],
+      ...identity,
+    });
+    guardChild(child);
+    let said = "";
+    child.stderr.on("data", (text) => {
+      said += text;
+    });
+    let end: string | undefined;
+    const ended = new Promise<void>((resolve) => {
+      const over = (reason: string) => {
+        end = reason;
+        resolve();
+      };
+      child.once("error", (error) => over(error.message));
+      child.once("exit", (code) => over(`exit code ${code}: ${said}`));
+    });
+    const until = performance.now() + START_MILLISECONDS_MAX;
+    while (!(await accepts())) {
+      if (end === undefined && performance.now() < until) await delay(LOOK_MILLISECONDS);
+      else
+        throw new Error(
+          `PgBouncer did not start (${end ?? said}). Install it (apt-get install pgbouncer), or skip its tests with PGBOUNCER=skip.`,
+        );
+    }
+    return { child, ended };
+  };
+  let running = await begin();
   return {
     port,
+    kill: () => void running.child.kill("SIGKILL"),
+    async restart() {
+      await running.ended;
+      running = await begin();
+    },
     async stop() {
-      child.kill("SIGTERM");
-      await ended;
+      running.child.kill("SIGTERM");
+      await running.ended;
       await rm(folder, { recursive: true, force: true });
     },
   };

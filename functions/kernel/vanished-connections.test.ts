@@ -1,0 +1,46 @@
+import { randomUUID } from "node:crypto";
+import { afterEach, beforeEach, expect, inject, it, vi } from "vitest";
+import { type PostgresProxy, startPostgresProxy } from "../../scripts/chaos/postgres-proxy.ts";
+
+/** A statement on a dead connection ends after one second more than this. */
+const SHORT = { STATEMENT_MILLISECONDS_MAX: 0 };
+
+let proxy: PostgresProxy;
+beforeEach(async () => {
+  const url = new URL(inject("templateUrl"));
+  const port = Number(url.port);
+  proxy = await startPostgresProxy(() => port);
+  url.port = String(proxy.port);
+  url.pathname = "/postgres";
+  vi.stubEnv("DATABASE_URL", url.href);
+  vi.doMock("./settings.ts", async (original) => ({ ...(await original<object>()), ...SHORT }));
+  vi.resetModules();
+  vi.spyOn(process.stdout, "write").mockReturnValue(true);
+});
+afterEach(async () => {
+  await (await import("./database.ts")).closeDatabase();
+  await proxy.stop();
+  vi.restoreAllMocks();
+  vi.unstubAllEnvs();
+  vi.doUnmock("./settings.ts");
+});
+
+it("loses one call to a peer that vanished without FIN and RST, and none to the other idle connections of that time", async () => {
+  const { query } = await import("./database.ts");
+  const { POOL_CONNECTIONS_MAX } = await import("./settings.ts");
+  const all = () =>
+    Promise.all(
+      Array.from({ length: POOL_CONNECTIONS_MAX }, () =>
+        query<{ pid: number }>(randomUUID(), "select pg_backend_pid() as pid, pg_sleep(0.2)::text", []).then(
+          ([row]) => row?.pid,
+        ),
+      ),
+    );
+  const before = await all();
+  expect(new Set(before).size).toBe(POOL_CONNECTIONS_MAX);
+  proxy.disturb({ kind: "vanished" });
+  proxy.disturb({ kind: "none" });
+  await expect(query("first", "select 1", [])).rejects.toMatchObject({ code: "unavailable" });
+  const after = await all();
+  expect(after.filter((pid) => before.includes(pid))).toEqual([]);
+});
