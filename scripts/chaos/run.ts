@@ -41,7 +41,8 @@ const SAMPLE_MILLISECONDS = 1_000;
 /** A run that waits for its operations ends this long after its minutes. */
 const LATE_MILLISECONDS_MAX = 60_000;
 const BUSY_GROUP_MILLISECONDS = 50;
-const SMALL_DISK_MEGABYTES = 512;
+/** Half an hour of entries and the write-ahead log of Postgres fit. */
+const SMALL_DISK_MEGABYTES = 1_536;
 /** A broken Lotus may violate an invariant in each of thousands of answers. */
 const VIOLATIONS_DESCRIBED_MAX = 20;
 /** The functions do not notice this module until a fault sends its signal. */
