@@ -17,6 +17,7 @@ export interface StartOptions {
   readonly pooler?: string;
   readonly kafka: boolean;
   readonly built: boolean;
+  readonly migrated?: boolean;
   /** Options of Node for every function. */
   readonly functionOptions: readonly string[];
 }
@@ -93,8 +94,8 @@ export async function startLotusProcess(
 ): Promise<LotusProcess> {
   const waiting = new Map<number, (answer: Answer | undefined) => void>();
   let questions = 0;
-  const start = async (port: number) => {
-    const child: ChildProcess = fork(PROGRAM, [JSON.stringify({ ...options, port })], {
+  const start = async (changes: { readonly port?: number; readonly migrated?: boolean }) => {
+    const child: ChildProcess = fork(PROGRAM, [JSON.stringify({ ...options, ...changes })], {
       cwd: ROOT,
       execArgv: ["--import", TYPESCRIPT],
       env: { ...process.env, ...environment },
@@ -119,7 +120,7 @@ export async function startLotusProcess(
     });
     return { child, first };
   };
-  let { child, first } = await start(options.port);
+  let { child, first } = await start({});
   const port = Number(new URL(first.url).port);
   const ask = async (action: Action): Promise<Answer | undefined> => {
     if (hasEnded(child)) return undefined;
@@ -147,7 +148,8 @@ export async function startLotusProcess(
     thaw: () => void child.kill("SIGCONT"),
     async restart() {
       if (!hasEnded(child)) await once(child, "exit");
-      ({ child, first } = await start(port));
+      // A gateway does not need the database, which another fault may have ended.
+      ({ child, first } = await start({ port, migrated: true }));
     },
     async stop() {
       if (hasEnded(child)) return;

@@ -71,6 +71,8 @@ export interface LotusOptions {
   readonly console?: boolean;
   /** Do not build: dist/ is as it should be. */
   readonly built?: boolean;
+  /** Do not migrate: an earlier run with this folder has done it. The database may be unavailable. */
+  readonly migrated?: boolean;
   onLine?(functionName: string, line: string): void;
   /** Hears of starts, crashes, rebuilds, lost events. */
   onNews?(functionName: string, news: string): void;
@@ -311,16 +313,17 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
           })
         : options.databaseUrl;
     await ensureSecrets(secrets, database, options.pooler);
-    await step("Migrating the database", async () =>
-      migrate(database, await readPasswords(secrets), {
-        // The Postgres of this folder serves no other installation.
-        changePasswords: options.databaseUrl === undefined ? SERVICES : [],
-        pooler: options.pooler,
-        // A process a function. An embedded Postgres allows more.
-        budget: options.pooler === undefined ? await localBudget() : undefined,
-        tell: (news) => onNews("migrate", news),
-      }),
-    );
+    if (!options.migrated)
+      await step("Migrating the database", async () =>
+        migrate(database, await readPasswords(secrets), {
+          // The Postgres of this folder serves no other installation.
+          changePasswords: options.databaseUrl === undefined ? SERVICES : [],
+          pooler: options.pooler,
+          // A process a function. An embedded Postgres allows more.
+          budget: options.pooler === undefined ? await localBudget() : undefined,
+          tell: (news) => onNews("migrate", news),
+        }),
+      );
     const { failed } = options.built ? nothingBuilt : await step("Building the functions", () => building);
 
     const kafka =

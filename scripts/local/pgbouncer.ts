@@ -43,6 +43,7 @@ auth_type = plain
 auth_file = ${join(folder, "users")}
 pool_mode = transaction
 default_pool_size = 4
+server_login_retry = 1
 `;
   await writeFile(join(folder, "users"), [...users].map((user) => user.map(quote).join(" ")).join("\n"));
   await writeFile(join(folder, "pgbouncer.ini"), ini);
