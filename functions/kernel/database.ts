@@ -4,11 +4,13 @@ import { Client, neonConfig, Pool, type PoolClient } from "@neondatabase/serverl
 import { type DatabaseAddress, isNeon, readDatabaseAddress } from "./database-url.ts";
 import { failure, log } from "./log.ts";
 import { NeonSocket } from "./neon-socket.ts";
-import { postgresSocket } from "./postgres-socket.ts";
+import { NotSentError, postgresSocket } from "./postgres-socket.ts";
 import { Problem } from "./problem.ts";
 import { scramProof } from "./scram.ts";
 import {
+  DATABASE_CHECK_MILLISECONDS_MAX,
   DATABASE_CONNECT_MILLISECONDS_MAX,
+  DATABASE_IDLE_TRUSTED_MILLISECONDS,
   DATABASE_RETRY_AFTER_SECONDS,
   DATABASE_RETRY_MILLISECONDS_MAX,
   DATABASE_RETRY_PAUSE_MILLISECONDS_MAX,
@@ -105,10 +107,7 @@ function openPool(): Pool {
   const report = (error: unknown) =>
     log("warning", "a database connection was lost", { reason: failure(error).reason ?? "" });
   opened.on("error", report);
-  opened.on("connect", (client: Client) => {
-    client.on("error", report);
-    openedAt.set(client, performance.now());
-  });
+  opened.on("connect", (client: Client) => client.on("error", report));
   return opened;
 }
 
@@ -149,19 +148,40 @@ function pauseMilliseconds(attempts: number): number {
   return most * (0.5 + Math.random() / 2);
 }
 
-/** When each connection was opened, on the clock of `performance.now()`. */
-const openedAt = new WeakMap<object, number>();
-/** Connections from before this time may be dead: another one of their time did not answer. */
+/** The last moment at which the server answered on a connection, on the clock of `performance.now()`. */
+const answeredAt = new WeakMap<PoolClient, number>();
+/** A connection died without a sign. Others that the server has not answered since this moment have probably died with it. */
 let suspectBefore = Number.NEGATIVE_INFINITY;
+
+/**
+ * Whether a connection of the pool still answers. A firewall that forgets a connection, or a machine that stops, ends it without a
+ * sign: a statement sent there has no known outcome. An empty query changes nothing.
+ */
+async function answers(client: PoolClient): Promise<boolean> {
+  const now = performance.now();
+  const last = answeredAt.get(client);
+  if (last !== undefined && last < suspectBefore) return false;
+  if (last !== undefined && now - last > DATABASE_IDLE_TRUSTED_MILLISECONDS) {
+    const answered = client.query("").then(() => true);
+    const alive = await until(now + DATABASE_CHECK_MILLISECONDS_MAX, answered).catch(() => false);
+    if (!alive) suspectBefore = now;
+    if (!alive) return false;
+  }
+  answeredAt.set(client, performance.now());
+  return true;
+}
 
 /** Takes a connection after its first ReadyForQuery. An error means that nothing was sent. */
 async function open(): Promise<PoolClient> {
   try {
-    pool ??= openPool();
     for (;;) {
+      pool ??= openPool();
       const client = await pool.connect();
-      failures = 0;
-      if ((openedAt.get(client) ?? suspectBefore) >= suspectBefore) return client;
+      if (await answers(client)) {
+        failures = 0;
+        return client;
+      }
+      log("warning", "an idle database connection does not answer", {});
       client.release(true);
     }
   } catch (error) {
@@ -240,10 +260,13 @@ const UNAVAILABLE = /^(?:53|57|58|XX|28|3D)|^25006$|^55P03$/;
 const ROLLED_BACK = /^40/;
 /** Class 08: a pooler lost the server, and does not know what the server did. */
 const LOST = /^08/;
-/** A statement ended because it waited for a row, or ran, for too long. A second attempt would wait as long again. */
+/** The server ended a statement that waited for a row, or ran, for too long. A second attempt would wait as long again. */
 const LOCK_NOT_AVAILABLE = "55P03";
 const QUERY_CANCELED = "57014";
-/** The driver's message when no answer came within `query_timeout`. */
+/**
+ * The driver's message when no answer came within `query_timeout`. The server ends a statement before that, so the connection
+ * is dead: a second attempt goes over a new one.
+ */
 const READ_TIMEOUT = "Query read timeout";
 /** A pooler gave the statement to a server connection that does not know its name, or knows it already. */
 const UNPREPARED = /^26000$|^42P05$/;
@@ -298,6 +321,7 @@ function prepares(): boolean {
  * Releases the connection, and drops it when it is of no use.
  */
 async function send<Row>(client: PoolClient, name: string, text: string, values: unknown[]): Promise<Row[]> {
+  const began = performance.now();
   let drop = false;
   try {
     try {
@@ -317,14 +341,14 @@ async function send<Row>(client: PoolClient, name: string, text: string, values:
     }
   } catch (error) {
     const state = sqlState(error);
-    // A peer that vanished sends no FIN and no RST. Each idle connection of its time would cost a call the whole limit again.
-    if (state === undefined && failure(error).reason === READ_TIMEOUT) suspectBefore = performance.now();
+    if (failure(error).reason === READ_TIMEOUT) suspectBefore = began;
     drop ||=
       state === undefined ||
       LOST.test(state) ||
       (UNAVAILABLE.test(state) && state !== LOCK_NOT_AVAILABLE && state !== QUERY_CANCELED);
     throw error;
   } finally {
+    if (!drop) answeredAt.set(client, performance.now());
     client.release(drop);
   }
 }
@@ -336,6 +360,7 @@ async function send<Row>(client: PoolClient, name: string, text: string, values:
  * @param caller the span of the call, or the statement that several calls share
  * @throws {Problem} `unavailable` when the database cannot work and nothing was changed, `outcome-unknown` when the connection was
  *   lost after the statement was sent and the statement could not be repeated
+ * @throws {NotSentError} when the statement has more bytes than a connection accepts
  */
 export async function query<Row>(
   name: string,
@@ -372,6 +397,7 @@ async function repeat<Row>(
     try {
       return await send<Row>(client, name, text, values as unknown[]);
     } catch (error) {
+      if (error instanceof NotSentError) throw error;
       const state = sqlState(error);
       // Without an answer of the server the outcome is unknown.
       const lost = state === undefined || LOST.test(state);
@@ -379,8 +405,7 @@ async function repeat<Row>(
       if (!lost && !UNAVAILABLE.test(state) && !ROLLED_BACK.test(state)) throw error;
       log("warning", "a statement was cut off", { reason: failure(error).reason ?? "" });
       outcomeIsKnown &&= !lost;
-      const waited = state === QUERY_CANCELED || failure(error).reason === READ_TIMEOUT;
-      if (waited || (lost && repetition === "once")) throw giveUp();
+      if (state === QUERY_CANCELED || (lost && repetition === "once")) throw giveUp();
       giveUpAt = Math.min(giveUpAt, performance.now() + DATABASE_RETRY_MILLISECONDS_MAX);
       const pause = pauseMilliseconds(attempt);
       if (performance.now() + pause >= giveUpAt) throw giveUp();

@@ -3,6 +3,7 @@ import { type AddressInfo, createServer, type Server, type Socket } from "node:n
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { type Network, startNetwork } from "../../scripts/testing/network.ts";
 import {
   AUTHORITY,
   OTHER_AUTHORITY,
@@ -10,6 +11,7 @@ import {
   type TestPostgres,
 } from "../../scripts/testing/postgres-server.ts";
 import type { Repetition } from "./database.ts";
+import { readDatabaseAddress } from "./database-url.ts";
 
 /** Limits for servers that never answer well. The tests would wait for the real ones again and again. */
 const SHORT = {
@@ -37,27 +39,85 @@ afterEach(async () => {
   vi.doUnmock("./settings.ts");
 });
 
-describe("a server that does not finish a login", () => {
-  const servers: Server[] = [];
-  const sockets = new Set<Socket>();
+const servers: Server[] = [];
+const sockets = new Set<Socket>();
 
-  /** Starts a server on 127.0.0.1. Resolves to the URL of a database there. */
-  async function serve(onConnection: (socket: Socket) => void): Promise<string> {
-    const server = createServer((socket) => {
-      sockets.add(socket);
-      onConnection(socket.on("error", () => undefined));
-    });
-    servers.push(server);
-    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-    return `postgres://someone:secret@127.0.0.1:${(server.address() as AddressInfo).port}/lotus`;
+/** Starts a server on 127.0.0.1. Resolves to the URL of a database there. */
+async function serve(onConnection: (socket: Socket) => void): Promise<string> {
+  const server = createServer((socket) => {
+    sockets.add(socket);
+    onConnection(socket.on("error", () => undefined));
+  });
+  servers.push(server);
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return `postgres://someone:secret@127.0.0.1:${(server.address() as AddressInfo).port}/lotus`;
+}
+
+afterEach(async () => {
+  for (const socket of sockets) socket.destroy();
+  sockets.clear();
+  for (const server of servers.splice(0)) await new Promise((resolve) => server.close(resolve));
+});
+
+describe("a socket whose server does not read", () => {
+  const MEBIBYTE = 1024 * 1024;
+
+  /** Opens a socket to a server that reads nothing. */
+  async function openSocket() {
+    const url = await serve((socket) => socket.pause());
+    vi.doMock("./settings.ts", async (original) => ({
+      ...(await original<object>()),
+      DATABASE_BUFFERED_BYTES_MAX: 16 * MEBIBYTE,
+    }));
+    const { NotSentError, postgresSocket } = await import("./postgres-socket.ts");
+    const socket = new (postgresSocket(readDatabaseAddress(url)))();
+    await new Promise((resolve) => socket.addEventListener("open", resolve));
+    const failed = new Promise((resolve) => socket.addEventListener("error", resolve));
+    const closed = new Promise((resolve) => socket.addEventListener("close", resolve));
+    return { socket, failed, closed, NotSentError };
   }
 
-  afterEach(async () => {
-    for (const socket of sockets) socket.destroy();
-    sockets.clear();
-    for (const server of servers.splice(0)) await new Promise((resolve) => server.close(resolve));
+  it("counts the bytes that wait to be sent", async () => {
+    const { socket } = await openSocket();
+    expect(socket.bufferedAmount).toBe(0);
+    socket.send(new Uint8Array(MEBIBYTE));
+    expect(socket.bufferedAmount).toBe(MEBIBYTE);
+    socket.send(new Uint8Array(15 * MEBIBYTE));
+    await new Promise((resolve) => setImmediate(resolve));
+    // The kernel keeps some of them.
+    expect(socket.bufferedAmount).toBeGreaterThan(0);
+    expect(socket.bufferedAmount).toBeLessThanOrEqual(16 * MEBIBYTE);
+    expect(socket.readyState).toBe(1);
+    socket.close();
   });
 
+  it("sends no byte of a statement above the limit, and ends with a sentence", async () => {
+    const { socket, failed, closed, NotSentError } = await openSocket();
+    socket.send(new Uint8Array(10 * MEBIBYTE));
+    await new Promise((resolve) => setImmediate(resolve));
+    const waiting = socket.bufferedAmount;
+    socket.send(new Uint8Array(10 * MEBIBYTE));
+    const error = await failed;
+    expect(error).toBeInstanceOf(NotSentError);
+    expect((error as Error).message).toMatch(
+      new RegExp(
+        `^A statement of 10485760 bytes was not sent to the database at 127.0.0.1:\\d+: ${waiting} bytes wait already, and 16777216 is the limit.$`,
+      ),
+    );
+    await closed;
+    expect(socket.readyState).toBe(3);
+  });
+
+  it("closes within half a second, and drops the bytes", async () => {
+    const { socket, closed } = await openSocket();
+    socket.send(new Uint8Array(15 * MEBIBYTE));
+    socket.close();
+    await closed;
+    expect(socket.readyState).toBe(3);
+  });
+});
+
+describe("a server that does not finish a login", () => {
   /** Runs a statement of each kind. Every one must be answered as unavailable, in time. */
   async function expectUnavailable(url: string): Promise<void> {
     const { query } = await load(url, SHORT);
@@ -138,14 +198,6 @@ describe("a server that does not finish a login", () => {
     await expectUnavailable(url);
     expect(received).toContain("someone");
     expect(received).not.toContain("secret");
-  });
-
-  it("receives no startup packet without TLS when it is remote", async () => {
-    const { readDatabaseAddress } = await import("./database-url.ts");
-    for (const host of ["db.example", "10.0.0.1", "db", "localhost.example"])
-      expect(readDatabaseAddress(`postgres://a@${host}/b`).tlsMode).toBe("verify-full");
-    for (const host of ["localhost", "127.0.0.1", "[::1]", "postgres.lotus.svc.cluster.local", "postgres.lotus.svc"])
-      expect(readDatabaseAddress(`postgres://a@${host}/b`).tlsMode).toBe("disable");
   });
 
   it("is unavailable when its name does not exist, or its port is closed", async () => {
@@ -241,5 +293,72 @@ describe("a login", () => {
     const statements = REPETITIONS.map((repetition) => query(repetition, "select 1 as one", [], repetition));
     setTimeout(() => void postgres.superuser.query("alter database scram allow_connections true"), 1_200);
     expect(await Promise.all(statements)).toEqual(REPETITIONS.map(() => [{ one: 1 }]));
+  });
+});
+
+describe("a connection that carries no more bytes, and does not close", () => {
+  let postgres: TestPostgres;
+  let network: Network;
+  let url: string;
+  beforeAll(async () => {
+    postgres = await startTestPostgres();
+    url = await postgres.createDatabase("frozen");
+    network = await startNetwork(postgres.port);
+    url = url.replace(String(postgres.port), String(network.port));
+  });
+  afterAll(async () => {
+    await network.stop();
+    await postgres.stop();
+  });
+
+  /** No test waits for a real limit. */
+  const FROZEN = { DATABASE_IDLE_TRUSTED_MILLISECONDS: 0, DATABASE_CHECK_MILLISECONDS_MAX: 200 };
+  const IN_FLIGHT = { DATABASE_IDLE_TRUSTED_MILLISECONDS: 60_000, STATEMENT_MILLISECONDS_MAX: -500 };
+
+  it.each(REPETITIONS)("while it is idle: a statement that is %s is answered over a new connection", async (kind) => {
+    const { query } = await load(url, FROZEN);
+    // Each of the four waits for the others, so that each has its own connection.
+    const lock = await postgres.connect("frozen");
+    await lock.query("select pg_advisory_lock(1)");
+    const waiting = Promise.all([1, 2, 3, 4].map(() => query("wait", "select pg_advisory_xact_lock_shared(1)", [])));
+    const inLine = "select count(*)::int as n from pg_locks where locktype = 'advisory' and not granted";
+    while ((await lock.query(inLine)).rows[0].n < 4);
+    await lock.query("select pg_advisory_unlock(1)");
+    await waiting;
+    await lock.end();
+    network.freeze();
+    const began = performance.now();
+    const answers = [1, 2, 3, 4].map((n) => query("one", "select $1::int as n", [n], kind));
+    expect(await Promise.all(answers)).toEqual([1, 2, 3, 4].map((n) => [{ n }]));
+    expect(performance.now() - began).toBeLessThan(MILLISECONDS_MAX);
+  });
+
+  it("with a statement in flight: only a statement that may be repeated is sent again", async () => {
+    const { query } = await load(url, IN_FLIGHT);
+    const outcomes: unknown[] = [];
+    for (const repetition of REPETITIONS) {
+      await query("open", "select 1", []);
+      network.freeze();
+      const answer = query(repetition, "select 1 as one", [], repetition);
+      outcomes.push(await answer.catch(({ code }) => code));
+    }
+    expect(outcomes).toEqual([[{ one: 1 }], [{ one: 1 }], "outcome-unknown"]);
+  });
+});
+
+describe("a statement of several mebibytes", () => {
+  it("is sent and answered whole; one above the limit fails at once, and the next statement succeeds", async () => {
+    const postgres = await startTestPostgres();
+    const { query } = await load(await postgres.createDatabase("trusted"));
+    const text = "x".repeat(12 * 1024 * 1024);
+    const echo = async (value: string) => {
+      const [row] = await query<{ text: string }>("echo", "select $1::text || $1 as text", [value], "once");
+      return row?.text.length;
+    };
+    expect(await echo(text)).toBe(2 * text.length);
+    await expect(echo(text + text)).rejects.toThrow("was not sent to the database");
+    expect(await echo("x")).toBe(2);
+    await (await import("./database.ts")).closeDatabase();
+    await postgres.stop();
   });
 });

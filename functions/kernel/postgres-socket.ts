@@ -1,6 +1,6 @@
 /** A connection to Postgres over TCP or TLS in the shape of a WebSocket, which Neon's driver expects. */
 import { connect, type Socket } from "node:net";
-import { connect as connectTls } from "node:tls";
+import { connect as connectTls, createSecureContext, type SecureContext } from "node:tls";
 import { type DatabaseAddress, explainTls, tlsOptions } from "./database-url.ts";
 import {
   DATABASE_BUFFERED_BYTES_MAX,
@@ -18,7 +18,7 @@ type EventName = "open" | "message" | "error" | "close";
 type Listener = (event: unknown) => void;
 
 /** Asks the server for TLS. Resolves to the encrypted socket; rejects when the server refuses or sends more than its answer. */
-function upgrade(tcp: Socket, address: DatabaseAddress): Promise<Socket> {
+function upgrade(tcp: Socket, address: DatabaseAddress, secureContext: SecureContext): Promise<Socket> {
   return new Promise((resolve, reject) => {
     tcp.once("error", reject);
     tcp.once("close", () => reject(new Error("The database closed the connection before TLS began.")));
@@ -34,7 +34,7 @@ function upgrade(tcp: Socket, address: DatabaseAddress): Promise<Socket> {
           ),
         );
       tcp.removeAllListeners("error").removeAllListeners("close");
-      const secure = connectTls({ ...tlsOptions(address), socket: tcp });
+      const secure = connectTls({ ...tlsOptions(address), secureContext, socket: tcp });
       secure.once("secureConnect", () => resolve(secure));
       secure.once("error", (error) => reject(explainTls(error, address.host)));
       secure.once("close", () => reject(new Error("The database closed the connection while TLS began.")));
@@ -43,15 +43,24 @@ function upgrade(tcp: Socket, address: DatabaseAddress): Promise<Socket> {
   });
 }
 
+/** The connection ended before it sent a byte of the statement, so the statement changed nothing. */
+export class NotSentError extends Error {}
+
 /**
  * Makes the class that `neonConfig.webSocketConstructor` accepts: each instance is one connection to `address`.
- * A connection carries one statement at a time, so the statement is the back-pressure; a statement above
- * DATABASE_BUFFERED_BYTES_MAX that the server does not read ends its connection.
+ * Writes: a connection carries one statement at a time, so a server that does not read holds back the next statement. At most
+ * DATABASE_BUFFERED_BYTES_MAX wait to be sent; one more write ends the connection with a {@link NotSentError}.
+ * Reads: the driver parses each piece before Node reads the next one, so TCP holds back a server that sends too fast.
  */
 export function postgresSocket(address: DatabaseAddress): new () => PostgresSocket {
+  let context: SecureContext | undefined;
+  const secureContext = () => {
+    context ??= createSecureContext(tlsOptions(address));
+    return context;
+  };
   return class extends PostgresSocket {
     constructor() {
-      super(address);
+      super(address, secureContext);
     }
   };
 }
@@ -61,12 +70,14 @@ class PostgresSocket {
   binaryType = "arraybuffer";
   readonly #listeners: Record<EventName, Listener[]> = { open: [], message: [], error: [], close: [] };
   #socket: Socket;
+  readonly #place: string;
   #pending: Uint8Array[] = [];
+  #pendingBytes = 0;
   #open = false;
   #ended = false;
 
-  constructor(address: DatabaseAddress) {
-    const { host, port } = address;
+  constructor(address: DatabaseAddress, secureContext: () => SecureContext) {
+    const { host, port, tlsMode } = address;
     const tcp = connect({
       host,
       port,
@@ -75,8 +86,9 @@ class PostgresSocket {
       keepAliveInitialDelay: DATABASE_KEEP_ALIVE_MILLISECONDS,
     });
     this.#socket = tcp;
+    this.#place = `${host}:${port}`;
     const late = setTimeout(
-      () => this.#end(new Error(`The database at ${host}:${port} did not accept a connection in time.`)),
+      () => this.#end(new Error(`The database at ${this.#place} did not accept a connection in time.`)),
       DATABASE_CONNECT_MILLISECONDS_MAX,
     );
     const begin = (socket: Socket) => {
@@ -93,14 +105,16 @@ class PostgresSocket {
     const fail = (error: NodeJS.ErrnoException) => {
       clearTimeout(late);
       // Node tries every address of a name; the error of them all has no message.
-      this.#end(error.message === "" ? new Error(`connect ${error.code} ${host}:${port}`) : error);
+      this.#end(error.message === "" ? new Error(`connect ${error.code} ${this.#place}`) : error);
     };
     tcp.once("error", fail);
     tcp.once("close", () => clearTimeout(late));
+    // The certificates are parsed while the connection opens.
+    const context = tlsMode === "disable" ? undefined : secureContext();
     tcp.once("connect", () => {
-      if (address.tlsMode === "disable") return begin(tcp);
+      if (context === undefined) return begin(tcp);
       tcp.removeAllListeners("error");
-      upgrade(tcp, address).then(begin, fail);
+      upgrade(tcp, address, context).then(begin, fail);
     });
   }
 
@@ -109,12 +123,18 @@ class PostgresSocket {
     return this.#ended ? 3 : this.#open ? 1 : 0;
   }
 
+  /** The bytes that wait to be sent, as in the WebSocket standard. */
+  get bufferedAmount(): number {
+    return this.#pendingBytes + this.#socket.writableLength;
+  }
+
   addEventListener(name: EventName, listener: Listener): void {
     this.#listeners[name].push(listener);
   }
 
   /** Sends bytes. Joins what is sent in one turn of the event loop into one write. */
   send(data: Uint8Array): void {
+    this.#pendingBytes += data.length;
     if (this.#pending.push(data) === 1) process.nextTick(() => this.#flush());
   }
 
@@ -131,13 +151,19 @@ class PostgresSocket {
 
   #flush(): void {
     const pending = this.#pending;
+    const bytes = this.#pendingBytes;
     this.#pending = [];
+    this.#pendingBytes = 0;
     const [first] = pending;
     if (first === undefined || !this.#open || this.#ended) return;
-    this.#socket.write(pending.length === 1 ? first : Buffer.concat(pending));
-    if (this.#socket.writableLength > DATABASE_BUFFERED_BYTES_MAX)
+    const waiting = this.#socket.writableLength;
+    if (waiting + bytes <= DATABASE_BUFFERED_BYTES_MAX)
+      this.#socket.write(pending.length === 1 ? first : Buffer.concat(pending, bytes));
+    else
       this.#end(
-        new Error(`The database does not read: more than ${DATABASE_BUFFERED_BYTES_MAX} bytes wait to be sent.`),
+        new NotSentError(
+          `A statement of ${bytes} bytes was not sent to the database at ${this.#place}: ${waiting} bytes wait already, and ${DATABASE_BUFFERED_BYTES_MAX} is the limit.`,
+        ),
       );
   }
 

@@ -99,12 +99,16 @@ export const DATABASE_RETRY_PAUSE_MILLISECONDS_MIN = 20;
 export const DATABASE_RETRY_PAUSE_MILLISECONDS_MAX = 500;
 /** Is the `Retry-After` of answers while the database cannot work. */
 export const DATABASE_RETRY_AFTER_SECONDS = 1;
-/** Limits the bytes of one connection that Postgres has not read yet. It is above what one statement sends. */
-export const DATABASE_BUFFERED_BYTES_MAX = 64 * 1024 * 1024;
+/** Limits the bytes of one connection that wait to be sent. The largest statement, a dead letter of 1 MiB, sends about 3 MiB. */
+export const DATABASE_BUFFERED_BYTES_MAX = 16 * 1024 * 1024;
 /** Limits how long a closing connection waits to send its last bytes. */
 export const DATABASE_CLOSE_MILLISECONDS_MAX = 500;
 /** Is the idle time after which TCP asks whether the server still answers. */
 export const DATABASE_KEEP_ALIVE_MILLISECONDS = 10_000;
+/** Is the idle time after which a connection must answer an empty query before it carries a statement. */
+export const DATABASE_IDLE_TRUSTED_MILLISECONDS = 2_000;
+/** Limits the wait for the answer to that empty query. Then another connection carries the statement. */
+export const DATABASE_CHECK_MILLISECONDS_MAX = 1_000;
 /** Limits the SCRAM iterations that a server may demand. Postgres uses 4 096; many more would occupy the processor. */
 export const SCRAM_ITERATIONS_MAX = 1_000_000;
 /** Limits how long a trigger waits for an unavailable database. Its source waits 30 s for an answer. */

@@ -5,24 +5,31 @@ export interface Network {
   readonly port: number;
   /** Ends every connection at once, as a broken network does. New connections succeed. */
   cut(): void;
+  /** Stops carrying bytes on every connection, and closes none: a machine or a firewall that is gone. New connections succeed. */
+  freeze(): void;
+  /** Leads new connections to another port of this machine. */
+  lead(postgresPort: number): void;
   stop(): Promise<void>;
 }
 
 /** Starts a listener on 127.0.0.1 that forwards each connection to a port of this machine. */
 export async function startNetwork(postgresPort: number): Promise<Network> {
+  let target = postgresPort;
   const sockets = new Set<Socket>();
+  const frozen = new Set<Socket>();
   const server = createServer({ noDelay: true }, (client) => {
-    const postgres = connect({ port: postgresPort, host: "127.0.0.1", noDelay: true });
+    const postgres = connect({ port: target, host: "127.0.0.1", noDelay: true });
     for (const [socket, other] of [
       [client, postgres],
       [postgres, client],
     ] as const) {
       sockets.add(socket);
       // A reset on one side ends the other side.
-      socket.on("error", () => other.destroy());
+      const end = () => void (frozen.has(socket) || other.destroy());
+      socket.on("error", end);
       socket.on("close", () => {
         sockets.delete(socket);
-        other.destroy();
+        end();
       });
       socket.pipe(other);
     }
@@ -34,6 +41,15 @@ export async function startNetwork(postgresPort: number): Promise<Network> {
   return {
     port: (server.address() as AddressInfo).port,
     cut,
+    lead(port) {
+      target = port;
+    },
+    freeze() {
+      for (const socket of sockets) {
+        frozen.add(socket);
+        socket.unpipe().pause();
+      }
+    },
     async stop() {
       cut();
       await new Promise((resolve) => server.close(resolve));
