@@ -5,7 +5,7 @@ import { command } from "../cli/command.ts";
 import { messageOf, Refusal, UsageError } from "../cli/errors.ts";
 import { database, folder, readFolder } from "../cli/options.ts";
 import { print } from "../cli/output.ts";
-import { adminUrl, readDatabaseUrl } from "../database/connect.ts";
+import { adminUrl, readPoolerUrl } from "../database/connect.ts";
 import { readBudget } from "../database/connections.ts";
 import { migrate, STEPS } from "../database/migrate.ts";
 import { changeOwnerPassword } from "../database/owner.ts";
@@ -68,12 +68,15 @@ export default command({
       steps,
       budget,
       changePasswords: values["change-passwords"] ? SERVICES : [],
-      pooler: pooler ? readDatabaseUrl("--pooler", pooler) : undefined,
+      pooler: pooler
+        ? readPoolerUrl(values.pooler === undefined ? "DATABASE_POOLER_URL" : "--pooler", pooler)
+        : undefined,
       tell: print,
     };
     const applied = await migrate(url, await readPasswords(secrets), options).catch((error: unknown) => {
       throw new Refusal(`The database was not migrated: ${messageOf(error)}`, { cause: error });
     });
+    if (values["change-passwords"]) print("The roles have the passwords of the secrets.");
     if (!steps.includes("schema")) print("The roles are up to date.");
     else print(applied.length === 0 ? "The database is up to date." : `Applied ${applied.join(", ")}.`);
   },

@@ -5,7 +5,7 @@ import { EXIT_CODES, Refusal, sentenceOf, UsageError } from "../cli/errors.ts";
 import { brokers, cors, database, folder, readCount, readFolder, readOrigins } from "../cli/options.ts";
 import { print, step } from "../cli/output.ts";
 import { table } from "../cli/text.ts";
-import { readDatabaseUrl } from "../database/connect.ts";
+import { readDatabaseUrl, readPoolerUrl } from "../database/connect.ts";
 import { staleFiles } from "../generate/files.ts";
 import { pretty } from "../local/log-lines.ts";
 import { type Lotus, type LotusOptions, startLotus } from "../local/lotus.ts";
@@ -95,7 +95,7 @@ function readOptions(
   const port = readCount("port", values.port, 0, PORT_MAX);
   if (values.database !== undefined) readDatabaseUrl("--database", values.database);
   if (values.pooler !== undefined) {
-    readDatabaseUrl("--pooler", values.pooler);
+    readPoolerUrl("--pooler", values.pooler);
     if (values.database === undefined)
       throw new UsageError("--pooler needs --database: the same database without the pooler.");
   }

@@ -33,6 +33,18 @@ export function readDatabaseUrl(where: string, text: string): string {
 }
 
 /**
+ * Returns the URL of a pooler as a person gave it. It may name no database, and a user such as `{role}.project-ref`.
+ * @param where the option or the variable, for the message
+ * @throws {UsageError} when the text is not such a URL
+ */
+export function readPoolerUrl(where: string, text: string): string {
+  const complete = URL.canParse(text) ? new URL(text) : undefined;
+  if (complete !== undefined && complete.pathname.length < 2) complete.pathname = "/any";
+  readDatabaseUrl(where, complete?.href ?? text);
+  return text;
+}
+
+/**
  * Returns the owner's URL: of `--database`, else of DATABASE_ADMIN_URL, else of the folder's run.
  * @throws {Refusal} when the folder has no run
  */
