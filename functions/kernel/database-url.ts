@@ -35,7 +35,12 @@ export function isNeon(host: string): boolean {
 
 /** Whether the path to a host stays inside this machine or this cluster. */
 function isNear(host: string): boolean {
-  return host === "localhost" || host === "::1" || /^127\./.test(host) || /\.svc(\.cluster\.local)?$/.test(host);
+  return (
+    host === "localhost" ||
+    host === "::1" ||
+    (isIP(host) === 4 && host.startsWith("127.")) ||
+    /\.svc(\.cluster\.local)?$/.test(host)
+  );
 }
 
 /** Reads the certificate authority's file. `system` means the authorities that Node trusts, as in libpq. */
