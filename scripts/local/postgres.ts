@@ -216,7 +216,8 @@ async function launch(
     });
     server.stderr?.on("data", (text: Buffer) => {
       said = (said + text).slice(-4_000);
-      if (!said.includes("ready to accept connections")) return;
+      // A standby is ready to accept read-only connections.
+      if (!/ready to accept (read-only )?connections/.test(said)) return;
       clearTimeout(late);
       resolve();
     });
