@@ -152,7 +152,7 @@ describe("a function's process that receives SIGTERM", () => {
     program.child.kill("SIGTERM");
     // A connection without a request in progress closes at once, and no new connection is accepted.
     await once(used, "close");
-    await eventually("no more connections are taken", () =>
+    await eventually("the function refuses connections", () =>
       call(program, "GET /").then(
         () => false,
         () => true,

@@ -188,7 +188,7 @@ export function loadTelemetry(): void {
       for (const record of loading.waiting) loading.exporter.accept(record);
     } catch (error) {
       state = undefined;
-      log("warning", "telemetry does not load; the function goes on without", failure(error));
+      log("warning", "telemetry does not load; the function continues without it", failure(error));
     }
     loading.waiting = [];
   });

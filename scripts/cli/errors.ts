@@ -9,7 +9,7 @@ export class Refusal extends Error {}
 /** A wrong command line. Its message names the option or the argument, and what the command accepts. */
 export class UsageError extends Refusal {}
 
-/** Errors of the language itself: they mean a mistake in the program. */
+/** Errors of the JavaScript engine. They mean a defect in the program. */
 const PROGRAMMING_ERRORS = [TypeError, ReferenceError, RangeError, SyntaxError, EvalError];
 
 /** Returns the message of an error. An AggregateError, as of a host with two addresses, has the message of its first error. */
@@ -40,7 +40,7 @@ export function sentenceOf(error: unknown): string {
   return messageOf(error);
 }
 
-/** Returns what a person reads of an error: a sentence, or the stack of a programming error. */
+/** Returns the text of an error for a person: a sentence, or the stack of a defect. */
 export function describeError(error: unknown): string {
   if (!isProgrammingError(error)) return sentenceOf(error);
   return error instanceof Error ? (error.stack ?? error.message) : String(error);

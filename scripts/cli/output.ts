@@ -20,7 +20,7 @@ export function printJson(value: unknown): void {
 
 /**
  * Runs a step that may take a while. Prints its name at once, its progress every five seconds, and its time at the end.
- * @param work receives a function that reports the progress; the last report stands behind the time
+ * @param work receives a function that reports the progress; the last report follows the time
  */
 export async function step<T>(what: string, work: (report: (progress: string) => void) => Promise<T>): Promise<T> {
   const began = performance.now();

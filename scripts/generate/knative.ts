@@ -29,7 +29,7 @@ const GATEWAY = "kn-local-gateway";
 /** `npx lotus deploy` replaces this tag by the hash of the image. */
 const UNBUILT = "unbuilt";
 
-/** The scale of a function whose description and environment say nothing else. */
+/** The default scale of a function. */
 const SCALE_DEFAULT = {
   target: 50,
   limit: 0,
@@ -48,7 +48,7 @@ const TRIGGER_MEMORY_MEBIBYTES = 384;
 /** One source calls a scheduled function once a minute or less often. */
 const SCHEDULED: Scale = { maxPods: 1, connections: 2 };
 
-/** A scale as a file or a description gives it. */
+/** A scale in an environment file or in a description. */
 type PartialScale = { readonly [Field in keyof Scale]?: Scale[Field] | undefined };
 
 /** The scale of a function: the defaults, then its description, then the environment's values in their order. */

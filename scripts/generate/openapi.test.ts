@@ -60,7 +60,7 @@ afterAll(() => lotus.stop());
 /** Statuses of faults. The tests of faults cause them. */
 const NOT_HERE = ["500", "503"];
 
-/** Fails unless this is an answer that the document has for the operation. */
+/** Fails unless the document describes this answer of the operation. */
 function expectDocumented(path: string, method: string, { status, headers, body }: Answer): void {
   const label = `${method} ${path} ${status} ${JSON.stringify(body).slice(0, 300)}`;
   const response = document.paths[path]?.[method.toLowerCase()]?.responses[status];
@@ -87,7 +87,7 @@ function expectDocumented(path: string, method: string, { status, headers, body 
 
 type Call = [request: string, options: CallOptions];
 
-/** Requests that bring about everything an endpoint may answer, besides what all of a kind answer. */
+/** Requests that cause every answer of an endpoint, except the answers that all endpoints share. */
 async function requests(): Promise<Call[]> {
   const { email, password, token } = await newUser(lotus, 1000);
   const key = JSON.parse(
@@ -173,7 +173,7 @@ const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
   Object.entries(methods).map(([method, operation]) => ({ ...operation, path, method: method.toUpperCase() })),
 );
 
-/** Makes the recipient and the order that the examples name. */
+/** Creates the recipient and the order of the examples. */
 async function prepareExamples(token: string): Promise<void> {
   const example = (path: string, method: string, name: string) =>
     String(
@@ -192,7 +192,7 @@ async function prepareExamples(token: string): Promise<void> {
 }
 
 describe("the document", () => {
-  it("has patterns that every dialect of regular expressions reads alike", () => {
+  it("has patterns with the same meaning in every dialect of regular expressions", () => {
     const patterns: string[] = [];
     JSON.stringify(document, (key, value) => {
       if (key === "pattern" && typeof value === "string") patterns.push(value);
@@ -295,7 +295,7 @@ describe("the API", () => {
     for (const { path, description } of endpoints) {
       const { responses = {} } = document.paths[path]?.[description.method.toLowerCase()] ?? {};
       const documented = Object.keys(responses).filter(
-        // Every endpoint limits the requests of one client; shares.test.ts brings that about.
+        // Every endpoint limits the requests of one client; shares.test.ts causes that.
         (status) => !NOT_HERE.includes(status) && (status !== "429" || 429 in description.answers),
       );
       expect([path, ...(seen.get(path) ?? [])].sort()).toEqual([path, ...documented].sort());

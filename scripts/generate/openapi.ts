@@ -142,7 +142,7 @@ function parameters({ name: operationId, description: { query, page, idempotent 
     list.push({
       name: "cursor",
       in: "query",
-      description: "The cursor of a next link, unchanged. Leave it out for the first page.",
+      description: "The cursor of a next link, unchanged. Omit it for the first page.",
       example: exampleCursor(page),
       schema: { type: "string", minLength: 1, maxLength: CURSOR_LENGTH_MAX, pattern: "^[A-Za-z0-9_-]+$" },
     });
@@ -151,7 +151,7 @@ function parameters({ name: operationId, description: { query, page, idempotent 
     list.push({
       name: "Idempotency-Key",
       in: "header",
-      description: `A name for this request, new for each intent. The same key with the same request returns the first answer again; with another request it is refused with 422. A key is kept for ${IDEMPOTENCY_KEY_DAYS} days.`,
+      description: `A name for this request, new for each intent. The same key with the same request returns the first answer. With another request the answer is 422. Lotus keeps a key for ${IDEMPOTENCY_KEY_DAYS} days.`,
       example: `${operationId}-1`,
       schema: {
         type: "string",
@@ -205,7 +205,7 @@ const PROBLEM: object = {
     detail: { type: "string" },
     balance: { type: "number", description: "The balance of the caller's account, in refusals about money." },
     order: { $ref: "#/components/schemas/Order", description: "The order that was refused." },
-    traceId: { type: "string", description: "The trace of an `internal` error. Its log lines carry the same id." },
+    traceId: { type: "string", description: "The trace of an `internal` error. Its log lines contain the same id." },
     errors: {
       type: "array",
       items: { type: "object", properties: { field: { type: "string" }, detail: { type: "string" } } },

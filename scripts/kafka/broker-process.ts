@@ -1,4 +1,4 @@
-/** The process of one broker: started, watched until it serves, stopped. It ends with this process. */
+/** Starts, watches and stops the process of one broker. The broker ends with this process. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { createWriteStream, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
@@ -33,9 +33,9 @@ async function waitUntilGone(pid: number): Promise<void> {
 }
 
 /**
- * Ends the broker that a run which was itself killed left behind.
+ * Ends the broker of a killed run.
  * @param mark a part of its command line
- * @throws {Error} when the run that began it is still there
+ * @throws {Error} when the run that started it still runs
  */
 export async function endLeftover(pidFile: string, mark: string): Promise<void> {
   let text: string;
@@ -55,7 +55,7 @@ export async function endLeftover(pidFile: string, mark: string): Promise<void> 
   rmSync(pidFile, { force: true });
 }
 
-/** A broker's process that has been begun. */
+/** A started process of a broker. */
 export class BrokerProcess {
   readonly #child: ChildProcess;
   readonly #pidFile: string;
@@ -66,7 +66,7 @@ export class BrokerProcess {
 
   /**
    * @param command the program and its arguments
-   * @param logFile gets what the broker prints
+   * @param logFile receives the output of the broker
    * @param onEnd receives its last line when it ends without a request to end
    */
   constructor(command: readonly string[], logFile: string, pidFile: string, onEnd: (lastLine: string) => void) {
@@ -136,13 +136,13 @@ export class BrokerProcess {
     this.#signal("SIGKILL");
   }
 
-  /** Waits until the process is gone. */
+  /** Waits until the process has ended. */
   async gone(): Promise<void> {
     await this.#exited;
     rmSync(this.#pidFile, { force: true });
   }
 
-  /** SIGTERM, and SIGKILL when that is not enough. Resolves when it is gone. */
+  /** Sends SIGTERM, and SIGKILL after a time. Resolves when the process has ended. */
   async stop(): Promise<void> {
     this.#signal("SIGTERM");
     const late = new AbortController();

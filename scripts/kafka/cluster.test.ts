@@ -32,7 +32,7 @@ const alive = (pid: number) => {
   }
 };
 
-it("the id of a cluster follows from its folder, and is never taken for a flag", () => {
+it("the id of a cluster follows from its folder, and does not begin with a hyphen", () => {
   const ids = Array.from({ length: 1_000 }, (_, index) => clusterIdOf(`/folder/${index}`));
   expect(ids.filter((id) => !/^\w[\w-]{21}$/.test(id))).toEqual([]);
   expect(new Set(ids).size).toBe(1_000);
@@ -47,7 +47,7 @@ describe("where Kafka comes from", () => {
     vi.stubEnv("PATH", [folder, process.env.PATH].join(delimiter));
   }
 
-  it("is KAFKA_BROKERS before anything else, and that one is left alone", async () => {
+  it("is KAFKA_BROKERS first, and Lotus does not stop those brokers", async () => {
     vi.stubEnv("KAFKA_BROKERS", "one:9092, two:9092");
     const kafka = await startKafka({ brokers: 1, folder });
     expect(kafka.bootstrap).toEqual(["one:9092", "two:9092"]);
@@ -56,7 +56,7 @@ describe("where Kafka comes from", () => {
     await kafka.stop();
   });
 
-  it("is a sentence with the three ways when all of them are missing", async () => {
+  it("is an error that names the three ways when all are missing", async () => {
     vi.stubEnv("KAFKA_BROKERS", "");
     for (const name of ["docker", "java", "mvn"]) await program(name, "exit 1");
     vi.stubEnv("JAVA_HOME", undefined);
@@ -94,7 +94,7 @@ describe("where Kafka comes from", () => {
 describe("the settings of a broker", () => {
   const node = { host: "h", bind: "0.0.0.0", clientPort: 1, internalPort: 2, controllerPort: 3, securedPort: 4 };
 
-  it("keep three copies, two of them in time, where there are three brokers", () => {
+  it("keep three copies, two of them in sync, with three brokers", () => {
     const properties = serverProperties([node, node, node], 2, "/data", undefined);
     expect(properties.get("min.insync.replicas")).toBe("2");
     expect(properties.get("node.id")).toBe("3");
@@ -108,7 +108,7 @@ describe("the settings of a broker", () => {
   });
 });
 
-describe.skipIf(process.platform === "win32")("a broker that an earlier run left behind", () => {
+describe.skipIf(process.platform === "win32")("a broker of an earlier run", () => {
   async function leftBehind(mark: string, parent: number) {
     const child = spawn("sh", ["-c", "sleep 60; true", mark], { stdio: "ignore" });
     endings.push(async () => child.kill("SIGKILL"));
@@ -125,7 +125,7 @@ describe.skipIf(process.platform === "win32")("a broker that an earlier run left
     expect(existsSync(join(folder, "pid"))).toBe(false);
   });
 
-  it("is left alone while the run that began it is there", async () => {
+  it("keeps running while the run that started it runs", async () => {
     const child = await leftBehind("its-properties", process.pid);
     await expect(endLeftover(join(folder, "pid"), "its-properties")).rejects.toThrow(
       `process ${process.pid} started it`,
@@ -133,7 +133,7 @@ describe.skipIf(process.platform === "win32")("a broker that an earlier run left
     expect(child.exitCode).toBeNull();
   });
 
-  it("is not mistaken for another process that has got its number", async () => {
+  it("is not confused with another process that has its number", async () => {
     const child = await leftBehind("something else", nobody);
     await endLeftover(join(folder, "pid"), "its-properties");
     expect(child.exitCode).toBeNull();
@@ -154,7 +154,7 @@ describe.skipIf(!canStartKafka)("started brokers", () => {
     await expect(startKafka({ brokers: 1, folder })).rejects.toThrow("This Kafka runs already");
   });
 
-  it("are refused a port that is taken", async () => {
+  it("report a port that is taken", async () => {
     const server = createServer().listen(0, "127.0.0.1");
     endings.push(async () => server.close());
     await once(server, "listening");
@@ -162,7 +162,7 @@ describe.skipIf(!canStartKafka)("started brokers", () => {
     await expect(startKafka({ brokers: 1, folder, port })).rejects.toThrow(`Port ${port} is taken.`);
   });
 
-  it("say where to look when one does not start", async () => {
+  it("name the log file when one does not start", async () => {
     const secured = {
       protocol: "SSL",
       properties: { "listener.name.secured.ssl.keystore.location": "/nowhere" },
@@ -173,7 +173,7 @@ describe.skipIf(!canStartKafka)("started brokers", () => {
     expect(existsSync(join(folder, "broker-1.pid"))).toBe(false);
   });
 
-  it("die with a process that is killed -9", async () => {
+  it("end when their parent is killed by SIGKILL", async () => {
     const program = `
       import { startKafka } from "./scripts/kafka/cluster.ts";
       await startKafka({ brokers: 1, folder: process.argv[1] });
@@ -186,7 +186,7 @@ describe.skipIf(!canStartKafka)("started brokers", () => {
     const [pid] = (await readFile(join(folder, "broker-1.pid"), "utf8")).split(" ").map(Number);
     expect(alive(pid as number)).toBe(true);
     child.kill("SIGKILL");
-    await eventually("the broker is gone", () => !alive(pid as number));
+    await eventually("the broker has ended", () => !alive(pid as number));
     const next = await startTestKafka({ folder });
     await next.stop();
   });

@@ -1,4 +1,4 @@
-/** Gets and runs Apache Kafka: the one that is there already, else in docker, else from Maven's jars. */
+/** Runs Apache Kafka: uses existing brokers, else starts docker, else Java with jars of Maven. */
 import { mkdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { freePorts, isFree } from "../process/ports.ts";
@@ -12,15 +12,15 @@ const PROGRESS_MILLISECONDS = 2_000;
 
 export interface KafkaOptions {
   readonly brokers: 1 | 3;
-  /** Where the brokers keep logs and process numbers and, in Java, their data from run to run; in docker they begin empty. */
+  /** The folder of the brokers' logs and process numbers and, in Java, their data. In docker they begin empty. */
   readonly folder: string;
-  /** Begin without what earlier runs have left there. */
+  /** Erase the data of earlier runs first. */
   readonly fresh?: boolean;
-  /** The first broker's port, the others' follow; without it, any that are free. */
+  /** The port of the first broker; the others use the next ports. The default is free ports. */
   readonly port?: number;
-  /** A second listener, for clients that must prove who they are. */
+  /** A second listener, for clients that authenticate. */
   readonly secured?: SecuredListener;
-  /** Hears of everything that takes more than two seconds, and of a broker that ends by itself. */
+  /** Is called for every step that takes more than two seconds, and for a broker that ends by itself. */
   readonly onProgress?: (line: string) => void;
 }
 
@@ -30,24 +30,24 @@ export interface Kafka {
   readonly bootstrap: readonly string[];
   /** host:port of each broker's secured listener; empty without one. */
   readonly secured: readonly string[];
-  /** Ends all brokers, in order. */
+  /** Stops all brokers cleanly. */
   stop(): Promise<void>;
   /** SIGKILL for one broker, counted from 0. */
   kill(index: number): void;
-  /** Begins a broker that was killed again. Resolves when it serves. */
+  /** Starts a killed broker again. Resolves when it serves. */
   restart(index: number): Promise<void>;
-  /** Kills all brokers, removes their data, and begins them anew on the same ports. */
+  /** Kills all brokers, removes their data, and starts them on the same ports. */
   erase(): Promise<void>;
 }
 
-/** How Kafka can be had here. */
+/** The ways to run Kafka on this machine. */
 export type Source = "given" | "docker" | "java";
 
 /** The message for a machine without Kafka. */
 export const NO_KAFKA =
-  "Kafka needs one of three things: KAFKA_BROKERS set to a Kafka that runs (host:port), or a docker that runs, or Java 17 (or newer) and Maven.";
+  "Kafka needs one of three things: KAFKA_BROKERS with running brokers (host:port), a running docker, or Java 17 (or newer) with Maven.";
 
-/** How Kafka can be had on this machine; undefined when it cannot. */
+/** Returns the way to run Kafka on this machine; undefined without one. */
 export async function findKafka(given: string | undefined = process.env.KAFKA_BROKERS): Promise<Source | undefined> {
   if (given !== undefined && given !== "") return "given";
   if (await dockerAnswers()) return "docker";
@@ -57,9 +57,7 @@ export async function findKafka(given: string | undefined = process.env.KAFKA_BR
 
 function givenKafka(brokers: string): Kafka {
   const refuse = () => {
-    throw new Error(
-      "The brokers of KAFKA_BROKERS were not started here, so they are not killed or erased here either.",
-    );
+    throw new Error("Lotus did not start the brokers of KAFKA_BROKERS, so it does not kill or erase them.");
   };
   return {
     bootstrap: brokers.split(",").map((broker) => broker.trim()),
@@ -76,7 +74,7 @@ async function clientPorts(brokers: number, first: number | undefined): Promise<
   const ports = Array.from({ length: brokers }, (_, index) => first + index);
   for (const port of ports) {
     if (!(await isFree(port)))
-      throw new Error(`Port ${port} is taken. End what listens there, or choose another port.`);
+      throw new Error(`Port ${port} is taken. Stop the program that uses it, or choose another port.`);
   }
   return ports;
 }
@@ -166,7 +164,7 @@ class Cluster implements Kafka {
 /**
  * Starts Kafka: uses KAFKA_BROKERS, else docker, else Java and Maven. Started brokers listen on 127.0.0.1 only and end with
  * this process.
- * @throws {Error} with a sentence that says what to do
+ * @throws {Error} with the cause and the remedy
  */
 export async function startKafka(options: KafkaOptions): Promise<Kafka> {
   const source = await findKafka();

@@ -14,7 +14,7 @@ const STOP_SECONDS_MAX = 10;
 const INTERNAL_PORT = 19092;
 const CONTROLLER_PORT = 19093;
 
-/** Whether docker's engine answers: the client alone is often there without one. */
+/** Whether docker's engine answers: a machine may have only the client. */
 export async function dockerAnswers(): Promise<boolean> {
   return (await ask(["docker", "info"], DOCKER_ANSWERS_MILLISECONDS_MAX)).ok;
 }
@@ -87,7 +87,7 @@ export class DockerRuntime implements Runtime {
 
   async signal(index: number, signal: "SIGTERM" | "SIGKILL"): Promise<void> {
     const name = this.#container(index);
-    // A container that has ended meanwhile is what was wanted.
+    // The container has ended meanwhile, as requested.
     await ask(
       signal === "SIGKILL" ? ["docker", "kill", name] : ["docker", "stop", "--time", String(STOP_SECONDS_MAX), name],
       (STOP_SECONDS_MAX + 5) * 1000,

@@ -49,7 +49,7 @@ const POM = `<project xmlns="http://maven.apache.org/POM/4.0.0">
 </project>
 `;
 
-/** Warnings, and the one line that says that the broker serves. */
+/** Warnings, and the line that reports that the broker serves. */
 const LOGGING = `appender.out.type = Console
 appender.out.name = out
 appender.out.layout.type = PatternLayout
@@ -69,13 +69,13 @@ async function javaVersion(): Promise<string | undefined> {
   return ok && version !== undefined && Number.parseInt(version, 10) >= JAVA_VERSION_MIN ? version : undefined;
 }
 
-/** Whether Kafka can be run by Java here. Maven is needed only until the jars are there. */
+/** Whether Java can run Kafka here. Maven is needed only to download the jars. */
 export async function javaAnswers(): Promise<boolean> {
   if ((await javaVersion()) === undefined) return false;
   return existsSync(JARS) || (await ask(["mvn", "--version"])).ok;
 }
 
-/** Fetches the jars, once. Two runs at the same time do no harm: the folder appears whole. */
+/** Downloads the jars once. Two runs may do it at the same time, because the folder is renamed when it is complete. */
 async function install(onProgress: (line: string) => void): Promise<void> {
   if (existsSync(JARS)) return;
   onProgress(`Fetching Apache Kafka ${KAFKA_VERSION} with Maven (once, 43 MB) …`);
@@ -131,7 +131,7 @@ export class JavaRuntime implements Runtime {
   #command(...last: readonly string[]): string[] {
     return [
       java,
-      // It lives for minutes, not days: quick to start beats fast in the end.
+      // The broker runs for minutes, so a fast start matters more than peak speed.
       "-XX:TieredStopAtLevel=1",
       "-XX:+UseSerialGC",
       "-Xms64m",
@@ -157,7 +157,7 @@ export class JavaRuntime implements Runtime {
       if (!ok) throw new Error(`Kafka's storage could not be made in ${this.#dataFolder(index)}: ${text.trim()}`);
     }
     const command = this.#command("kafka.Kafka", file);
-    // One broker of the first run notes which classes it loaded; later ones start in half the time.
+    // One broker of the first run records the classes that it loads; later starts take half the time.
     if (index === 0 && !existsSync(this.#archive)) command.splice(1, 0, `-XX:ArchiveClassesAtExit=${this.#newArchive}`);
     return command;
   }
@@ -166,7 +166,7 @@ export class JavaRuntime implements Runtime {
     await rm(this.#dataFolder(index), { recursive: true, force: true });
   }
 
-  /** Makes the class archive known when it is whole. */
+  /** Renames the class archive when it is complete. */
   async stopped(): Promise<void> {
     if (existsSync(this.#newArchive)) await rename(this.#newArchive, this.#archive);
   }

@@ -13,7 +13,7 @@ export interface Node {
   readonly securedPort: number;
 }
 
-/** A second listener beside the plain one, for clients that must prove who they are. */
+/** A second listener beside the plain one, for clients that authenticate. */
 export interface SecuredListener {
   readonly protocol: "SASL_PLAINTEXT" | "SASL_SSL" | "SSL";
   /** Further properties of the listener, such as `sasl.enabled.mechanisms`. */
@@ -22,10 +22,10 @@ export interface SecuredListener {
   readonly formatArguments?: readonly string[];
 }
 
-/** Returns the broker's number in its cluster, from 1, as people count. */
+/** Returns the broker's number in its cluster, from 1. */
 export const nodeId = (index: number) => index + 1;
 
-/** All brokers of a cluster must be formatted with one id; its folder gives it. Kafka's tools take a leading "-" for a flag. */
+/** All brokers of a cluster must be formatted with one id; it is derived from the folder. Kafka's tools read a leading "-" as a flag. */
 export function clusterIdOf(folder: string): string {
   return createHash("sha256").update(folder).digest().subarray(0, 16).toString("base64url").replace(/^-/, "A");
 }
@@ -82,7 +82,7 @@ export function serverProperties(
     ["transaction.state.log.num.partitions", "3"],
     ["share.coordinator.state.topic.replication.factor", replication],
     ["share.coordinator.state.topic.min.isr", inSync],
-    // A broker that was killed is missed for 9 s by default, and until then refused under its own number.
+    // By default the cluster notices a killed broker after 9 s, and until then refuses its number.
     ["broker.session.timeout.ms", "3000"],
     ["broker.heartbeat.interval.ms", "500"],
     // The first consumer of a group need not wait 3 s for a second one.

@@ -1,7 +1,7 @@
 /** A way to run brokers: as Java processes, or in containers. */
 import type { Node, SecuredListener } from "./properties.ts";
 
-/** The cluster that is wanted. */
+/** The cluster to run. */
 export interface KafkaPlan {
   readonly brokers: 1 | 3;
   /** Where its data, logs and process numbers are kept. */

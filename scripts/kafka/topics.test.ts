@@ -14,9 +14,9 @@ it("the topics are those that the triggers read or publish", async () => {
   expect(await findTopics()).toEqual([...new Set(topics)].sort());
 });
 
-it("brokers that cannot be reached are named in a sentence", async () => {
+it("an error names brokers that do not answer", async () => {
   await expect(createTopics(["127.0.0.1:1"])).rejects.toThrow(
-    /^The topics could not be made at 127\.0\.0\.1:1: .*ECONNREFUSED.*\. Does Kafka run there\?$/,
+    /^The topics could not be created at 127\.0\.0\.1:1: .*ECONNREFUSED.*\. Does Kafka run there\?$/,
   );
 });
 
@@ -27,7 +27,7 @@ describe.skipIf(kafkaSource === undefined)("npm run topics", () => {
   });
   afterAll(() => kafka?.stop());
 
-  it("makes what is missing, and nothing the second time", async () => {
+  it("creates missing topics, and changes nothing the second time", async () => {
     await createTopics(kafka.bootstrap);
     expect(await createTopics(kafka.bootstrap)).toEqual([]);
     await asAdmin(kafka.bootstrap, async (admin) => {
@@ -75,13 +75,13 @@ describe.skipIf(kafkaSource === undefined)("npm run topics", () => {
     });
   });
 
-  it("says why when there are too few brokers for three copies", async () => {
+  it("reports too few brokers for three copies", async () => {
     await asAdmin(kafka.bootstrap, async (admin) => {
       await admin.deleteTopics({ topics: await findTopics() });
       await eventually("they are gone", async () => (await admin.listTopics()).length === 0);
     });
     await expect(createTopics(kafka.bootstrap, { replication: 3 })).rejects.toThrow(
-      /could not be made at .*eplication/,
+      /could not be created at .*eplication/,
     );
   });
 });

@@ -53,7 +53,7 @@ async function uncompress(admin: Admin, topics: readonly string[]): Promise<void
   if (changed.length > 0) await admin.alterConfigs({ validateOnly: false, resources: changed });
 }
 
-/** How topics are created. */
+/** The options of the created topics. */
 export interface TopicOptions {
   /** Copies of each record; the default is 3 where there are that many brokers, else 1. */
   readonly replication?: number;
@@ -119,7 +119,7 @@ export async function createTopics(bootstrap: readonly string[], options: TopicO
   } catch (error) {
     const { errors, message } = error as Error & { errors?: Error[] };
     const why = errors?.[0]?.message ?? (message || reason);
-    throw new Error(`The topics could not be made at ${bootstrap.join(",")}: ${why}. Does Kafka run there?`);
+    throw new Error(`The topics could not be created at ${bootstrap.join(",")}: ${why}. Does Kafka run there?`);
   } finally {
     await admin.disconnect().catch(() => undefined);
   }
@@ -144,7 +144,7 @@ export async function createTopicsWhenPossible(
     );
   const why = await attempt();
   if (why === undefined) return { created: true, stop: async () => undefined };
-  tell(`${why} Lotus goes on without Kafka: the outbox keeps the events until the brokers answer.`);
+  tell(`${why} Lotus continues without Kafka: the outbox keeps the events until the brokers answer.`);
   const stop = new AbortController();
   const creating = (async () => {
     while (!stop.signal.aborted) {

@@ -95,14 +95,14 @@ describe("the control channel", () => {
     expect((await call(started, "GET", "/nothing")).status).toBe(404);
   });
 
-  it("kills a process, and says why it cannot", async () => {
+  it("kills a process, or reports why it cannot", async () => {
     const started = await start();
     expect((await call(started, "POST", "/processes/postgres/kill")).body).toEqual({ killed: "postgres" });
     expect((await call(started, "POST", "/processes/postgres/kill")).body.detail).toBe("postgres has no process now.");
     expect((await call(started, "POST", "/processes/nothing/kill")).status).toBe(404);
   });
 
-  it("streams log lines and news, from the history or from the last event that was seen", async () => {
+  it("streams log lines and news, from the history or from the last received event", async () => {
     const started = await start();
     for (const text of ["one", "two", "three"]) started.control.record("line", "order-pay", text);
     started.control.record("news", "postgres", "is there again");

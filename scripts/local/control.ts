@@ -9,7 +9,7 @@ import { createHttpServer } from "#kernel/listener";
 import { REQUEST_HEADER_BYTES_MAX } from "#kernel/settings";
 import type { FunctionProcess } from "./function-process.ts";
 
-/** Lines that a new listener of the event stream can ask for. */
+/** Limits the earlier lines that a new listener of the event stream can request. */
 const HISTORY_LINES_MAX = 2_000;
 const SECRET_BYTES = 32;
 /** A listener that reads too slowly is disconnected; it continues with Last-Event-ID. */
@@ -37,7 +37,7 @@ export interface ProcessStatus {
   readonly port?: number;
   /** Requests in progress. */
   readonly inFlight?: number;
-  /** How often a process was started. */
+  /** The number of starts. */
   readonly starts?: number;
   /** Milliseconds from the last start to listening. */
   readonly startMilliseconds?: number;

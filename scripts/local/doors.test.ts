@@ -191,7 +191,7 @@ describe("the gateway", () => {
     expect([await messages(), await deadLetters()]).toEqual(before);
   });
 
-  it.each(OVERRIDES)("gives no other meaning to a request with the header %j", async (headers) => {
+  it.each(OVERRIDES)("ignores the header %j", async (headers) => {
     const before = [await messages(), await deadLetters()];
     expect(await sendToGateway("GET", "/order/subscriptions", headers)).toBe(200);
     expect(await sendToGateway("POST", "/order/subscriptions", headers)).toBe(405);
@@ -210,7 +210,7 @@ describe("an endpoint of a local run", () => {
     expect((await call({ url }, "GET /order/subscriptions", { headers: { "lotus-run": secret } })).status).toBe(200);
   });
 
-  it("receives the secret from the gateway, whatever the client sends", async () => {
+  it("receives the secret from the gateway only, also when the client sends one", async () => {
     expect((await call(lotus, "GET /order/subscriptions", { headers: { "lotus-run": "x" } })).status).toBe(200);
   });
 });
@@ -260,7 +260,7 @@ describe("a local run", () => {
     },
   );
 
-  it("keeps its secret in a file of its user, and in no other environment than the address of the bus", async () => {
+  it("keeps its secret in a file of its user; an environment contains it only in the address of the bus", async () => {
     const file = lotus.manifests.functions.get("order-pay")?.RUN_SECRET_FILE ?? "";
     expect(await readFile(file, "utf8")).toBe(secret);
     expect((await stat(file)).mode & 0o777).toBe(0o600);

@@ -21,7 +21,7 @@ export interface Edited {
 
 const textOf = ({ stdout, stderr }: { stdout: string; stderr: string }) => `${stdout}${stderr}`.trim();
 
-/** Checks the types of the project, one check at a time. A new check ends the one before. */
+/** Checks the types of the project, one check at a time. A new check ends the previous one. */
 class TypeCheck {
   readonly #onNews: Edited["onNews"];
   #running = new AbortController();
@@ -82,7 +82,7 @@ export async function serveEdits({ functions, adminUrl, secrets, onNews, apply }
     if (written.some((file) => file.startsWith("knative/sources/"))) await migrate(["subscriptions"]);
   };
 
-  // One piece of work at a time: a migration never meets a half written file of the generator.
+  // One step at a time: a migration must not read an incomplete file of the generator.
   let last: Promise<unknown> = Promise.resolve();
   const inTurn = (name: string, work: () => Promise<unknown>) => {
     last = last.then(work).catch((error: Error) => onNews(name, error.message));
@@ -93,7 +93,7 @@ export async function serveEdits({ functions, adminUrl, secrets, onNews, apply }
       for (const name of names) functions.get(name)?.replaceAfter(() => build(name));
     },
     built(name, errors) {
-      onNews(name, errors === "" ? "built" : `does not compile; the code from before the edit goes on.\n${errors}`);
+      onNews(name, errors === "" ? "built" : `does not compile; the previous code keeps running.\n${errors}`);
     },
     sources() {
       inTurn("generate", generate);

@@ -86,7 +86,7 @@ async function bus(
 }
 
 describe("the event bus", () => {
-  it("hands an event to every source of its topic, with its attributes and no other header", async () => {
+  it("delivers an event to every source of its topic, with its attributes and without other headers", async () => {
     const { publish, taken, told } = await bus((_, response) => void response.writeHead(204).end(), {
       names: ["one", "other"],
     });
@@ -109,26 +109,29 @@ describe("the event bus", () => {
     ["lotus.unheard.v1", 202],
     ["foreign.told", 400],
     ["", 400],
-  ])("delivers no event of type %j, and answers %i", async (type, status) => {
+  ])("does not deliver an event of type %j, and answers %i", async (type, status) => {
     const { publish, taken } = await bus((_, response) => void response.end());
     expect((await publish("1", type)).status).toBe(status);
     expect(taken).toEqual([]);
   });
 
-  it.each([500, 503, 404, 408, 409, 429])("tries again, with growing waits, what is answered %i", async (status) => {
-    const { publish, taken, told } = await bus(
-      (path, response) => void response.writeHead(path === "/fn" ? status : 204).end("no"),
-    );
-    await publish("1");
-    await eventually("it is a dead letter", () => told.includes("fn 1 dead-letter"));
-    expect(taken.map(({ path }) => path)).toEqual(["/fn", "/fn", "/fn", "/fn", "/dead-letter"]);
-    for (const [attempt, wait] of [40, 80, 160].entries()) {
-      expect((taken[attempt + 1]?.at ?? 0) - (taken[attempt]?.at ?? 0)).toBeGreaterThanOrEqual(wait - 5);
-    }
-  });
+  it.each([500, 503, 404, 408, 409, 429])(
+    "repeats a delivery that is answered %i, with growing pauses",
+    async (status) => {
+      const { publish, taken, told } = await bus(
+        (path, response) => void response.writeHead(path === "/fn" ? status : 204).end("no"),
+      );
+      await publish("1");
+      await eventually("it is a dead letter", () => told.includes("fn 1 dead-letter"));
+      expect(taken.map(({ path }) => path)).toEqual(["/fn", "/fn", "/fn", "/fn", "/dead-letter"]);
+      for (const [attempt, wait] of [40, 80, 160].entries()) {
+        expect((taken[attempt + 1]?.at ?? 0) - (taken[attempt]?.at ?? 0)).toBeGreaterThanOrEqual(wait - 5);
+      }
+    },
+  );
 
   it.each([400, 401, 413, 422, 301])(
-    "does not try again what is answered %i, and says what became of it",
+    "does not repeat a delivery that is answered %i, and reports its end",
     async (status) => {
       const { publish, taken, told } = await bus(
         (path, response) => void response.writeHead(path === "/fn" ? status : 204).end("n".repeat(2000)),
@@ -146,7 +149,7 @@ describe("the event bus", () => {
     },
   );
 
-  it("gives up on a function that does not answer in time, and continues without an event that no dead-letter sink accepts", async () => {
+  it("stops waiting for a function after its time limit, and drops an event that the dead-letter sink refuses", async () => {
     const { publish, taken, told } = await bus(() => undefined, { retry: 1, timeout: "PT1S" });
     await publish("1");
     await eventually("it is lost", () => told.includes("fn 1 lost"));
@@ -154,7 +157,7 @@ describe("the event bus", () => {
     expect(taken[2]?.headers["ce-knativeerrorcode"]).toBeUndefined();
   });
 
-  it("delivers fifty at a time, keeps as many as it may, and refuses what is more", async () => {
+  it("delivers fifty events at a time, queues others up to its limit, and refuses further ones", async () => {
     const held: ServerResponse[] = [];
     let full = false;
     const { publish, taken, told } = await bus(
@@ -181,21 +184,21 @@ describe("the event bus", () => {
     expect(taken).toHaveLength(50);
     full = true;
     for (const response of held) response.writeHead(204).end();
-    await eventually("all that was taken is delivered", () => told.length === 150);
+    await eventually("all accepted events are delivered", () => told.length === 150);
   });
 
-  it("lets as many events wait for their next attempt as it delivers at a time, without a warning", async () => {
+  it("lets fifty events wait for their next attempt, without a warning", async () => {
     const warnings: string[] = [];
     const warn = (warning: Error) => void warnings.push(warning.message);
     process.on("warning", warn);
     endings.push(async () => void process.off("warning", warn));
     const { publish, told } = await bus((_, response) => void response.writeHead(500).end(), { retry: 1 });
     await Promise.all(Array.from({ length: 50 }, (_, id) => publish(String(id))));
-    await eventually("all are given up", () => told.length === 50);
+    await eventually("the deliveries of all have failed", () => told.length === 50);
     expect(warnings).toEqual([]);
   });
 
-  it("that stops lets what is in progress finish, and waits for no further attempt", async () => {
+  it("finishes deliveries in progress when it stops, and does not wait for further attempts", async () => {
     const held: ServerResponse[] = [];
     const { publish, taken, told, stop } = await bus((_, response) => void held.push(response));
     await publish("held");

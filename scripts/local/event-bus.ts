@@ -1,4 +1,4 @@
-/** The broker of a run without Kafka: accepts CloudEvents over HTTP (K_SINK) and hands them to the sources of their topic. */
+/** The broker of a run without Kafka: accepts CloudEvents over HTTP (K_SINK) and delivers them to the sources of their topic. */
 import { setMaxListeners } from "node:events";
 import type { IncomingMessage, Server } from "node:http";
 import { forbidden, isForThisMachine, isFromPage, isSecret } from "#kernel/doors";
@@ -18,12 +18,12 @@ import type { Observer } from "./observer.ts";
 
 /** Events in memory for one source. The bus refuses more with 503; they stay in the outbox. */
 const WAITING_EVENTS_MAX = 10_000;
-/** With 503: a source delivers more than a hundred events in this time. */
+/** The Retry-After of a 503. A source delivers more than a hundred events in this time. */
 const RETRY_AFTER_SECONDS = 1;
 /** Events of one source in delivery, as in Knative's data plane without ordering. */
 const IN_FLIGHT_EVENTS_MAX = 50;
 
-/** Is called with the fate of an event. `reason` is a sentence, present unless the event was delivered. */
+/** Is called with the result of a delivery. `reason` is a sentence, present unless the event was delivered. */
 export type OnDelivered = (source: string, message: Message, how: Delivered["kind"], reason?: string) => void;
 
 /** Delivers the events of one source, a bounded number at a time. */
@@ -85,7 +85,7 @@ class SourceQueue {
     }
   }
 
-  /** Lets deliveries in flight finish. Waiting events stay in the outbox. */
+  /** Finishes deliveries in flight. Waiting events stay in the outbox. */
   async stop(): Promise<void> {
     this.#stop.abort();
     await Promise.all(this.#inFlight);
@@ -97,7 +97,7 @@ function topicOf({ "lotus-topic": topic, "ce-type": type }: IncomingMessage["hea
   return typeof topic === "string" ? topic : /^lotus\.(.+)\.v\d+$/.exec(String(type))?.[1];
 }
 
-/** How the bus treats published events: `lose` accepts and forgets them, as a topic that is deleted; `refuse` answers 503. */
+/** How the bus treats published events: `lose` accepts and drops them, as Kafka with a deleted topic; `refuse` answers 503. */
 export type BusState = "deliver" | "lose" | "refuse";
 
 export interface EventBus {
@@ -114,9 +114,9 @@ export interface EventBus {
 }
 
 /**
- * The entrance for calls inside: the event bus, and the functions by their names.
- * @param resolve gives the URL at which this very server reaches a function
- * @param secret the first part of every path that the bus accepts: the secret of the run
+ * Creates the server for calls inside Lotus: it accepts events, and forwards requests to functions by name.
+ * @param resolve returns the URL of a function on this server
+ * @param secret the secret of the run, which begins every path that the bus accepts
  * @param waitingMax events that wait for one source
  * @param observer is notified of each event and of each attempt to deliver one
  */

@@ -45,10 +45,10 @@ function requestHeaders(
   return headers;
 }
 
-/** Returns the header of an answer that older code gave, because the code on disk does not compile. */
+/** Returns the header of an answer of older code, which runs because the code on disk does not compile. */
 const marksOf = (fn: FunctionProcess): OutgoingHttpHeaders => (fn.outdated ? { "lotus-code": "outdated" } : {});
 
-/** Sends a request to a process. False: the process was gone, and the request has not left. */
+/** Sends a request to a process. False: the process had ended, and the request was not sent. */
 function send(
   { port, agent, secret }: Running,
   incoming: IncomingMessage,
@@ -95,7 +95,7 @@ function send(
 
 /**
  * Receives the body of a request, or answers with a refusal.
- * @returns undefined when the request is over: it was refused, or its client left
+ * @returns undefined when the request was refused, or its client has closed the connection
  */
 export async function receive(
   receiver: Receiver,
@@ -108,7 +108,7 @@ export async function receive(
     if (!(body instanceof Problem)) return { body };
     writeProblem(outgoing, body);
   } catch {
-    // The client left: no connection is there to answer on.
+    // The client has closed its connection.
     outgoing.destroy();
   }
   return undefined;
@@ -118,7 +118,7 @@ export async function receive(
  * Forwards a request to a function, which starts when it has no process.
  * @param body the complete body; undefined when the request has none
  * @param onAnswer is called with the function's answer before it is forwarded
- * @returns when the answer has ended, however it ended
+ * @returns when the answer has ended or failed
  */
 export async function forward(
   fn: FunctionProcess,

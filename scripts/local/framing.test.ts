@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { FunctionProcess } from "./function-process.ts";
 import { createGateway } from "./gateway.ts";
 
-/** The content of a connection to the function: requests with their whole frames, and bytes outside of any frame. */
+/** The content of a connection to the function: complete requests, and bytes outside of any frame. */
 interface Forwarded {
   readonly method: string;
   readonly headers: ReadonlyMap<string, string>;
@@ -105,7 +105,7 @@ const smuggled = (id: string) =>
 const chunked = (body: string) => `${body.length.toString(16)}\r\n${body}\r\n0\r\n\r\n`;
 const junk = "a:\r\n".repeat(1000);
 
-/** Header lines and what follows the head, by what is wrong with them. `body` is the request to smuggle. */
+/** Header lines and the bytes after the head, by their fault. `body` is the request to smuggle. */
 const SHAPES: Readonly<Record<string, (body: string) => readonly [headers: string, rest: string]>> = {
   "no body, pipelined": (body) => ["", body],
   "a length": (body) => [`Content-Length: ${body.length}\r\n`, body],
@@ -253,7 +253,7 @@ async function attack(
   for (const [, whose] of answers.matchAll(/^x-id: (.*)\r$/gm)) expect(whose).toMatch(new RegExp(`^${id}(-|$)`));
 }
 
-describe("on the connection that all clients share, no byte leaves unframed and no answer reaches another client", () => {
+describe("the gateway frames every byte on the shared connection, and each client receives its answer", () => {
   it.each(Object.keys(SHAPES))("for every method with %s", async (name) => {
     const shape = SHAPES[name];
     if (shape === undefined) throw new Error(name);
@@ -277,7 +277,7 @@ describe("on the connection that all clients share, no byte leaves unframed and 
     expectFramed();
   });
 
-  it("for a body that breaks off, and one that comes after its refusal", async () => {
+  it("for an incomplete body, and a body that arrives after its refusal", async () => {
     const body = smuggled("id-smuggled");
     for (const path of ["/fn", "/nowhere"]) {
       const socket = connect(port, "127.0.0.1");

@@ -6,7 +6,7 @@ import { Refusal } from "../cli/errors.ts";
 import { describeEnd, endChild, guardChild } from "../process/child.ts";
 
 const START_MILLISECONDS_MAX = 20_000;
-/** Longer than a function drains. A process that is still there then is killed. */
+/** Longer than a function drains. Then Lotus kills the process. */
 const STOP_MILLISECONDS_MAX = 30_000;
 const LAST_LINES_MAX = 20;
 /** Node prints the source line of an error, and a bundle is one line. */
@@ -21,7 +21,7 @@ export interface FunctionProcessOptions {
   readonly secret?: string;
   /** Options of Node, such as --inspect=9229. */
   readonly nodeOptions?: readonly string[];
-  /** How long a process lives without requests. */
+  /** The time after which a process without requests stops. */
   readonly idleMilliseconds: number;
   /** A process that does not listen within this time is killed, and its requests are refused. */
   readonly startMillisecondsMax?: number;
@@ -129,8 +129,8 @@ export class FunctionProcess {
   }
 
   /**
-   * Counts a request as begun and returns the process that receives it. A function at zero starts. Call `release` when it is over.
-   * @throws {Refusal} when the process does not listen; the request is over then
+   * Counts a request as begun and returns the process that receives it. Starts a function without a process. Call `release` at the end.
+   * @throws {Refusal} when the process does not listen; the request has then ended
    */
   async acquire(): Promise<Running> {
     this.#inFlight++;
@@ -153,7 +153,7 @@ export class FunctionProcess {
     }
   }
 
-  /** Runs `build` before the next request and replaces the process. After a failed build the old process goes on, outdated. */
+  /** Runs `build` before the next request and replaces the process. After a failed build the old process continues, outdated. */
   replaceAfter(build: () => Promise<void>): void {
     this.#stale = build;
   }
@@ -169,7 +169,7 @@ export class FunctionProcess {
     if (built) void this.stop();
   }
 
-  /** Marks a request as over. */
+  /** Counts a request as ended. */
   release(): void {
     this.#inFlight--;
     if (this.#inFlight > 0) return;

@@ -11,7 +11,7 @@ import { call, eventually } from "../testing/lotus.ts";
 import { FunctionProcess, type FunctionProcessOptions } from "./function-process.ts";
 import { createGateway, listen } from "./gateway.ts";
 
-/** A function's program, as small as it can be: it tells its process id, and does what the path says. */
+/** A small program of a function. It returns its process id, and the path selects its behaviour. */
 const PROGRAM = `
   const { createServer } = require("node:http");
   const held = [];
@@ -48,7 +48,7 @@ afterEach(async () => {
 });
 afterAll(() => rm(folder, { recursive: true, force: true }));
 
-/** Takes a moment before it listens, in which a test can do something. */
+/** Listens after a pause, in which a test can act. */
 const slow = (milliseconds: number) => `console.log("starting"); setTimeout(() => {${PROGRAM}}, ${milliseconds});`;
 
 const fileOf = (program: string) => join(folder, `${createHash("sha256").update(program).digest("hex")}.cjs`);
@@ -94,7 +94,7 @@ describe("the gateway", () => {
     expect(starts).toHaveLength(1);
   });
 
-  it("forwards the body, and replaces what the client says about its own address", async () => {
+  it("forwards the body, and replaces the client's headers about its address", async () => {
     const { url } = await serve();
     const body = "x".repeat(REQUEST_BODY_BYTES_MAX);
     const answer = await call({ url }, "POST /fn/echo", { body, headers: { "x-forwarded-for": "203.0.113.9" } });
@@ -102,7 +102,7 @@ describe("the gateway", () => {
     expect(answer.headers.get("x-was")).toMatch(/^(::ffff:)?127\.0\.0\.1$/);
   });
 
-  it("answers /healthz itself, and 404 where no function is", async () => {
+  it("answers /healthz itself, and 404 for an unknown path", async () => {
     const { url, starts } = await serve();
     expect((await call({ url }, "GET /healthz")).status).toBe(200);
     const { status, headers, body } = await call({ url }, "POST /nowhere?a=b", { body: { a: 1 } });
@@ -120,18 +120,18 @@ describe("the gateway", () => {
     expect(crashes).toEqual([]);
   });
 
-  it("keeps a process while a request is in progress, however long", async () => {
+  it("keeps a process during a long request", async () => {
     const { url, fn, lines } = await serve(PROGRAM, { idleMilliseconds: 10 });
     const held = call({ url }, "GET /fn/hold");
     await eventually("it is held", () => lines.includes("held"));
     const pid = fn.running?.child.pid;
-    // Other requests come and go. They do not start the clock while the first one is in progress.
+    // Other requests begin and end. They do not start the idle time while the first one is in progress.
     for (let times = 0; times < 5; times++) expect((await call({ url }, "GET /fn/pid")).body).toBe(String(pid));
     process.kill(pid ?? 0, "SIGUSR2");
     expect((await held).body).toBe(`released ${pid}`);
   });
 
-  it("tells of a crash with its last lines, answers 503, and starts the function again", async () => {
+  it("reports a crash with its last lines, answers 503, and starts the function again", async () => {
     const { url, crashes } = await serve();
     const { status, body } = await call({ url }, "POST /fn/crash");
     expect([status, body.code]).toEqual([503, "outcome-unknown"]);
@@ -144,7 +144,7 @@ describe("the gateway", () => {
     const { url, fn } = await serve();
     const first = (await call({ url }, "GET /fn/pid")).body;
     process.kill(Number(first), "SIGKILL");
-    await eventually("its end is heard of", () => fn.running === undefined);
+    await eventually("its end is reported", () => fn.running === undefined);
     expect((await call({ url }, "GET /fn/pid")).body).not.toBe(first);
   });
 
@@ -162,7 +162,7 @@ describe("the gateway", () => {
       /^fn did not listen within 2 s\.$/,
     ],
   ])(
-    "answers 503 with a sentence for a program that %s, and asks it again next time",
+    "answers 503 with a sentence for a program that %s, and starts it again at the next request",
     async (_, program, startMillisecondsMax, sentence) => {
       const { url, fn, crashes } = await serve(program, { startMillisecondsMax, idleMilliseconds: 10 });
       for (const times of [1, 2]) {
@@ -173,7 +173,7 @@ describe("the gateway", () => {
         }
         expect(crashes).toHaveLength(times);
       }
-      // Requests that never reached it are over: once it works, it is stopped when idle like any other.
+      // Requests that did not reach it have ended: once it works, it stops when it is idle.
       await writeFile(fileOf(program), PROGRAM);
       const { status, body } = await call({ url }, "GET /fn/pid");
       expect(status).toBe(200);
@@ -182,7 +182,7 @@ describe("the gateway", () => {
     },
   );
 
-  it("lets a client go away, while the function starts and while it works", async () => {
+  it("continues when a client closes its connection, while the function starts and while it works", async () => {
     const { url, fn, lines } = await serve(slow(300), { idleMilliseconds: 20 });
     for (const [path, sign] of [
       ["/fn/pid", "starting"],
@@ -200,7 +200,7 @@ describe("the gateway", () => {
     expect(lines).toEqual(["starting", "starting", "held", "gone"]);
   });
 
-  it("finishes what is in progress when it is stopped, and leaves no process behind", async () => {
+  it("finishes requests in progress when it stops, and ends every process", async () => {
     const { url, fn, lines, stop } = await serve();
     const held = call({ url }, "GET /fn/hold");
     await eventually("it is held", () => lines.includes("held"));
@@ -210,7 +210,7 @@ describe("the gateway", () => {
     await once(unused, "connect");
     const stopped = stop();
     const closed = fn.close();
-    await eventually("no more connections are taken", () =>
+    await eventually("the gateway refuses connections", () =>
       fetch(url).then(
         () => false,
         () => true,
@@ -238,7 +238,7 @@ describe("the gateway", () => {
     expect(starts).toHaveLength(1);
   });
 
-  it("goes on with the old code when the new one cannot be built", async () => {
+  it("continues with the old code when the new code does not compile", async () => {
     const { url, fn } = await serve();
     const first = (await call({ url }, "GET /fn/pid")).body;
     fn.replaceAfter(() => Promise.reject(new Error("a semicolon is missing")));

@@ -45,7 +45,7 @@ export async function listen(server: Server, port: number, host?: string): Promi
 
 /**
  * Creates the gateway's server.
- * @param routes a path's beginning leads to a function, the longest beginning first
+ * @param routes path prefixes and their functions, the longest prefix first
  * @param corsOrigins the origins whose pages may read the answers
  * @param page is served beside the functions
  * @param observer is notified of each request that has ended

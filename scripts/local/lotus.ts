@@ -39,29 +39,29 @@ export interface LotusOptions {
   readonly port: number;
   /** The origins whose pages may call the endpoints. */
   readonly cors?: readonly string[];
-  /** The address that the gateway listens on; without it only this machine reaches Lotus. */
+  /** The address that the gateway listens on. The default is reachable from this machine only. */
   readonly host?: string;
   /** Keeps the data, the passwords and the keys. */
   readonly folder: string;
-  /** Begin with an empty database. */
+  /** Erase earlier data first. */
   readonly fresh?: boolean;
-  /** Build again whatever changes. */
+  /** Serve edits, as `npm run dev` does. */
   readonly watch?: boolean;
   /** An existing Postgres, as its owner, instead of the one that Lotus starts. */
   readonly databaseUrl?: string;
   /** The URL of a pooler between the functions and that Postgres, as roleUrl reads it. Migrations do not use it. */
   readonly pooler?: string;
-  /** A real Kafka in the middle instead of the event bus: one that runs, or (true) one got as scripts/kafka/cluster.ts says. */
+  /** A real Kafka instead of the event bus: a running one, or (true) one that scripts/kafka/cluster.ts starts. */
   readonly kafka?: boolean | Kafka;
   /** The beginning of every topic and consumer group. The default is KAFKA_PREFIX. */
   readonly kafkaPrefix?: string;
-  /** Whether Kafka's events are delivered by this process. False: somebody runs scripts/local/kafka-source.ts. */
+  /** Whether this process delivers the events of Kafka. False: another process runs `lotus kafka-source`. */
   readonly deliver?: boolean;
   /** Whether PingSources fire when their time comes. False: only `tick` fires them. */
   readonly scheduled?: boolean;
   /** Export traces and metrics: to an OTLP endpoint, or (true) to a receiver in this process. */
   readonly otel?: string | true;
-  /** How long a function's process lives without requests. Knative's default is a minute. */
+  /** The time after which a function's process without requests stops. Knative's default is a minute. */
   readonly idleMilliseconds?: number;
   /** Node options of a function's process, such as --inspect. */
   nodeOptionsOf?(name: string): readonly string[];
@@ -69,12 +69,12 @@ export interface LotusOptions {
   onStopRequested?(): void;
   /** Serves the console at `/`. */
   readonly console?: boolean;
-  /** Do not build: dist/ is as it should be. */
+  /** Do not build: dist/ is up to date. */
   readonly built?: boolean;
   /** Do not migrate: an earlier run with this folder has done it. The database may be unavailable. */
   readonly migrated?: boolean;
   onLine?(functionName: string, line: string): void;
-  /** Hears of starts, crashes, rebuilds, lost events. */
+  /** Is called for starts, crashes, rebuilds and lost events. */
   onNews?(functionName: string, news: string): void;
   /** Wraps a step that may take a while. */
   step?<T>(what: string, work: () => Promise<T>): Promise<T>;
@@ -109,7 +109,7 @@ export interface Lotus {
   stop(): Promise<void>;
 }
 
-/** How often, in how long, and how far apart. */
+/** The limits of restarts: their number within a time, and the pause between two. */
 const POSTGRES_STARTS_MAX = 10;
 const POSTGRES_STARTS_WINDOW_MILLISECONDS = 60_000;
 const POSTGRES_START_AGAIN_MILLISECONDS = 500;
@@ -129,7 +129,7 @@ async function runPostgres(
       const now = performance.now();
       started = started.filter((at) => now - at < POSTGRES_STARTS_WINDOW_MILLISECONDS);
       if (started.push(now) > POSTGRES_STARTS_MAX)
-        return onNews("postgres", "ends again and again. Stop Lotus with Ctrl-C and start it again.");
+        return onNews("postgres", "ended several times in a short time. Stop Lotus with Ctrl-C and start it again.");
       await delay(POSTGRES_START_AGAIN_MILLISECONDS);
       try {
         postgres = await startPostgres(folder, [], postgres.port);
@@ -250,7 +250,7 @@ async function ping(source: Manifests["pingSources"][number], url: string): Prom
 
 /**
  * Starts everything. Functions start at their first request.
- * @throws {Error} a sentence that says what is in the way; Lotus stops the parts that it has started
+ * @throws {Error} a the cause of the failure; Lotus has stopped the parts that it had started
  */
 export async function startLotus(options: LotusOptions): Promise<Lotus> {
   const { folder } = options;
@@ -298,7 +298,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     ).stop();
     const postgresFolder = join(folder, "postgres");
     const secrets = join(folder, "secrets");
-    if (options.fresh) await step("Forgetting the old data", () => erasePostgres(postgresFolder));
+    if (options.fresh) await step("Erasing the old data", () => erasePostgres(postgresFolder));
 
     const nothingBuilt: Built = { names: [], changed: [], failed: new Map() };
     const building = options.built ? Promise.resolve(nothingBuilt) : buildFunctions().finally(endEsbuild);
@@ -316,10 +316,10 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     if (!options.migrated)
       await step("Migrating the database", async () =>
         migrate(database, await readPasswords(secrets), {
-          // The Postgres of this folder serves no other installation.
+          // The Postgres of this folder serves one installation only.
           changePasswords: options.databaseUrl === undefined ? SERVICES : [],
           pooler: options.pooler,
-          // A process a function. An embedded Postgres allows more.
+          // Each function has one process. An embedded Postgres allows more connections.
           budget: options.pooler === undefined ? await localBudget() : undefined,
           tell: (news) => onNews("migrate", news),
         }),

@@ -43,13 +43,13 @@ interface Ingress {
 export interface Manifests {
   /** A function's name and its environment. */
   readonly functions: ReadonlyMap<string, Readonly<Record<string, string>>>;
-  /** A path's beginning, and the function it leads to; the longest first, as Kourier has it. */
+  /** Path prefixes and their functions, the longest prefix first, as in Kourier. */
   readonly routes: readonly { readonly path: string; readonly name: string }[];
   readonly kafkaSources: readonly KafkaSource[];
   readonly pingSources: readonly PingSource[];
 }
 
-/** A secret lies in a folder, a file a key: as Kubernetes mounts it. */
+/** A secret is a folder with one file for each key, as Kubernetes mounts it. */
 async function environmentOf(service: KnativeService, secrets: string, config: Readonly<Record<string, string>>) {
   const { containers, volumes = [] } = service.spec.template.spec;
   const [{ env, volumeMounts = [] }] = containers;
@@ -81,7 +81,7 @@ async function yamlFiles(folder: string): Promise<[file: string, text: string][]
 /**
  * Reads the manifests.
  * @param folder knative/
- * @param secrets a folder a secret, a file a key
+ * @param secrets one folder for each secret, one file for each key
  * @param config the content of the ConfigMap `lotus`
  * @param everyone goes into the environment of every function
  */

@@ -46,7 +46,7 @@ export interface ReceivedMetric {
   readonly attributes: Readonly<Record<string, AttributeValue>>;
   /** The sum of a histogram; the value otherwise. */
   readonly value: number;
-  /** How many values a histogram has counted. */
+  /** The number of values in a histogram. */
   readonly count: number | undefined;
 }
 

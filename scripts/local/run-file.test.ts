@@ -49,9 +49,9 @@ it.each([
   for (const each of folders) expect(await readdir(each)).toEqual(["run.json"]);
 });
 
-it("a folder is this run's until it is removed, wherever it says that it is", async () => {
+it("a folder belongs to this run until the file is removed, also when the file names another address", async () => {
   const mine = await mkdtemp(join(folder, "mine-"));
-  // The number of a process that is gone may be this one's, as in a container that was started again.
+  // The number of an ended process may equal this one's, as in a restarted container.
   await writeFile(join(mine, "run.json"), JSON.stringify({ pid: process.pid }));
   const file = await takeFolder(mine);
   await expect(takeFolder(mine)).rejects.toThrow(`Lotus runs here already (process ${process.pid}).`);

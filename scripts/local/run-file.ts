@@ -59,7 +59,7 @@ function answers(url: string): Promise<boolean> {
   });
 }
 
-/** After a restart of the machine, another process may have the number of the run: then nothing answers at its address. */
+/** After a restart of the machine, another process may have the number of the run. Then its address does not answer. */
 async function runs({ pid, url }: Run, folder: string): Promise<boolean> {
   if (pid === process.pid) return ours.has(folder);
   return isAlive(pid) && (url === undefined || answers(url));
@@ -71,7 +71,7 @@ export async function runOf(folder: string): Promise<Run | undefined> {
   return run !== undefined && isAlive(run.pid) ? run : undefined;
 }
 
-/** Returns the text of the file when it is complete; after a while, whatever it contains. */
+/** Returns the text of the file when it is complete, or its content after a time limit. */
 async function readWhole(file: string): Promise<string> {
   for (let waited = 0; ; waited += WRITING_LOOK_MILLISECONDS) {
     const text = await readFile(file, "utf8").catch(() => "");
@@ -94,7 +94,7 @@ async function removeStale(file: string, text: string): Promise<void> {
   await rm(aside, { force: true });
 }
 
-/** Creates a file completely or not at all. Rejects with EEXIST when one exists. */
+/** Creates a file with its content in one step. Rejects with EEXIST when the file exists. */
 async function create(file: string, text: string): Promise<void> {
   const written = `${file}.${randomUUID()}`;
   await writeFile(written, text, { mode: MODE });
@@ -110,7 +110,7 @@ async function create(file: string, text: string): Promise<void> {
 
 /**
  * Takes a folder for this run. Two runs in one folder would stop each other's database.
- * @throws {Refusal} when another Lotus runs there
+ * @throws {Refusal} when another Lotus runs in the folder
  */
 export async function takeFolder(given: string): Promise<RunFile> {
   const folder = resolve(given);
@@ -137,7 +137,7 @@ export async function takeFolder(given: string): Promise<RunFile> {
   ours.add(folder);
   return {
     async publish(addresses) {
-      // A rename: a reader sees the old or the new text.
+      // The rename is atomic: a reader reads the old or the new text.
       const written = `${file}.${process.pid}`;
       await writeFile(written, textOf(addresses), { mode: MODE });
       await rename(written, file);

@@ -121,12 +121,12 @@ describe("a function without telemetry", () => {
     expect(warnings(running.lines)).toEqual([]);
   });
 
-  it("answers without the file, and says so once", async () => {
+  it("answers without the file, and reports it once", async () => {
     const running = await start({ OTEL_EXPORTER_OTLP_ENDPOINT: "http://127.0.0.1:1" });
     await running.call(3);
     await running.stop();
     expect(warnings(running.lines).map(({ message }) => message)).toEqual([
-      "telemetry does not load; the function goes on without",
+      "telemetry does not load; the function continues without it",
     ]);
   });
 
@@ -190,7 +190,7 @@ describe("a collector", () => {
     expect(warnings(running.lines).length).toBeLessThanOrEqual(1);
   });
 
-  it("that never answers delays neither a request nor the end", async () => {
+  it("without answers does not delay a request or the end", async () => {
     const url = await collector((request) => void request.resume());
     const running = await start({ OTEL_EXPORTER_OTLP_ENDPOINT: url });
     await running.call(40);

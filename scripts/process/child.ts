@@ -1,4 +1,4 @@
-/** The life of a child process: it ends in time, and a parent that is gone leaves no child behind. */
+/** Ends child processes within a time limit, and after the end of their parent. */
 import type { ChildProcess } from "node:child_process";
 
 export { guardChild, type LastSignal } from "./guard.ts";
@@ -22,7 +22,7 @@ function untilEnded(child: ChildProcess): Promise<void> {
   });
 }
 
-/** Sends a signal, and another one when the child is still there after a while. Resolves when it has ended. */
+/** Sends a signal, and a second one when the child still runs after a time. Resolves when it has ended. */
 export async function endChild(
   child: ChildProcess,
   signal: NodeJS.Signals,

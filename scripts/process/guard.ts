@@ -5,7 +5,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import type { Writable } from "node:stream";
 
-/** The signal that ends a child whose parent is gone. Postgres shuts down cleanly on SIGINT. */
+/** The signal that ends a child whose parent has ended. Postgres shuts down cleanly on SIGINT. */
 export type LastSignal = "KILL" | "INT";
 
 /** After SIGINT a Postgres gets this long; then SIGQUIT ends it and its backends at once. */
@@ -52,7 +52,7 @@ function pipe(): Writable {
 
 /**
  * Registers a child.
- * @param lastSignal ends the child when this process is gone
+ * @param lastSignal ends the child when this process has ended
  */
 export function guardChild(child: ChildProcess, lastSignal: LastSignal = "KILL"): void {
   const { pid } = child;

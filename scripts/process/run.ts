@@ -16,7 +16,7 @@ export interface Ended {
 }
 
 export interface RunOptions {
-  /** Written to the standard input of the program: secrets never stand in a command line. */
+  /** The standard input of the program. It may contain secrets; a command line must not. */
   readonly input?: string;
   /** Lets the user's shell read the command: for commands that the user wrote. */
   readonly shell?: boolean;
@@ -52,7 +52,7 @@ export function attempt(command: string, args: readonly string[], options: RunOp
       resolve({ code: error.code === "ENOENT" ? NOT_FOUND : NOT_RUNNABLE, stdout, stderr: error.message }),
     );
     child.once("close", (code) => resolve({ code: code ?? 1, stdout, stderr }));
-    // A program that ends before it reads its input breaks the pipe. Its exit code tells what happened.
+    // A program that ends before it reads its input breaks the pipe. Its exit code shows the cause.
     child.stdin.on("error", () => undefined);
     child.stdin.end(options.input ?? "");
   });

@@ -37,7 +37,7 @@ async function parentOf(pid: number): Promise<number> {
 }
 
 /**
- * Calls `ended` when the npm that started this process is gone. A signal such as SIGKILL ends npm and not its script.
+ * Calls `ended` when the npm that started this process has ended. A signal such as SIGKILL ends npm and not its script.
  * Does not watch a process that npm did not start, nor on Windows.
  */
 export async function watchNpm(ended: () => void): Promise<() => void> {

@@ -1,4 +1,4 @@
-/** Waits for something that only a look can tell. */
+/** Waits for a condition by polling it. */
 import { setTimeout as delay } from "node:timers/promises";
 
 interface Limits {
@@ -7,7 +7,7 @@ interface Limits {
 }
 
 /**
- * Looks again and again until `look` returns something other than undefined or false.
+ * Polls `look` until it returns a value other than undefined or false.
  * @returns what `look` returned; undefined when the time is over
  */
 export async function waitFor<T>(

@@ -14,7 +14,7 @@ export interface ScenarioOptions {
   readonly users?: number;
   /** A single run shows newman's own output unless this is set. */
   readonly quiet?: boolean;
-  /** Hears of each run when it is over. */
+  /** Is called at the end of each run. */
   readonly onRun?: (line: string) => void;
 }
 
@@ -30,7 +30,7 @@ export interface ScenarioSummary {
   readonly requests: number;
   readonly assertions: number;
   readonly failed: number;
-  /** Each different failure once, with how often it happened. */
+  /** Each different failure once, with its count. */
   readonly failures: readonly { readonly what: string; readonly count: number }[];
   readonly overall: AnswerTimes;
   readonly perRequest: readonly AnswerTimes[];
@@ -51,9 +51,9 @@ interface Told {
 }
 type Failure = (Error & { readonly test?: string }) | null;
 
-/** One user, who plays the scenario `times` times in a row. `over` hears of each run. */
+/** One user, who plays the scenario `times` times in a row. Calls `over` at the end of each run. */
 async function play(baseUrl: string, times: number, reporters: string[], over: (run: Run) => void): Promise<void> {
-  // Loaded here because it takes most of a second, which a wrong option need not wait for.
+  // Loaded here, because loading takes most of a second and a wrong option needs no scenario.
   const { default: newman } = await import("newman");
   const begin = (): Run => ({ requests: 0, assertions: 0, failures: [], answers: [] });
   let run = begin();
@@ -65,7 +65,7 @@ async function play(baseUrl: string, times: number, reporters: string[], over: (
   const settings = {
     collection: COLLECTION,
     envVar: [{ key: "baseUrl", value: baseUrl }],
-    // One newman run for all iterations: newman keeps 5 MB of each run as long as the process lives.
+    // One newman run for all iterations: newman keeps 5 MB of each run until the process ends.
     iterationCount: times,
     timeoutRequest: REQUEST_TIMEOUT_MILLISECONDS,
     reporters,
@@ -96,7 +96,7 @@ function timesOf(name: string, answers: Run["answers"]): AnswerTimes {
   return { name, mean: total / Math.max(answers.length, 1), maximum };
 }
 
-/** Plays the scenario `times` times in a row by each of `users` users at the same time, and sums up how it went. */
+/** Plays the scenario `times` times in a row by each of `users` users at the same time, and returns the totals. */
 export async function runScenario(options: ScenarioOptions): Promise<ScenarioSummary> {
   const { baseUrl, times = 1, users = 1, quiet = false, onRun } = options;
   const reporters = times * users === 1 && !quiet ? ["cli"] : [];

@@ -20,7 +20,7 @@ const KEY_CHANGES_MAX = 5;
 
 /**
  * Writes Secrets. Their values are never printed and never part of a command line.
- * @param version makes Kubernetes refuse the change of a Secret that has another version by now
+ * @param version makes Kubernetes refuse the change of a Secret that has another version
  */
 export async function writeSecrets(
   values: ReadonlyMap<string, Readonly<Record<string, string>>>,
@@ -36,7 +36,7 @@ export async function writeSecrets(
     };
     return { apiVersion: "v1", kind: "Secret", type: "Opaque", metadata, stringData };
   });
-  // Server-side: the other way would copy the values into an annotation.
+  // Server-side apply: client-side apply would copy the values into an annotation.
   const options = ["--server-side", "--force-conflicts", "--field-manager=lotus", "--validate=strict"];
   await run("kubectl", ["apply", ...options, "-f", "-"], { input: toYaml(secrets) });
 }
@@ -53,7 +53,7 @@ export async function readKeys(): Promise<{ keys: Keys; version: string | undefi
 }
 
 /**
- * Changes the public keys. Kubernetes refuses the change when another one came between reading and writing; then it is made again.
+ * Changes the public keys. Kubernetes refuses the change when another one came between reading and writing; then the change is repeated.
  * @returns the keys after the change
  */
 export async function changePublicKeys(change: (keys: Keys) => Promise<Keys> | Keys): Promise<Keys> {
@@ -73,7 +73,7 @@ export async function changePublicKeys(change: (keys: Keys) => Promise<Keys> | K
 export interface DatabaseExtras {
   /** The URL of the pooler that functions use, as roleUrl reads it. */
   readonly pooler?: string | undefined;
-  /** PEM text of the authority that signed the database's certificate. Undefined: as the cluster has it. */
+  /** PEM text of the authority that signed the database's certificate. Undefined: the one in the cluster. */
   readonly authority?: string | undefined;
   /** The owner's password. Undefined: the Secret `database-admin` contains it. */
   readonly password?: string | undefined;

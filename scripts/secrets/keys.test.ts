@@ -114,7 +114,7 @@ describe("keys", () => {
       expect(await command(...words)).toEqual(["exit 2", `"${words.join(" ")}" ${usage}`]);
   });
 
-  it("are replaced at once when the revoked key is the one that signs", async () => {
+  it("are replaced at once when the revoked key signs", async () => {
     const signing = await signingIdOf(folder);
     await revokeKey(folder, signing);
     expect((await publicKeys()).map(({ kid }) => kid)).not.toContain(signing);
@@ -176,7 +176,7 @@ describe("a rotation while Lotus runs", () => {
     ).body;
     expect([idOf(token), idOf(user.token)]).toEqual([kid, expect.not.stringMatching(kid)]);
     expect((await user.call("GET /profile/me")).status).toBe(200);
-    // An unknown key makes a process look into the key file at once.
+    // A process reads the key file at once when a token names an unknown key.
     expect((await call(lotus, "GET /profile/me", { token })).status).toBe(200);
     const { keys } = (await call(lotus, "GET /profile/jwks")).body as { keys: { kid: string }[] };
     expect(keys.map((key) => key.kid)).toEqual([kid, idOf(user.token)]);

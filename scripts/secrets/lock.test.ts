@@ -19,7 +19,7 @@ const file = () => join(folder, "lock");
 const ended = () => spawnSync(process.execPath, ["--version"]).pid;
 
 describe("a lock", () => {
-  it("lets one caller work at a time, and disappears", async () => {
+  it("lets one caller work at a time, and is removed afterwards", async () => {
     let working = 0;
     const results = await Promise.all(
       Array.from({ length: 20 }, (_, n) =>
@@ -57,10 +57,10 @@ describe("a lock", () => {
   it.each([
     ["a running process", () => JSON.stringify({ host: hostname(), pid: process.ppid }), "Process "],
     ["another machine", () => JSON.stringify({ host: "elsewhere", pid: ended() }), "Process \\d+ on elsewhere"],
-    ["a process that wrote no more than a part", () => "{", "Another process"],
+    ["a process that wrote only a part", () => "{", "Another process"],
   ])("of %s is kept; the error names its file", async (_, text, owner) => {
     await writeFile(file(), text());
-    // Each look at the clock is a second later, so that the wait ends soon.
+    // Each reading of the clock is a second later, so that the wait ends soon.
     let now = 0;
     vi.spyOn(performance, "now").mockImplementation(() => (now += 1_000));
     const refused = withLock(file(), async () => "not reached");

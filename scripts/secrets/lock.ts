@@ -6,7 +6,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import * as v from "valibot";
 
 const LOCK_WAIT_MILLISECONDS_MAX = 10_000;
-/** A waiting process tries again after a random part of this. */
+/** A waiting process tries again after a random part of this time. */
 const LOCK_STEP_MILLISECONDS_MAX = 20;
 
 const Owner = v.object({ host: v.string(), pid: v.number() });

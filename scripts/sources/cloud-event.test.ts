@@ -16,7 +16,7 @@ const binary = { ce_specversion: "1.0", ce_id: "1", ce_source: "/shop", ce_type:
 const position = { "ce-knativekafkapartition": "2", "ce-knativekafkaoffset": "7", "kn-namespace": "lotus" };
 
 describe("a binary CloudEvent", () => {
-  it("keeps its attributes and its data, and loses its key and its other headers", () => {
+  it("keeps its attributes and its data, and omits its key and its other headers", () => {
     const headers = {
       ...binary,
       ce_Subject: "S",
@@ -45,12 +45,12 @@ describe("a binary CloudEvent", () => {
     expect(headers["ce-type"]).toBe("sold");
   });
 
-  it("takes the last of a header that is repeated, and bytes as UTF-8", () => {
+  it("uses the last value of a repeated header, and reads bytes as UTF-8", () => {
     const headers = { ...binary, ce_type: [Buffer.from("old"), Buffer.from("new")] };
     expect(toMessage(record({ headers }), reader).headers["ce-type"]).toBe("new");
   });
 
-  it("sends Latin-1 unchanged, and a question mark for each character that no header can contain", () => {
+  it("sends Latin-1 unchanged, and a question mark for each character that a header cannot contain", () => {
     const headers = { ...binary, ce_subject: "Zoë €😀\r\nx" };
     expect(toMessage(record({ headers }), reader).headers["ce-subject"]).toBe("Zoë ????x");
   });
@@ -98,7 +98,7 @@ describe("a structured CloudEvent", () => {
     ["has an id that is not a string", { ...event, id: 7 }],
     ["has data twice", { ...event, data: 1, data_base64: "AA==" }],
     ["is of an unknown version", { ...event, specversion: "2.0" }],
-  ])("that %s is taken as a plain record", (_, value) => {
+  ])("that %s is delivered as a plain record", (_, value) => {
     const { headers, body } = structured(value);
     expect(headers).toMatchObject({ "ce-type": "dev.knative.kafka.event", "ce-id": "partition:2/offset:7" });
     expect(headers["content-type"]).toContain("cloudevents");
@@ -107,7 +107,7 @@ describe("a structured CloudEvent", () => {
 });
 
 describe("a record that is not a CloudEvent", () => {
-  it("is wrapped in one that says where it came from", () => {
+  it("is wrapped in a CloudEvent that names its topic and offset", () => {
     const headers = { "X-Trace.Id": "t" };
     const { headers: sent, body } = toMessage(record({ headers, key: Buffer.from("key"), text: "hello" }), reader);
     expect(sent).toEqual({

@@ -22,24 +22,24 @@ const COMMIT_MILLISECONDS = 500;
 const SESSION_MILLISECONDS = 6_000;
 const HEARTBEAT_MILLISECONDS = 1_000;
 const REBALANCE_MILLISECONDS = 10_000;
-/** A fetch answers at once when there is something; this is how long a stop can take. */
+/** A fetch without records lasts this long, and a stop waits for it. */
 const FETCH_WAIT_MILLISECONDS = 500;
 const FETCH_PARTITION_BYTES_MAX = 512 * 1024;
 const PARTITIONS_AT_ONCE_MAX = 16;
 /** The pause before a new consumer. It doubles while consumers end right after they have joined. */
 const RESTART_MILLISECONDS_MIN = 500;
 const RESTART_MILLISECONDS_MAX = 8_000;
-/** A consumer that lives this long after it has joined has recovered. */
+/** A consumer that runs this long after it has joined has recovered. */
 const RECOVERED_MILLISECONDS = 3_000;
-/** The pause between two reports of the same trouble. */
+/** The pause between two reports of the same error. */
 const REPEATED_TROUBLE_MILLISECONDS = 60_000;
-/** Requests in flight may go on for this long when the source is stopped. */
+/** Limits the wait for requests in flight when the source stops. */
 const STOP_MILLISECONDS_MAX = 5_000;
 const RETRIES = { retries: 8, initialRetryTime: 100, maxRetryTime: 1_000, factor: 0.2, multiplier: 2 };
 
 const GROUP_COMES_UP = ["GROUP_COORDINATOR_NOT_AVAILABLE", "GROUP_LOAD_IN_PROGRESS"];
 
-/** An event in the life of a source. */
+/** A report of a source. */
 export type SourceEvent =
   | { readonly kind: "joined"; readonly partitions: number }
   | (Delivered & { readonly milliseconds: number } & Position)
@@ -56,14 +56,14 @@ interface Position {
 export interface RunningSource {
   /** Resolves when the source has joined its group for the first time. */
   readonly joined: Promise<void>;
-  /** Lets requests on their way end, commits what is settled, and leaves the group. The rest will be delivered again. */
+  /** Waits for requests in flight, commits the settled offsets, and leaves the group. Kafka delivers the other records again. */
   stop(): Promise<void>;
 }
 
 export interface SourceOptions {
   /** host:port of the brokers. The YAML names the brokers of the cluster. */
   readonly brokers: readonly string[];
-  /** Where a function is. */
+  /** Returns the address of a function. */
   readonly resolve: Resolve;
   readonly onEvent?: (event: SourceEvent) => void;
 }
@@ -78,7 +78,7 @@ export function describe(event: SourceEvent): string {
   return event.kind === "delivered" ? took : `${took} reason="${event.reason}"`;
 }
 
-/** Returns a record that toMessage could not convert as an event without its headers. */
+/** Returns an event without headers for a record that toMessage could not convert. */
 function bareMessage({ topic, partition, offset, value }: KafkaRecord, name: string, namespace: string): Message {
   return {
     headers: {
@@ -142,7 +142,7 @@ export class KafkaConsumer implements RunningSource {
     }
   }
 
-  /** Tells what ended a consumer: once, and then once a minute while it goes on. Omits a group's first seconds on new brokers. */
+  /** Reports the error that ended a consumer, at most once a minute. Omits the first seconds of a group on new brokers. */
   #report({ message, type }: Error & { type?: string }): void {
     if (GROUP_COMES_UP.includes(type ?? "")) return;
     const now = performance.now();
@@ -151,7 +151,7 @@ export class KafkaConsumer implements RunningSource {
     this.#emit({ kind: "trouble", message: `${message}. The source tries again until it succeeds.` });
   }
 
-  /** The consumer works: tells so, and forgets earlier trouble. */
+  /** Reports that the consumer works, and forgets earlier errors. */
   #recover(partitions: number): void {
     this.#trouble = undefined;
     this.#restartMilliseconds = RESTART_MILLISECONDS_MIN;
@@ -182,7 +182,7 @@ export class KafkaConsumer implements RunningSource {
       joined = true;
       const partitions = this.#keep(payload.memberAssignment);
       clearTimeout(this.#recovery);
-      // Something may end the consumer after each join.
+      // The consumer may end after each join.
       if (this.#trouble === undefined) this.#recover(partitions);
       else this.#recovery = setTimeout(() => this.#recover(partitions), RECOVERED_MILLISECONDS).unref();
       this.#hasJoined();

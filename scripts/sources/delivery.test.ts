@@ -20,7 +20,7 @@ const spec: KafkaSource["spec"] = {
   sink: ref("fn"),
 };
 
-/** Answers as the test says; Node itself answers 431 beyond 16 KiB of headers. */
+/** Answers as the test configures. Node answers 431 beyond 16 KiB of headers. */
 async function functionsThat(answer: (path: string, response: ServerResponse) => void) {
   const requests: { path: string; headers: IncomingHttpHeaders; body: string }[] = [];
   const server = createServer(async (request, response) => {
@@ -61,7 +61,7 @@ it("reaches the dead letters with shortened attributes when a server refuses its
   ]);
 });
 
-it("is lost only with a reason that says what both functions answered", async () => {
+it("is lost only with a reason that contains the answers of both functions", async () => {
   const { resolve } = await functionsThat((path, response) =>
     response.writeHead(path === "/fn" ? 400 : 500).end(path === "/fn" ? "bad data" : "database down"),
   );
@@ -71,7 +71,7 @@ it("is lost only with a reason that says what both functions answered", async ()
   });
 });
 
-it("reaches the dead letters with the reason when no request can be made of the record", async () => {
+it("reaches the dead letters with the reason when the record cannot become a request", async () => {
   const { requests, resolve } = await functionsThat((_, response) => void response.writeHead(204).end());
   const fate = await deliverUnreadable(message(), "the record cannot become an event: why", spec, resolve, never);
   expect(fate).toEqual({

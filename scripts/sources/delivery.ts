@@ -34,7 +34,7 @@ const metadata = v.strictObject({
   annotations: v.optional(v.record(v.string(), v.string())),
 });
 
-/** The fields of a KafkaSource that this stand-in supports. It refuses every other field. */
+/** The fields of a KafkaSource that the local source supports. It refuses every other field. */
 const KafkaSource = v.strictObject({
   apiVersion: v.literal("sources.knative.dev/v1"),
   kind: v.literal("KafkaSource"),
@@ -74,7 +74,7 @@ export type PingSource = v.InferOutput<typeof PingSource>;
 
 /**
  * Reads a source's YAML.
- * @throws {Error} naming the file and the field, also for a field that this stand-in does not support
+ * @throws {Error} naming the file and the field, also for a field that the local source does not support
  */
 export function parseSource(file: string, text: string): KafkaSource | PingSource {
   const result = v.safeParse(v.variant("kind", [KafkaSource, PingSource]), parse(text));
@@ -91,17 +91,17 @@ export interface Message {
   readonly body: Buffer | undefined;
 }
 
-/** Where a function can be reached, waiting for it to start when it is down. */
+/** Returns the address of a function, which it starts when it is not running. */
 export type Resolve = (functionName: string) => string;
 
 /** The end of one attempt: the answer, or undefined when no answer came. */
 type Outcome = { readonly status: number; readonly text: string } | undefined;
 
-/** The fate of an event. `reason` is a sentence, present unless the event was delivered. */
+/** The result of a delivery. `reason` is a sentence, present unless the event was delivered. */
 export type Delivered =
   | { readonly kind: "delivered" }
   | {
-      /** "lost": the dead-letter sink failed as well. Knative then commits the offset, and so does this stand-in. */
+      /** "lost": the dead-letter sink failed as well. Knative then commits the offset, and so does the local source. */
       readonly kind: "dead-letter" | "lost";
       readonly reason: string;
     };
@@ -187,7 +187,7 @@ function cutHeaders(headers: Readonly<Record<string, string>>): Record<string, s
 const REQUIRED_HEADERS = ["ce-specversion", "ce-id", "ce-source", "ce-type", "content-type"];
 
 /**
- * Hands an event to the dead-letter sink of a source, with retries.
+ * Delivers an event to the dead-letter sink of a source, with retries.
  * @param errors the `knativeerror…` attributes
  * @param why the end of a sentence that begins with the name of the function
  */
@@ -238,7 +238,7 @@ export async function deliver(
   return toDeadLetterSink(message, errors, said(outcome), spec, resolve, stop);
 }
 
-/** Hands a record that cannot become an event to the dead-letter sink of its source, with the reason. */
+/** Delivers a record that cannot become an event to the dead-letter sink of its source, with the reason. */
 export function deliverUnreadable(
   message: Message,
   reason: string,

@@ -86,7 +86,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     return partitions.reduce((sum, { offset }) => sum + Math.max(0, Number(offset)), 0);
   }
 
-  it("delivers what other producers send, whatever it is, and goes on", async () => {
+  it("delivers any record of other producers, and continues", async () => {
     const topic = await newTopic(1);
     const structured = { specversion: "1.0", id: "s", source: "/test", type: "test", data: { a: 1 } };
     await produce(kafka.bootstrap, topic, [
@@ -118,21 +118,24 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     await eventually("the offsets are committed", async () => (await committed(topic)) === 7);
   });
 
-  it.each([500, 503, 404, 408, 409, 429])("tries again, with growing waits, what is answered %i", async (status) => {
-    const topic = await newTopic(1);
-    const sink = await sinkThat(
-      ({ path }, response) => void response.writeHead(path === "/fn" ? status : 204).end("no"),
-    );
-    const source = read(topic, sink);
-    await produce(kafka.bootstrap, topic, [event(1)]);
-    await eventually("it is a dead letter", () => source.of("dead-letter").length === 1);
-    const attempts = sink.taken.filter(({ path }) => path === "/fn").map(({ at }) => at);
-    expect(attempts).toHaveLength(4);
-    const waits = attempts.slice(1).map((at, index) => at - (attempts[index] ?? 0));
-    for (const [index, wait] of waits.entries()) expect(wait).toBeGreaterThanOrEqual(100 * 2 ** index - 5);
-  });
+  it.each([500, 503, 404, 408, 409, 429])(
+    "repeats a delivery that is answered %i, with growing pauses",
+    async (status) => {
+      const topic = await newTopic(1);
+      const sink = await sinkThat(
+        ({ path }, response) => void response.writeHead(path === "/fn" ? status : 204).end("no"),
+      );
+      const source = read(topic, sink);
+      await produce(kafka.bootstrap, topic, [event(1)]);
+      await eventually("it is a dead letter", () => source.of("dead-letter").length === 1);
+      const attempts = sink.taken.filter(({ path }) => path === "/fn").map(({ at }) => at);
+      expect(attempts).toHaveLength(4);
+      const waits = attempts.slice(1).map((at, index) => at - (attempts[index] ?? 0));
+      for (const [index, wait] of waits.entries()) expect(wait).toBeGreaterThanOrEqual(100 * 2 ** index - 5);
+    },
+  );
 
-  it.each([400, 401, 413, 422, 301])("does not try again what is answered %i", async (status) => {
+  it.each([400, 401, 413, 422, 301])("does not repeat a delivery that is answered %i", async (status) => {
     const topic = await newTopic(1);
     const sink = await sinkThat(
       ({ path }, response) => void response.writeHead(path === "/fn" ? status : 204).end("no"),
@@ -143,7 +146,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     expect(sink.taken.map(({ path }) => path)).toEqual(["/fn", "/dead-letter"]);
   });
 
-  it("tells the dead-letter sink what became of the event", async () => {
+  it("sends the end of the delivery to the dead-letter sink", async () => {
     const topic = await newTopic(1);
     const sink = await sinkThat(({ path }, response) => {
       response.writeHead(path === "/fn" ? 400 : 204).end("n".repeat(2000));
@@ -161,7 +164,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     expect(letter?.body.toString()).toBe("{}");
   });
 
-  it("gives up on a function that does not answer in time", async () => {
+  it("stops waiting for a function after its time limit", async () => {
     const topic = await newTopic(1);
     const sink = await sinkThat(({ path }, response) => {
       if (path === "/dead-letter") response.writeHead(204).end();
@@ -174,7 +177,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     expect(sink.taken[2]?.headers["ce-knativeerrorcode"]).toBeUndefined();
   });
 
-  it("goes on without an event that the dead-letter sink does not take either", async () => {
+  it("continues without an event that the dead-letter sink refuses", async () => {
     const topic = await newTopic(1);
     const sink = await sinkThat(({ headers }, response) => {
       response.writeHead(headers["ce-id"] === "0" ? 500 : 204).end();
@@ -211,7 +214,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     await source.joined;
     const began = performance.now();
     await produce(kafka.bootstrap, topic, events(200));
-    await eventually("all places are taken", () => held.length === 50);
+    await eventually("all slots are occupied", () => held.length === 50);
     await eventually("a session has passed", () => performance.now() - began > 8_000);
     release = true;
     for (const response of held) response.writeHead(204).end();
@@ -221,7 +224,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     expect(sink.inFlightMax).toBe(50);
   });
 
-  it("commits what is settled when it is stopped, and goes on from there", async () => {
+  it("commits settled offsets when it stops, and continues from there", async () => {
     const topic = await newTopic();
     const sink = await sinkThat();
     const first = read(topic, sink);
@@ -235,7 +238,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     expect(sink.taken).toHaveLength(21);
   });
 
-  it("waits for a topic that is not there yet", async () => {
+  it("waits for a missing topic", async () => {
     const topic = `t-${randomUUID()}`;
     const sink = await sinkThat();
     const source = read(topic, sink);
@@ -245,7 +248,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     await eventually("it is delivered", () => source.of("delivered").length === 1);
   });
 
-  it("reports a trouble that stays in few lines", async () => {
+  it("reports a lasting error in few lines", async () => {
     const topic = `t-${randomUUID()}`;
     const source = read(topic, await sinkThat());
     const began = performance.now();
@@ -295,7 +298,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
       const settled = new Set<string>();
       const sink = await sinkThat(({ headers }, response) => {
         const id = String(headers["ce-id"]);
-        // Every tenth is in flight when the source dies.
+        // Every tenth record is in flight when the source is killed.
         if (!killed && id.endsWith("0")) return;
         settled.add(id);
         response.writeHead(204).end();
@@ -326,7 +329,7 @@ describe.skipIf(kafkaSource === undefined)("KafkaSource's stand-in", () => {
     it.each([
       [["--sink-template", "http://nowhere"], "--sink-template must be a URL that contains {name}"],
       [["--sink-templat"], "has no option --sink-templat. Did you mean --sink-template?"],
-    ])("given %j, ends with a sentence", async (flags, sentence) => {
+    ])("given %j, ends with an error message", async (flags, sentence) => {
       const child = program(...flags);
       let said = "";
       child.stderr?.on("data", (chunk) => {

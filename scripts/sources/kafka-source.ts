@@ -7,7 +7,7 @@ import { type KafkaSource, parseSource } from "./delivery.ts";
 export { describe, type RunningSource, type SourceEvent, type SourceOptions } from "./consumer.ts";
 
 /**
- * Runs a source until it is stopped. It waits for brokers that are down, and reports them as trouble.
+ * Runs a source until it is stopped. It waits for brokers that are down, and reports them.
  * It delivers each record at least once: a record in flight when the source is killed comes again.
  */
 export function runKafkaSource(source: KafkaSource, options: SourceOptions): RunningSource {

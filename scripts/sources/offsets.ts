@@ -1,15 +1,15 @@
-/** The bookkeeping of a consumer that works on many records at once. */
+/** Counts the offsets and slots of a consumer with many records in flight. */
 
 /**
- * How far one partition is settled. Records are taken in order and settled in any; after a rebalance, or in a topic that was
- * made anew, the order begins again further down.
+ * The settled offsets of one partition. A consumer receives records in order and settles them in any order. After a rebalance, or
+ * in a topic that was created again, it receives lower offsets.
  */
 export class Progress {
   readonly #unsettled = new Set<bigint>();
   readonly topic: string;
   readonly partition: number;
   #next = 0n;
-  /** The offset that the brokers have. */
+  /** The committed offset. */
   committed = 0n;
 
   constructor(topic: string, partition: number) {
@@ -59,7 +59,7 @@ export class Slots {
     for (const wake of this.#waiting.splice(0)) wake();
   }
 
-  /** Resolves when one is given back, or after that time. */
+  /** Resolves when a slot is free, or after that time. */
   released(milliseconds: number): Promise<void> {
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, milliseconds);

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CHROMIUM_ARGUMENTS, findChromium } from "../process/chromium.ts";
 
-/** Set to `1`, lets tests that need Chromium be skipped on a machine without it. */
+/** The value `1` skips tests that need Chromium on a machine without it. */
 const SKIP_VARIABLE = "LOTUS_SKIP_CHROMIUM";
 
 const program = findChromium();

@@ -1,4 +1,4 @@
-/** Deposits that the owner of a database makes for a test or a measurement. */
+/** Deposits money for a test or a measurement, as the owner of the database. */
 import type { Client } from "pg";
 
 /**

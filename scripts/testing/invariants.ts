@@ -1,4 +1,4 @@
-/** The invariants of every Lotus whose events have settled. */
+/** Checks the invariants of a Lotus whose events are settled. */
 import { expect } from "vitest";
 import { toText } from "#kernel/money";
 import { message } from "../../functions/notification/message.ts";
@@ -14,7 +14,7 @@ interface Happened {
   counterparty: string | null;
 }
 
-/** The outcomes of which each user must have a notification. The balance at the time of a refused order is not recorded. */
+/** The outcomes that must each have a notification. The balance at the time of a refused order is not recorded. */
 const HAPPENED = `
   select e.account_id as user_id, e.amount, e.balance_after as balance, u.email as counterparty,
     case t.kind when 'charge' then 'order-paid' when 'refund' then 'order-refunded' when 'transfer' then 'transfer'
@@ -24,7 +24,7 @@ const HAPPENED = `
   union all
   select user_id, price, null, null, 'order-refused' from "order".orders where status = 'refused'`;
 
-/** Refusals of which only the notification remains. */
+/** Refusals that only a notification records. */
 const NOT_RECORDED = /^Hello! You cannot (?:add|withdraw|transfer|receive) /;
 
 function told({ kind, counterparty, ...happened }: Happened): string {
@@ -45,7 +45,7 @@ function byUser(messages: readonly (readonly [user: string, text: string])[]): s
 }
 
 /**
- * Waits until the outbox is empty. Then expects a right ledger, one account for each user, one notification for each outcome and
+ * Waits until the outbox is empty. Then expects a correct ledger, one account for each user, one notification for each outcome and
  * no others, and as many dead letters as the test has caused.
  */
 export async function expectInvariants(lotus: TestLotus, deadLetters = 0): Promise<void> {

@@ -1,4 +1,4 @@
-/** For tests: a Kafka of a test file's own, and a function's stand-in that answers as the test likes. */
+/** Starts a Kafka for one test file, and servers that answer in place of functions. */
 import { mkdtemp, rm } from "node:fs/promises";
 import { createServer, type IncomingHttpHeaders, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -10,10 +10,10 @@ import { kafkaClient } from "#kernel/kafka";
 import { findKafka, type Kafka, type KafkaOptions, NO_KAFKA, startKafka } from "../kafka/cluster.ts";
 import { makeOverdue } from "./lotus.ts";
 
-/** How Kafka can be had here. Undefined: tests that need it are skipped, and the run says why. */
+/** The way to run Kafka here. Undefined: tests that need it are skipped, and the run prints the reason. */
 export const kafkaSource = await findKafka();
 if (kafkaSource === undefined) console.warn(`Skipped: tests against a real Kafka. ${NO_KAFKA}`);
-/** Whether the test may kill and erase brokers. The brokers of KAFKA_BROKERS belong to somebody else. */
+/** Whether the test may kill and erase brokers. The brokers of KAFKA_BROKERS may have other users. */
 export const canStartKafka = kafkaSource === "docker" || kafkaSource === "java";
 if (kafkaSource === "given")
   console.warn("Skipped: tests that kill brokers, because KAFKA_BROKERS names one of yours.");
@@ -35,7 +35,7 @@ export async function startTestKafka(options: Partial<KafkaOptions> = {}): Promi
   };
 }
 
-/** Does something as the brokers' administrator. */
+/** Runs an action with an administrator's client. */
 export async function asAdmin<T>(bootstrap: readonly string[], work: (admin: Admin) => Promise<T>): Promise<T> {
   const admin = (await kafkaClient(bootstrap, () => undefined)).admin({ retry: { retries: 8 } });
   await admin.connect();
@@ -124,13 +124,13 @@ export async function produce(
   }
 }
 
-/** How many records a topic has ever held: where its partitions end. */
+/** Returns the sum of the end offsets of a topic's partitions. */
 export async function endOf(bootstrap: readonly string[], topic: string): Promise<number> {
   const offsets = await asAdmin(bootstrap, (admin) => admin.fetchTopicOffsets(topic));
   return offsets.reduce((sum, { high }) => sum + Number(high), 0);
 }
 
-/** Puts messages to a user into the outbox, as a function would that dies before it publishes them. Overdue at once. */
+/** Writes overdue messages to a user into the outbox, as a function that is killed before it publishes them. */
 export async function leaveInOutbox(database: Client, userId: string, messages: readonly string[]): Promise<void> {
   await database.query(
     `select events.emit('notification-requested', 1, 'test', $1::uuid, null, jsonb_build_object(
@@ -140,7 +140,7 @@ export async function leaveInOutbox(database: Client, userId: string, messages: 
   await makeOverdue(database);
 }
 
-/** A request as it came. */
+/** A received request. */
 export interface Taken {
   readonly path: string;
   readonly headers: IncomingHttpHeaders;
@@ -152,7 +152,7 @@ export interface Taken {
 export interface Sink {
   readonly url: string;
   readonly taken: readonly Taken[];
-  /** The most requests that were being answered at one time. */
+  /** The greatest number of requests in progress. */
   readonly inFlightMax: number;
   stop(): Promise<void>;
 }

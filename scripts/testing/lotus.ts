@@ -1,4 +1,4 @@
-/** A Lotus of a test's own: the real gateway, event bus, function processes, and a database made from the template. */
+/** Starts a separate Lotus for a test: the real gateway, event bus, function processes, and a database from the template. */
 import { randomUUID } from "node:crypto";
 import { cp, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -18,9 +18,9 @@ const WAITING_EVENTS_SHOWN_MAX = 5;
 const LINES_SHOWN_MAX = 20;
 
 export interface TestLotus extends Lotus {
-  /** Lies between the functions and Postgres. */
+  /** The network between the functions and Postgres. */
   readonly network: Network;
-  /** Connected to its database as the owner, past that network. */
+  /** A client of its database as the owner, which does not use that network. */
   readonly database: Client;
   /** Every line that a function has written, by function. */
   readonly lines: ReadonlyMap<string, string[]>;
@@ -28,7 +28,7 @@ export interface TestLotus extends Lotus {
   readonly news: string[];
 }
 
-/** Starts one. `stop` also drops its database. */
+/** Starts a Lotus. `stop` also drops its database. */
 export async function startTestLotus(options: Partial<LotusOptions> = {}): Promise<TestLotus> {
   const template = inject("templateUrl");
   const name = `test_${randomUUID().replaceAll("-", "")}`;
@@ -86,7 +86,7 @@ export function roleOf(lotus: Pick<Lotus, "adminUrl">, service: string): string 
   return escapeIdentifier(roleName(databaseOf(lotus.adminUrl), service));
 }
 
-/** An answer, read whole. */
+/** An answer with its complete body. */
 export interface Answer {
   readonly status: number;
   readonly headers: Headers;
@@ -129,7 +129,7 @@ export interface TestUser {
   call(request: string, options?: CallOptions): Promise<Answer>;
 }
 
-/** Registers somebody and logs them in; with `money`, puts that on the account. */
+/** Registers a user and logs in. Deposits `money` when it is given. */
 export async function newUser(lotus: Pick<Lotus, "url">, money?: number | string): Promise<TestUser> {
   const email = `${randomUUID()}@example.com`;
   const password = "correct horse battery";
@@ -151,7 +151,7 @@ export async function newUser(lotus: Pick<Lotus, "url">, money?: number | string
   return user;
 }
 
-/** Looks again and again until `look` gives something other than undefined or false; fails, naming `what`, after a while. */
+/** Polls `look` until it returns a value other than undefined or false. Fails with `what` after a time limit. */
 export async function eventually<T>(
   what: string,
   look: () => Promise<T | undefined | false> | T | undefined | false,
@@ -161,7 +161,7 @@ export async function eventually<T>(
   for (;;) {
     const seen = await look();
     if (seen !== undefined && seen !== false) return seen;
-    if (performance.now() > until) throw new Error(`It never came about that ${what}.`);
+    if (performance.now() > until) throw new Error(`Not reached within ${millisecondsMax / 1000} s: ${what}.`);
     await delay(EVENTUALLY_STEP_MILLISECONDS);
   }
 }
@@ -188,7 +188,7 @@ export async function settled(
   }
 }
 
-/** Ends a function's process as a power cut would. False: it has none. */
+/** Kills a function's process with SIGKILL. False: the function has no process. */
 export function killFunction(lotus: Pick<Lotus, "functions">, name: string): boolean {
   return lotus.functions.get(name)?.running?.child.kill("SIGKILL") ?? false;
 }
@@ -196,8 +196,8 @@ export function killFunction(lotus: Pick<Lotus, "functions">, name: string): boo
 const PAUSE_GROWTH = 1.2;
 
 /**
- * Disturbs again and again while work goes on; resolves to what the work gives. Each pause is longer than the one before, so that
- * the work gets through on the slowest machine.
+ * Disturbs a work repeatedly, and resolves to its result. Each pause is longer than the previous one, so that the work also ends
+ * on the slowest machine.
  */
 export async function meanwhile<T>(pauseMilliseconds: number, disturb: () => void, work: () => Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
@@ -215,7 +215,7 @@ export async function meanwhile<T>(pauseMilliseconds: number, disturb: () => voi
   }
 }
 
-/** Lets time pass for what is in the outbox: the relay's next run takes all of it. Locks in the readers' order, as release does. */
+/** Makes all events of the outbox overdue for the next run of the relay. Locks in the order of readers, as `events.release` does. */
 export async function makeOverdue(database: Client): Promise<void> {
   await database.query(
     `with waiting as materialized (select id from events.outbox order by time for update)
@@ -229,7 +229,7 @@ export async function relayNow(lotus: Pick<TestLotus, "database" | "tick">): Pro
   await lotus.tick("events-relay");
 }
 
-/** The last word of a request that is repeated, with its Idempotency-Key, until there is one. */
+/** Repeats a request with its Idempotency-Key until the answer is final. */
 export async function untilAnswered(user: TestUser, request: string, key: string = randomUUID()): Promise<Answer> {
   return eventually(`${request} is answered`, async () => {
     const answer = await user.call(request, { headers: { "idempotency-key": key } });

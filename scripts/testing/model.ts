@@ -1,7 +1,7 @@
 /** The expected view of one user from outside. The model contains no database, no events and no processes. */
 import { message } from "../../functions/notification/message.ts";
 
-/** In cents. The last one is not for sale. */
+/** In cents. The last subscription does not exist. */
 const SUBSCRIPTIONS: Readonly<Record<number, number>> = { 1: 1_000, 2: 9_500, 3: 120_000 };
 
 export type Command =
@@ -9,7 +9,7 @@ export type Command =
   | { readonly kind: "pay"; readonly subscription: number }
   | { readonly kind: "pay-at-once"; readonly times: number };
 
-/** An answer, as far as it can be foretold. */
+/** The predictable part of an answer. */
 export interface Expected {
   readonly status: number;
   readonly body: object;
@@ -42,7 +42,7 @@ export class ModelAccount {
     return this.#cents / 100;
   }
 
-  /** Does it, and gives the answers: one, or as many as there are requests, in the order in which they take effect. */
+  /** Executes a command and returns the answers in the order of their effects: one for each request. */
   run(command: Command): Expected[] {
     switch (command.kind) {
       case "deposit":

@@ -26,9 +26,9 @@ async function buildAll(): Promise<void> {
 
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-test-"));
-  // Run by root, Postgres runs as another user, who must be able to enter.
+  // When root runs the tests, Postgres runs as another user, who must be able to enter the folder.
   await chmod(folder, 0o711);
-  // A test machine that loses power may lose its test data; a killed server loses nothing all the same.
+  // Without fsync a power cut may lose test data. A killed server does not lose any.
   const [postgres] = await Promise.all([startPostgres(join(folder, "postgres"), ["-c", "fsync=off"]), buildAll()]);
   project.onTestsRerun(buildAll);
   const secrets = join(folder, "secrets");

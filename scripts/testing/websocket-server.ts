@@ -1,4 +1,4 @@
-/** A WebSocket in front of a Postgres, as Neon has one: each message is a piece of the TCP stream. */
+/** A WebSocket in front of a Postgres, as at Neon: each message is a part of the TCP stream. */
 import { type AddressInfo, connect } from "node:net";
 import { WebSocketServer } from "ws";
 

@@ -1,5 +1,5 @@
 /**
- * Postgres and Kafka beside a cluster that cannot get their images, and KafkaSource's part where its controller is missing.
+ * Runs Postgres and Kafka beside a cluster that cannot pull their images, and replaces KafkaSource where its controller is missing.
  *   node --import ./scripts/typescript.mjs scripts/testing/cluster/external-backends.ts --host 192.0.2.1      until Ctrl-C; pods reach this machine by that address
  */
 import { type ChildProcess, spawn } from "node:child_process";
@@ -25,7 +25,7 @@ export interface ExternalBackends {
   stop(): Promise<void>;
 }
 
-/** The embedded Postgres hears 127.0.0.1 only: pods come through here, and are 127.0.0.1 to it. */
+/** The embedded Postgres listens on 127.0.0.1 only. This listener forwards the connections of pods to it. */
 async function forward(port: number, to: number): Promise<Server> {
   const server = createServer((socket) => {
     const target = connect({ host: "127.0.0.1", port: to, noDelay: true });
@@ -42,7 +42,7 @@ async function forward(port: number, to: number): Promise<Server> {
   return server;
 }
 
-/** Starts a broker that advertises `host`. Other started brokers advertise 127.0.0.1, which is the pod itself for a pod. */
+/** Starts a broker that advertises `host`. Other started brokers advertise 127.0.0.1, which a pod resolves to itself. */
 function startKafkaFor(host: string, folder: string): Promise<Kafka> {
   const { client, internal, controller } = PRIVATE_PORTS;
   const listeners = (address: string) =>
@@ -70,7 +70,7 @@ async function kafkaAnswers(broker: string): Promise<void> {
   await admin.disconnect();
 }
 
-/** Stands in for KafkaSource's data plane: reads knative/sources/ and posts to the functions' addresses inside the cluster. */
+/** Replaces the data plane of KafkaSource: reads knative/sources/ and posts to the functions' addresses inside the cluster. */
 export function startKafkaSource(broker: string): ChildProcess {
   const sinks = "http://{name}.lotus.svc.cluster.local";
   const args = [PROGRAM, "kafka-source", "--brokers", broker, "--sink-template", sinks];
@@ -79,7 +79,7 @@ export function startKafkaSource(broker: string): ChildProcess {
 
 /**
  * Starts Postgres and Kafka.
- * @param host the address of this machine that pods know
+ * @param host the address under which pods reach this machine
  * @param folder keeps their data
  */
 export async function startExternalBackends(host: string, folder: string): Promise<ExternalBackends> {

@@ -18,7 +18,7 @@ const cluster = inject("cluster");
 const databaseUrl = cluster.skipped === undefined ? cluster.databaseUrl : "";
 const USERS = 4;
 
-/** Applies a function as it was deployed, but for a change, and waits for its new revision. */
+/** Applies a deployed function with a change, and waits for its new revision. */
 async function roll(name: string, change: (template: KubernetesObject["spec"]) => void): Promise<void> {
   const deployed = join(ROOT, ".lotus/knative", `${name}.yaml`);
   const service = parse(await readFile(deployed, "utf8")) as KubernetesObject;
@@ -44,7 +44,7 @@ async function restarts(name: string): Promise<{ count: number; reasons: string[
   return { count: own.reduce((sum, { restartCount }) => sum + restartCount, 0), reasons: ended };
 }
 
-/** Requests that send all of their body but the end: the function holds it in memory, and waits. */
+/** Requests with an incomplete body: the function keeps it in memory, and waits. */
 function flood(path: string, requests: number, bytes: number): () => void {
   const sent = Array.from({ length: requests }, () => {
     const upload = request({
@@ -53,7 +53,7 @@ function flood(path: string, requests: number, bytes: number): () => void {
       method: "POST",
       headers: { "content-type": "application/json", "content-length": bytes + 1 },
     });
-    // The connection ends with the function or with this test. The test expects no answer.
+    // The connection ends with the function or with this test, so the test expects an error.
     upload.on("error", () => undefined);
     upload.write(Buffer.alloc(bytes, " "));
     return upload;
@@ -70,7 +70,7 @@ describe.skipIf(cluster.skipped !== undefined)("Lotus on a cluster, under load",
     await newRevision("order-pay");
     await newRevision("notification-store");
     await delay(20_000);
-    // Back to what was deployed, which is a new revision once more.
+    // Applies the deployed state again, which is another new revision.
     await asDeployed("order-pay");
     await asDeployed("notification-store");
     await delay(25_000);
@@ -108,7 +108,7 @@ describe.skipIf(cluster.skipped !== undefined)("Lotus on a cluster, under load",
   });
 
   it("has all pods deleted in the middle of the scenario, and all assertions pass", async () => {
-    // Pods that were deleted drain for half a minute: deleting their successors as well would only fill the machine.
+    // Deleted pods drain for half a minute. Deleting their successors too would only occupy the machine.
     for (let round = 0; round < 2; round++) {
       const playing = runScenario({ baseUrl: BASE_URL, quiet: true });
       await delay(1_500);
@@ -119,15 +119,15 @@ describe.skipIf(cluster.skipped !== undefined)("Lotus on a cluster, under load",
     }
   });
 
-  it("gets new keys and new passwords while it works", async () => {
+  it("receives new keys and new passwords under load", async () => {
     const load = await startLoad(databaseUrl, USERS, "order-pay");
     await delay(3_000);
     await run(process.execPath, [PROGRAM, "rotate", "passwords"]);
-    // Now every connection has to be made anew, with the new passwords.
+    // Every function must connect again, with the new passwords.
     await deletePods(await functionPods());
     await delay(5_000);
     await run(process.execPath, [PROGRAM, "rotate", "keys"]);
-    // Users of before go on with their tokens; one who logs in now has a token of the new key.
+    // Earlier users continue with their tokens. A new login returns a token of the new key.
     const later = await startLoad(databaseUrl, 1, "order-pay");
     await delay(5_000);
     for (const result of [await load.stop(), await later.stop()]) {
@@ -137,7 +137,7 @@ describe.skipIf(cluster.skipped !== undefined)("Lotus on a cluster, under load",
     }
   });
 
-  it("has a function killed for its memory, which comes back by itself", async () => {
+  it("restarts a function that was killed for its memory", async () => {
     await roll("order-create", ({ metadata, spec }) => {
       metadata.annotations["autoscaling.knative.dev/max-scale"] = "1";
       spec.containers[0].resources.limits.memory = "96Mi";

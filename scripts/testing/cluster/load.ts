@@ -1,4 +1,4 @@
-/** Users who pay without pause. Each payment has a new key, and is repeated until it is answered. */
+/** Users who pay without pause. Each payment has a new key, and is repeated until it receives an answer. */
 import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
@@ -22,7 +22,7 @@ interface Payer {
 export interface LoadResult {
   /** Payments that were answered 200. */
   readonly payments: number;
-  /** Requests without the expected answer: the other answer, and its number. */
+  /** The unexpected answers, with their counts. */
   readonly failures: ReadonlyMap<string, number>;
   readonly slowestMilliseconds: number;
   /** The first violated invariant after everything has settled; undefined when all hold. */
@@ -56,7 +56,7 @@ const REQUESTS = {
   "order-create": { path: "/order/create", body: { price: 1 }, price: 1 },
 } as const;
 
-/** Money and notifications of these payers, as the database has them. */
+/** The balances and notifications of these payers in the database. */
 async function differenceOf(client: Client, payers: readonly Payer[]): Promise<string | undefined> {
   const wrong = await verifyLedger(client);
   if (wrong !== undefined) return wrong;
@@ -76,7 +76,7 @@ async function differenceOf(client: Client, payers: readonly Payer[]): Promise<s
   return undefined;
 }
 
-/** Looks until nothing differs any more, or until it has taken too long. */
+/** Compares until the differences disappear, or until the time limit. */
 async function settle(databaseUrl: string, payers: readonly Payer[]): Promise<string | undefined> {
   const client = new Client({ connectionString: databaseUrl });
   await client.connect();
@@ -91,7 +91,7 @@ async function settle(databaseUrl: string, payers: readonly Payer[]): Promise<st
   }
 }
 
-/** Begins to pay: as many users as that, each with one request at a time. `stop` waits until everything has settled. */
+/** Starts the payments: each user sends one request at a time. `stop` waits until everything has settled. */
 export async function startLoad(
   databaseUrl: string,
   users: number,

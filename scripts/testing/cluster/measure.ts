@@ -1,5 +1,5 @@
 /**
- * Figures of a deployment: each function's image, its start from zero beside a bare Node Service, the memory of its pod.
+ * Measures a deployment: each function's image, its start from zero beside a bare Node Service, the memory of its pod.
  *   node --import ./scripts/typescript.mjs scripts/testing/cluster/measure.ts --rounds 10 --base IMAGE       on a cluster without other callers of Lotus
  */
 import { randomUUID } from "node:crypto";
@@ -29,7 +29,7 @@ interface Call {
   readonly headers?: Record<string, string>;
 }
 
-/** The same Knative Service as a function's, without a function. */
+/** A Knative Service like that of a function, with a bare Node program. */
 async function applyBare(base: string): Promise<void> {
   const [service] = await readDocuments("knative/functions/order-subscriptions.yaml");
   if (service === undefined) throw new Error("knative/functions/order-subscriptions.yaml is empty");
@@ -115,7 +115,7 @@ function callsOf(user: { token: string; id: string; email: string }): Call[] {
   ];
 }
 
-/** Resident memory of a function's process, in bytes: the process 1 of its container tells it. */
+/** Resident memory of a function's process, in bytes: process 1 of its container reports it. */
 async function memoryOf(name: string): Promise<number | undefined> {
   const [pod] = await functionPods(name);
   if (pod === undefined) return undefined;
@@ -128,7 +128,7 @@ async function memoryOf(name: string): Promise<number | undefined> {
   return undefined;
 }
 
-/** Returns a new order each time: work that a function leaves behind slows the next one down. */
+/** Returns a new order each time, because the remaining work of a function slows the next one down. */
 function shuffled<T>(items: readonly T[]): T[] {
   return items
     .map((item) => ({ item, place: Math.random() }))
@@ -152,7 +152,7 @@ async function measureRound(calls: readonly Call[], times: Map<string, number[]>
   return slowest;
 }
 
-/** Bytes of a function's image and, of these, its own, as the nodes tell them; NaN for what no node tells of. */
+/** Returns the bytes of a function's image and of its last layers, as nodes report them; NaN for an image that no node reports. */
 async function imageBytes(name: string, base: string): Promise<{ whole: number; own: number }> {
   const nodes = await list("nodes", "");
   const images: { names?: string[]; sizeBytes: number }[] = nodes.flatMap(({ status }) => status?.images ?? []);

@@ -1,4 +1,4 @@
-/** The functions' pods, for tests that count them and end them. */
+/** Counts and deletes the pods of functions. */
 import { setTimeout as delay } from "node:timers/promises";
 import { type KubernetesObject, list, namespace } from "../../kubernetes/kubectl.ts";
 import { run } from "../../process/run.ts";
@@ -18,12 +18,12 @@ export async function functionPods(name?: string): Promise<KubernetesObject[]> {
 /** Waits until no function has a pod. */
 export async function waitForZero(): Promise<void> {
   for (let waited = 0; (await functionPods()).length > 0; waited++) {
-    if (waited > ZERO_SECONDS_MAX) throw new Error(`There are still pods after ${ZERO_SECONDS_MAX} s.`);
+    if (waited > ZERO_SECONDS_MAX) throw new Error(`Pods still exist after ${ZERO_SECONDS_MAX} s.`);
     await delay(1000);
   }
 }
 
-/** Deletes pods, and does not wait for their end. `killed`: without a chance to finish anything. */
+/** Deletes pods, and does not wait for their end. `killed`: without a grace period. */
 export async function deletePods(pods: readonly KubernetesObject[], killed = false): Promise<void> {
   if (pods.length === 0) return;
   const names = pods.map(({ metadata }) => metadata.name);

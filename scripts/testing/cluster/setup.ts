@@ -15,7 +15,7 @@ import { attempt } from "../../process/run.ts";
 import { ROOT } from "../../project/paths.ts";
 import { type ExternalBackends, startExternalBackends, startKafkaSource } from "./external-backends.ts";
 
-/** The context of the tests. `skipped` is the reason why they cannot run here. */
+/** The context of the tests. `skipped` is the reason to skip them. */
 export type ClusterContext =
   | { readonly skipped: string }
   | { readonly skipped: undefined; readonly databaseUrl: string; readonly deployArguments: string };
@@ -52,7 +52,7 @@ async function reasonToSkip(): Promise<string | undefined> {
     return `The cluster's tests are skipped: ${stdout.trim()} does not answer, or has no Knative.`;
   }
   if (process.env.CLUSTER_HOST === undefined && process.env.DATABASE_ADMIN_URL === undefined) {
-    return "The cluster's tests are skipped: set DATABASE_ADMIN_URL, so that they can look into the database.";
+    return "The cluster's tests are skipped: set DATABASE_ADMIN_URL, so that they can read the database.";
   }
   return undefined;
 }

@@ -1,4 +1,4 @@
-/** Every file of knative/ is taken by a real API server, its webhooks and its pod security, with no field that it does not know. */
+/** A real API server with its webhooks and pod security accepts every file of knative/, and knows every field. */
 import { beforeAll, describe, expect, inject, it } from "vitest";
 import { get, readDocuments, toYaml, yamlFiles } from "../../kubernetes/kubectl.ts";
 import { attempt } from "../../process/run.ts";
@@ -16,7 +16,7 @@ describe.skipIf(inject("cluster").skipped !== undefined)("a real API server", ()
 
   it.each(files)("accepts the unchanged %s", async (file) => {
     if (file === METRICS && !knowsPodMonitors) return;
-    // A job that has run cannot be changed: asked under another name, it is a new one.
+    // A job that has run cannot be changed, so the test applies it under another name.
     const asked = (await readDocuments(file)).map((document) =>
       document.kind === "Job" ? { ...document, metadata: { ...document.metadata, name: "asked" } } : document,
     );

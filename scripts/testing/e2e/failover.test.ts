@@ -52,7 +52,7 @@ const terminateAll = () =>
     [DATABASE],
   );
 
-/** A new connection of a function meets a changed setting, an old one does not. */
+/** A changed setting applies to new connections of a function only. */
 async function configure(change: string): Promise<void> {
   await postgres.superuser.query(`alter database ${escapeIdentifier(DATABASE)} ${change}`);
   await terminateAll();
@@ -77,7 +77,7 @@ describe("a Postgres", () => {
     expect(await balance()).toBe(before - 30);
   });
 
-  it("that is gone for 1.2 s fails no request, with or without a key", async () => {
+  it("that is down for 1.2 s fails no request, with or without a key", async () => {
     const before = await balance();
     await configure("allow_connections false");
     const answers = Promise.all([pay(), pay(randomUUID()), user.call("GET /order/list")]);
@@ -89,7 +89,7 @@ describe("a Postgres", () => {
     expect(await balance()).toBe(before - 20);
   });
 
-  it("that stays away is unavailable, and changes nothing", async () => {
+  it("that stays down is unavailable, and requests have no effect", async () => {
     const before = await balance();
     await configure("allow_connections false");
     const { status, headers, body } = await pay();

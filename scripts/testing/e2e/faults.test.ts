@@ -26,7 +26,7 @@ beforeAll(async () => {
 });
 afterAll(() => lotus.stop());
 
-/** Where the event bus takes events, and each function can be called by its name. */
+/** The address at which the event bus accepts events and forwards requests to functions by name. */
 const inside = () => ({ url: lotus.manifests.functions.get("order-pay")?.K_SINK ?? "" });
 
 /** Publishes delayed events, as the relay does within a minute, and expects no loss and no duplicate. */
@@ -36,7 +36,7 @@ async function recovered(deadLetters = 0): Promise<void> {
 }
 
 describe("a function that is killed", () => {
-  it("again and again while the scenario is played, fails no assertion", async () => {
+  it("repeatedly during the scenario, fails no assertion", async () => {
     let kills = 0;
     const summary = await meanwhile(
       100,
@@ -50,7 +50,7 @@ describe("a function that is killed", () => {
     await recovered();
   });
 
-  it("whichever it is, costs no cent of payments that are repeated with their keys", async () => {
+  it("in turn, loses no cent of payments that are repeated with their keys", async () => {
     const user = await newUser(lotus, 1000);
     const names = ["order-pay", "billing-add-money", "notification-store", "billing-open-account", "events-relay"];
     let kills = 0;
@@ -77,7 +77,7 @@ describe("a function that is killed", () => {
     const account = await holdAccount(lotus, user);
     const paying = user.call("POST /order/pay?idSubscription=1");
     await eventually("the payment waits for the account", async () => (await account.waiting()) === 1);
-    // It can no more hear that its statement has been committed than if the machine had failed.
+    // The function does not learn that its statement was committed, as after a failure of the machine.
     const child = lotus.functions.get("order-pay")?.running?.child;
     child?.kill("SIGSTOP");
     await account.release();
@@ -100,7 +100,7 @@ describe("a function that is killed", () => {
 });
 
 describe("a database connection that is cut", () => {
-  it("right after a commit, leaves the outcome unknown without a key, and known with one", async () => {
+  it("right after a commit, makes the outcome unknown without a key, and known with one", async () => {
     const user = await newUser(lotus, 100);
     const account = await holdAccount(lotus, user);
     const unkeyed = user.call("POST /billing/withdraw-money?money=30");
@@ -110,7 +110,7 @@ describe("a database connection that is cut", () => {
     await account.release();
     const { status, body } = await unkeyed;
     expect([status, body.code]).toEqual([503, "outcome-unknown"]);
-    // Sent again by the function itself, on a new connection: the first one has been at work all the time.
+    // The function repeats the statement on a new connection, while the first one still works.
     expect((await keyed).status).toBe(200);
     const again = await user.call("POST /order/pay?idSubscription=1", { headers: { "idempotency-key": "a" } });
     expect(again.body).toEqual((await keyed).body);
@@ -118,7 +118,7 @@ describe("a database connection that is cut", () => {
     await recovered();
   });
 
-  it("again and again, makes no payment happen twice, and none that was refused happen at all", async () => {
+  it("repeatedly, executes no payment twice, and no refused payment", async () => {
     const user = await newUser(lotus, 10_000);
     const keyed = async () => {
       for (let times = 0; times < 25; times++) {
@@ -175,7 +175,7 @@ describe("events that are delivered again", () => {
     );
 
   beforeEach(async () => {
-    // The test's own memory of all events: the outbox forgets those that are settled.
+    // The test keeps all events, because the outbox deletes settled ones.
     await lotus.database.query(`
       create table if not exists public.told (envelope jsonb);
       create or replace function public.remember() returns trigger language plpgsql security definer as $$
@@ -183,7 +183,7 @@ describe("events that are delivered again", () => {
       create or replace trigger remember after insert on events.outbox for each row execute function public.remember();`);
   });
 
-  it("by a broker that has lost its offsets, and by two consumers at the same time, change nothing", async () => {
+  it("by a broker that has lost its offsets, and by two consumers at the same time, have no further effect", async () => {
     const summary = await runScenario({ baseUrl: lotus.url, times: 2, quiet: true });
     expect(summary.failed).toBe(0);
     await settled(lotus);
@@ -216,7 +216,7 @@ describe("events that are delivered again", () => {
 });
 
 describe("a trigger that fails", () => {
-  it("is tried again, then left to the relay, then to the dead letters, from where it can be replayed", async () => {
+  it("receives the event again, first from the source, then from the relay, then as a replayed dead letter", async () => {
     const user = await newUser(lotus, 100);
     await settled(lotus);
     const failures = () =>
@@ -230,17 +230,17 @@ describe("a trigger that fails", () => {
     await lotus.database.query(`revoke insert on notification.notifications from ${roles[0].role}`);
     try {
       for (const id of [1, 1]) await user.call(`POST /order/pay?idSubscription=${id}`);
-      // As after an hour of attempts, for one of the two.
+      // One of the two has as many attempts as after an hour.
       await lotus.database.query(
         "update events.outbox set attempts = 12 where id = (select id from events.outbox where subject = $1 order by time limit 1)",
         [user.id],
       );
       const given = () => lotus.news.slice(heard).filter((text) => /event \S+: dead letter$/.test(text));
-      await eventually("both have been given up by their source", () => given().length === 2);
+      await eventually("their source has stopped delivering both", () => given().length === 2);
     } finally {
       await lotus.database.query(`grant insert on notification.notifications to ${roles[0].role}`);
     }
-    await eventually("each failure has been written down", () => failures() >= 2 * 6);
+    await eventually("the log contains each failure", () => failures() >= 2 * 6);
     expect(failures()).toBe(2 * 6);
     const { rows } = await lotus.database.query("select id, subscriber, reason from events.dead_letters");
     expect(rows).toEqual([
@@ -256,7 +256,7 @@ describe("a trigger that fails", () => {
     await recovered();
   });
 
-  it("after its effect, because only its answer is lost, leaves no dead letter", async () => {
+  it("after its effect, with a lost answer, causes no dead letter", async () => {
     const user = await newUser(lotus);
     await settled(lotus);
     const [told] = (
@@ -276,7 +276,7 @@ describe("a trigger that fails", () => {
     const own = await readInstallation(lotus.adminUrl);
     expect((await undelivered(told.id, `/lotus/${own}/profile-register`)).status).toBe(204);
     await expectInvariants(lotus);
-    // A foreign event has no row that could say so: it is kept for people to decide.
+    // A foreign event has no outbox row that shows its effect, so a person decides.
     expect((await undelivered("1", "/elsewhere")).status).toBe(204);
     const { rows } = await lotus.database.query("delete from events.dead_letters returning subscriber, reason");
     expect(rows).toEqual([

@@ -23,7 +23,7 @@ interface Case {
   readonly what: string;
   readonly record: Message;
   readonly codec?: Codec;
-  /** The notification that it becomes, or else why it is a dead letter. */
+  /** The text of the notification, or the reason of the dead letter. */
   readonly becomes: string | RegExp;
   /** Bytes of the record that the dead letter contains. The default is all of them. */
   readonly storedBytes?: number;
@@ -93,7 +93,7 @@ const CASES: readonly Case[] = [
     becomes: "largest key",
   },
   {
-    what: "a version that is not known",
+    what: "an unknown version",
     record: { headers: attributes(`lotus.${TOPIC}.v2`), value: JSON.stringify(fact("v2")) },
     becomes: /^The type lotus\.notification-requested\.v2 is not known here; .* lotus\.notification-requested\.v1\.$/,
   },
@@ -103,7 +103,7 @@ const CASES: readonly Case[] = [
     becomes: /^The data is not that of notification-requested: message: /,
   },
   {
-    what: "more than an event may have",
+    what: "more data than an event may contain",
     record: { headers: attributes("sold"), value: JSON.stringify(fact("x".repeat(1_200_000))) },
     becomes:
       /^The data has 1200\d{3} bytes; at most 1048576 are accepted\. The first 65536 of 1200\d{3} bytes are stored\.$/,
@@ -121,7 +121,7 @@ const CASES: readonly Case[] = [
   },
   { what: "a tombstone", record: { key: "gone", value: null }, becomes: /^The event has no data\.$/ },
   {
-    what: "facts of no kind that is known",
+    what: "facts of an unknown kind",
     record: { headers: attributes("sold"), value: JSON.stringify({ ...fact("unknown"), kind: "fax" }) },
     becomes: /^The data is not that of notification-requested: kind: /,
   },
@@ -138,7 +138,7 @@ describe.skipIf(kafkaSource === undefined)("the events of other producers", () =
       ...CASES,
       { record: { headers: attributes("sold"), value: JSON.stringify(fact("the last")) } },
     ];
-    // One by one: together they would be a batch that is larger than the broker takes.
+    // One by one, because a batch of all would exceed the limit of the broker.
     for (const { record, codec } of records) {
       await produce(kafka.bootstrap, TOPIC, [{ ...record, partition: 0 }], codec);
     }
@@ -176,7 +176,7 @@ describe.skipIf(kafkaSource === undefined)("the events of other producers", () =
     },
   );
 
-  it("the records after them are read as if nothing had been, and nothing else is left behind", async () => {
+  it("the records after them are read, and other tables stay unchanged", async () => {
     const { rows } = await lotus.database.query(
       `select (select count(*)::int from notification.notifications where message = 'the last') as last,
         (select count(*)::int from notification.notifications) as notifications,

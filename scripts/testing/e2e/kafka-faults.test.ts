@@ -14,18 +14,18 @@ import { memoryPeakMebibytes } from "../process.ts";
 const TOPIC = "notification-requested";
 const PRICE = 10;
 const AT_ONCE = 20;
-/** A process keeps a thousand in memory to be published (settings.ts), and some time later V8 has taken what it will. */
+/** A process keeps a thousand events in memory (settings.ts). After these payments the heap of V8 has its final size. */
 const PAYMENTS_THAT_FILL = 7_000;
 const PAYMENTS_OF_OUTAGE = 14_000;
-/** From the one to the other. */
+/** Limits the growth between these two numbers of payments. */
 const MEMORY_GROWTH_MEBIBYTES_MAX = 20;
 /** The memory limit of a pod: see knative/functions/. */
 const MEMORY_MEBIBYTES_MAX = 192;
-/** Waiting events take their time after an outage on a busy machine. */
+/** Publishing the waiting events after an outage takes long on a busy machine. */
 const SETTLED_MILLISECONDS_MAX = 120_000;
 const FAULT_MILLISECONDS_MAX = 300_000;
 
-/** Pays that many times, some at once. Every payment must be answered 200. */
+/** Pays several times, partly in parallel. Every payment must receive 200. */
 async function pay(user: TestUser, times: number): Promise<void> {
   const payer = async (_: unknown, index: number) => {
     for (let done = index; done < times; done += AT_ONCE) {
@@ -35,7 +35,7 @@ async function pay(user: TestUser, times: number): Promise<void> {
   await Promise.all(Array.from({ length: AT_ONCE }, payer));
 }
 
-/** Of each payment there is one charge, one order and one notification; and there is nothing else. */
+/** Expects one charge, one order and one notification for each payment, and no others. */
 async function expectEachOnce(lotus: TestLotus, user: TestUser, payments: number): Promise<void> {
   const { rows } = await lotus.database.query(
     `select (select count(*)::int from billing.transfers where debit_account = $1 and kind = 'charge') as charges,
@@ -50,7 +50,7 @@ async function expectEachOnce(lotus: TestLotus, user: TestUser, payments: number
   expect(await verifyLedger(lotus.database)).toBeUndefined();
 }
 
-/** Everything that the database holds. */
+/** Returns the rows of all tables. */
 async function dump({ database }: TestLotus): Promise<Record<string, unknown>> {
   const { rows: tables } = await database.query<{ name: string }>(
     `select format('%I.%I', schemaname, tablename) as name from pg_tables
@@ -71,7 +71,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
   let lotus: TestLotus;
   let source: ChildProcess | undefined;
 
-  /** The stand-in for KafkaSource as a separate process, which the test can kill. */
+  /** The local KafkaSource as a separate process, which the test can kill. */
   function startSource(): ChildProcess {
     const flags = ["--brokers", kafka.bootstrap.join(","), "--sink-template", `${lotus.insideUrl}/{name}`];
     return spawn(process.execPath, [PROGRAM, "kafka-source", ...flags], { stdio: "ignore" });
@@ -103,7 +103,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
   });
 
   it(
-    "answers every payment while brokers come and go, in bounded memory, and then settles each one once",
+    "answers every payment while brokers stop and start, in bounded memory, and then settles each one once",
     async () => {
       const user = await newUser(lotus, 150_000);
       await pay(user, 100);
@@ -113,7 +113,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
       const full = await memoryOf("order-pay");
       await pay(user, PAYMENTS_OF_OUTAGE - PAYMENTS_THAT_FILL);
       const peak = await memoryOf("order-pay");
-      // Killed between commit and publication: the events of its memory are only in the outbox now.
+      // The function is killed between commit and publication, so only the outbox contains its events.
       childOf("order-pay")?.kill("SIGKILL");
       await eventually("it is gone", () => childOf("order-pay") === undefined);
       await Promise.all([kafka.restart(0), pay(user, 40)]);
@@ -153,7 +153,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
   );
 
   it(
-    "settles what was in flight when the function that stores it, and the source that delivers it, were killed",
+    "settles events in flight after their function and their source were killed",
     async () => {
       const user = await newUser(lotus);
       await settledInTime();
@@ -202,7 +202,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
   });
 
   it(
-    "drains what waits in the outbox in bounded memory, and meanwhile shows a new payment's notification at once",
+    "publishes a full outbox in bounded memory, and meanwhile shows the notification of a new payment at once",
     async () => {
       const [user, other] = [await newUser(lotus, 100), await newUser(lotus)];
       await settledInTime();
@@ -228,7 +228,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
   );
 
   it(
-    "changes nothing when all that the topics hold is delivered once more",
+    "changes no row when all records of the topics are delivered again",
     async () => {
       await settledInTime();
       const before = await dump(lotus);

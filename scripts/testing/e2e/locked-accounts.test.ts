@@ -15,7 +15,7 @@ const statusOf = async (user: TestUser) => (await pay(user)).status;
 const balanceOf = async (user: TestUser) => (await user.call("GET /billing/balance")).body.balance as number;
 
 describe("while another transaction holds two accounts", () => {
-  it("payments of other users go on at once, and those of the two end in 200 or 503 and are charged exactly when 200", async () => {
+  it("payments of other users continue at once, and those of the two are charged exactly when they receive 200, else 503", async () => {
     const [one, two, other] = await Promise.all([1000, 1000, RICH].map((money) => newUser(lotus, money)));
     if (one === undefined || two === undefined || other === undefined) throw new Error("There are three users.");
     const locks = [await holdAccount(lotus, one), await holdAccount(lotus, two)];
@@ -24,7 +24,7 @@ describe("while another transaction holds two accounts", () => {
     const until = began + BATCH_WAIT_MILLISECONDS_MAX / 2;
     let paid = 0;
     for (; performance.now() < until; paid++) expect(await statusOf(other)).toBe(200);
-    // Two locked accounts once let one payment through every five seconds.
+    // Before group commit, two locked accounts let one payment through every five seconds.
     expect(paid).toBeGreaterThan(20);
     await locks[0]?.release();
     expect(await waiting[0]).toEqual([200, 200, 200]);

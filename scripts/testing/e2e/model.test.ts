@@ -15,7 +15,7 @@ import {
 } from "../lotus.ts";
 import { type Command, ModelAccount } from "../model.ts";
 
-/** LOTUS_SEED=… plays a run again: the same commands and faults, as far as the machine keeps its own time. */
+/** LOTUS_SEED=… repeats a run with the same commands and faults. Their timing differs. */
 const SEED = Number(process.env.LOTUS_SEED ?? Date.now() % 2 ** 31);
 const MILLISECONDS_MAX = 20_000;
 const RUNS_MAX = 200;
@@ -75,7 +75,7 @@ function requestOf(command: Command, recipient: TestUser): [request: string, bod
   return [`POST /order/pay?idSubscription=${command.kind === "pay" ? command.subscription : 1}`];
 }
 
-/** One user, who does one thing after the other, and compares each answer with the model's. */
+/** A user who sends one command after the other, and compares each answer with that of the model. */
 class ModelUser {
   readonly model: ModelAccount;
   readonly #user: TestUser;
@@ -142,7 +142,7 @@ class ModelUser {
     expect([again.status, again.body.code]).toEqual([422, "idempotency-key-reused"]);
   }
 
-  /** Refunds one of the newest orders, whatever its status is. */
+  /** Refunds one of the newest orders, with any status. */
   async #refund(which: number): Promise<void> {
     const shown = (await this.#send("GET /order/list?limit=100")).body as { id: string }[];
     const index = which % (shown.length || 1);
@@ -190,7 +190,7 @@ function disturb(fault: string | undefined): void {
 }
 
 describe(`Lotus against its model (LOTUS_SEED=${SEED})`, () => {
-  it("answers as the model does, whatever users do and whatever fails meanwhile", async () => {
+  it("answers like the model, for random commands and faults", async () => {
     const until = performance.now() + MILLISECONDS_MAX;
     const property = fc.asyncProperty(plan, async ({ users, faults }) => {
       if (performance.now() > until) return;

@@ -33,7 +33,7 @@ beforeAll(async () => {
 afterAll(() => rm(copy, { recursive: true, force: true }));
 
 describe("the documents", () => {
-  it("show an endpoint that works when it is pasted", async () => {
+  it("show an endpoint that works when a reader pastes it", async () => {
     const file = /Put this into `([^`]+)`/.exec(contributing)?.[1] ?? "";
     const code = /```ts\n([\s\S]+?)```/.exec(contributing)?.[1] ?? "";
     const expected = /`curl localhost:8080(\S+)` answers\s+`([^`]+)`/.exec(contributing);

@@ -1,4 +1,4 @@
-/** Three brokers: the leader killed -9 under load loses nothing, on the way in and on the way out. */
+/** With three brokers, killing the leader under load loses no event, before and after Kafka. */
 import { randomUUID } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { disconnectKafka, sendToKafka } from "#kernel/kafka";
@@ -22,7 +22,7 @@ describe.skipIf(!canStartKafka)("three brokers", () => {
     await kafka?.stop();
   });
 
-  it("get topics of three copies, without being asked", async () => {
+  it("receive topics with three copies by default", async () => {
     expect(await createTopics(kafka.bootstrap)).toEqual(await findTopics());
     const { topics } = await asAdmin(kafka.bootstrap, (admin) =>
       admin.fetchTopicMetadata({ topics: ["user-registered"] }),
@@ -30,7 +30,7 @@ describe.skipIf(!canStartKafka)("three brokers", () => {
     expect(topics[0]?.partitions.map(({ replicas }) => replicas.length)).toEqual([3, 3, 3, 3, 3, 3]);
   });
 
-  it("lose nothing when a leader is killed under load, nor while it comes back", async () => {
+  it("lose no event when a leader is killed under load, or while it starts again", async () => {
     // The client reports the brokers' faults. This test does not need these lines.
     vi.spyOn(process.stdout, "write").mockReturnValue(true);
     const topic = "user-registered";
@@ -81,7 +81,7 @@ describe.skipIf(!canStartKafka)("three brokers", () => {
         );
       }
     })();
-    // A broker that was killed is missed after seconds, and on a busy machine it takes more of them to begin again.
+    // The cluster notices a killed broker after seconds, and a restart takes longer on a busy machine.
     const patience = { timeout: 60_000, interval: 20 };
     const reaches = (count: number) =>
       vi.waitFor(() => expect(acknowledged.length).toBeGreaterThanOrEqual(count), patience);
