@@ -2,6 +2,7 @@ import { writeFile } from "node:fs/promises";
 import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Client } from "@neondatabase/serverless";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { type Network, startNetwork } from "../../scripts/testing/network.ts";
 import {
@@ -28,6 +29,13 @@ async function load(url: string, limits: object = {}) {
   vi.doMock("./settings.ts", async (original) => ({ ...(await original<object>()), ...limits }));
   vi.stubEnv("DATABASE_URL", url);
   return import("./database.ts");
+}
+
+/** Keeps the log lines of this process until `vi.restoreAllMocks`. */
+function readLog(): string[] {
+  const lines: string[] = [];
+  vi.spyOn(process.stdout, "write").mockImplementation((text) => lines.push(String(text)) > 0);
+  return lines;
 }
 
 beforeEach(() => {
@@ -118,9 +126,10 @@ describe("a socket whose server does not read", () => {
 });
 
 describe("a server that does not finish a login", () => {
-  /** Runs a statement of each kind. Every one must be answered as unavailable, in time. */
-  async function expectUnavailable(url: string): Promise<void> {
+  /** Runs a statement of each kind. Every one must be answered as unavailable, in time, and logged with the reason. */
+  async function expectUnavailable(url: string, reason = "no database connection"): Promise<void> {
     const { query } = await load(url, SHORT);
+    const lines = readLog();
     const began = performance.now();
     const outcomes = REPETITIONS.map((repetition) =>
       query(repetition, "select 1", [], repetition).then(
@@ -130,6 +139,8 @@ describe("a server that does not finish a login", () => {
     );
     expect(await Promise.all(outcomes)).toEqual(REPETITIONS.map(() => "unavailable 1"));
     expect(performance.now() - began).toBeLessThan(MILLISECONDS_MAX);
+    vi.restoreAllMocks();
+    expect(lines.join("")).toContain(reason);
   }
 
   it("and closes the connection at once", async () => {
@@ -150,10 +161,16 @@ describe("a server that does not finish a login", () => {
 
   it("and refuses TLS, or sends more than its answer", async () => {
     const answer = (bytes: string) => serve((socket) => socket.once("data", () => socket.write(bytes)));
-    await expectUnavailable(`${await answer("N")}?sslmode=require`);
+    await expectUnavailable(
+      `${await answer("N")}?sslmode=require`,
+      "does not offer TLS, and sslmode=require demands it",
+    );
     await (await import("./database.ts")).closeDatabase();
     vi.resetModules();
-    await expectUnavailable(`${await answer("SE")}?sslmode=require`);
+    await expectUnavailable(
+      `${await answer("SE")}?sslmode=require`,
+      "did not answer the request for TLS as Postgres does",
+    );
   });
 
   it("and closes the connection after each message of a login", async () => {
@@ -262,14 +279,11 @@ describe("a login", () => {
     ["a wrong password", () => urls.scram?.replace(":owner@", ":wrong@"), "password authentication failed"],
     ["a wrong database", () => urls.scram?.replace(/scram$/, "nowhere"), 'nowhere\\" does not exist'],
   ])("with %s is answered as unavailable, and logged with its reason", async (_, url, reason) => {
-    const written = vi.spyOn(console, "log").mockImplementation(() => undefined);
-    const lines: string[] = [];
-    vi.spyOn(process.stdout, "write").mockImplementation((text) => lines.push(String(text)) > 0);
+    const lines = readLog();
     await expect(one(url() ?? "", SHORT)).rejects.toMatchObject({
       code: "unavailable",
       headers: { "retry-after": "1" },
     });
-    lines.push(...written.mock.calls.map(([text]) => String(text)));
     vi.restoreAllMocks();
     expect(lines.join("\n")).toContain(reason);
   });
@@ -315,9 +329,8 @@ describe("a connection that carries no more bytes, and does not close", () => {
   const FROZEN = { DATABASE_IDLE_TRUSTED_MILLISECONDS: 0, DATABASE_CHECK_MILLISECONDS_MAX: 200 };
   const IN_FLIGHT = { DATABASE_IDLE_TRUSTED_MILLISECONDS: 60_000, STATEMENT_MILLISECONDS_MAX: -500 };
 
-  it.each(REPETITIONS)("while it is idle: a statement that is %s is answered over a new connection", async (kind) => {
-    const { query } = await load(url, FROZEN);
-    // Each of the four waits for the others, so that each has its own connection.
+  /** Opens four connections: each statement waits for a lock until all wait. */
+  async function openFour(query: (name: string, text: string, values: unknown[]) => Promise<unknown>): Promise<void> {
     const lock = await postgres.connect("frozen");
     await lock.query("select pg_advisory_lock(1)");
     const waiting = Promise.all([1, 2, 3, 4].map(() => query("wait", "select pg_advisory_xact_lock_shared(1)", [])));
@@ -326,11 +339,30 @@ describe("a connection that carries no more bytes, and does not close", () => {
     await lock.query("select pg_advisory_unlock(1)");
     await waiting;
     await lock.end();
+  }
+
+  it.each(REPETITIONS)("while it is idle: a statement that is %s is answered over a new connection", async (kind) => {
+    const { query } = await load(url, FROZEN);
+    await openFour(query);
     network.freeze();
     const began = performance.now();
     const answers = [1, 2, 3, 4].map((n) => query("one", "select $1::int as n", [n], kind));
     expect(await Promise.all(answers)).toEqual([1, 2, 3, 4].map((n) => [{ n }]));
     expect(performance.now() - began).toBeLessThan(MILLISECONDS_MAX);
+  });
+
+  it("while it is idle: one connection is asked, and the others of that time are replaced", async () => {
+    const { query } = await load(url, FROZEN);
+    const sent = vi.spyOn(Client.prototype, "query");
+    await openFour(query);
+    const frozen = new Set(sent.mock.contexts);
+    network.freeze();
+    sent.mockClear();
+    await query("one", "select 1", []);
+    await Promise.all([1, 2, 3, 4].map(() => query("one", "select 1", [])));
+    const asked = sent.mock.contexts.filter((client) => frozen.has(client));
+    vi.restoreAllMocks();
+    expect([frozen.size, asked.length]).toEqual([4, 1]);
   });
 
   it("with a statement in flight: only a statement that may be repeated is sent again", async () => {

@@ -5,7 +5,6 @@ import { type DatabaseAddress, explainTls, tlsOptions } from "./database-url.ts"
 import {
   DATABASE_BUFFERED_BYTES_MAX,
   DATABASE_CLOSE_MILLISECONDS_MAX,
-  DATABASE_CONNECT_MILLISECONDS_MAX,
   DATABASE_KEEP_ALIVE_MILLISECONDS,
 } from "./settings.ts";
 
@@ -65,6 +64,7 @@ export function postgresSocket(address: DatabaseAddress): new () => PostgresSock
   };
 }
 
+/** The pool and tryLogin limit the time of its opening: they close a socket that does not open. */
 class PostgresSocket {
   /** The driver sets it; messages are always ArrayBuffers or views of them. */
   binaryType = "arraybuffer";
@@ -87,12 +87,7 @@ class PostgresSocket {
     });
     this.#socket = tcp;
     this.#place = `${host}:${port}`;
-    const late = setTimeout(
-      () => this.#end(new Error(`The database at ${this.#place} did not accept a connection in time.`)),
-      DATABASE_CONNECT_MILLISECONDS_MAX,
-    );
     const begin = (socket: Socket) => {
-      clearTimeout(late);
       if (this.#ended) return void socket.destroy();
       this.#socket = socket;
       socket.removeAllListeners("error").removeAllListeners("close");
@@ -103,12 +98,10 @@ class PostgresSocket {
       this.#emit("open", {});
     };
     const fail = (error: NodeJS.ErrnoException) => {
-      clearTimeout(late);
       // Node tries every address of a name; the error of them all has no message.
       this.#end(error.message === "" ? new Error(`connect ${error.code} ${this.#place}`) : error);
     };
     tcp.once("error", fail);
-    tcp.once("close", () => clearTimeout(late));
     // The certificates are parsed while the connection opens.
     const context = tlsMode === "disable" ? undefined : secureContext();
     tcp.once("connect", () => {
