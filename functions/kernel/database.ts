@@ -131,9 +131,12 @@ export async function tryLogin(address: DatabaseAddress, transport?: string): Pr
   try {
     await client.connect();
     await client.query("select 1");
-  } finally {
-    await client.end();
+  } catch (error) {
+    // `end` of a connection that was never open does not resolve.
+    void client.end().catch(() => undefined);
+    throw error;
   }
+  await client.end();
 }
 
 /** The message of pg-pool when all connections stay busy. Such a server answers, so no reconnect begins. */
