@@ -1,9 +1,9 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { findFunctions } from "../project/functions.ts";
-import { asAdmin, kafkaSource, startTestKafka } from "../testing/kafka.ts";
+import { asAdmin, endOf, kafkaSource, startTestKafka } from "../testing/kafka.ts";
 import { eventually } from "../testing/lotus.ts";
 import type { Kafka } from "./cluster.ts";
-import { createTopics, findTopics } from "./topics.ts";
+import { createTopics, findTopics, topicFaults } from "./topics.ts";
 
 it("the topics are those that the triggers read or publish", async () => {
   const topics = (await findFunctions()).flatMap(({ description }) => {
@@ -53,6 +53,52 @@ describe.skipIf(kafkaSource === undefined)("npm run topics", () => {
     expect(await createTopics(kafka.bootstrap, { prefix: "shop." })).toEqual(topics);
     expect(await asAdmin(kafka.bootstrap, (admin) => admin.listTopics())).toEqual(expect.arrayContaining(topics));
     await asAdmin(kafka.bootstrap, (admin) => admin.deleteTopics({ topics }));
+  });
+
+  it("creates topics with the options of an environment", async () => {
+    const topics = await createTopics(kafka.bootstrap, {
+      prefix: "big.",
+      partitions: 12,
+      replication: 1,
+      retentionBytes: 1_000_000_000,
+    });
+    expect(topics).toEqual(await findTopics("big."));
+    await asAdmin(kafka.bootstrap, async (admin) => {
+      const { topics: found } = await admin.fetchTopicMetadata({ topics });
+      for (const { partitions } of found)
+        expect(partitions.map(({ replicas }) => replicas.length)).toEqual(Array.from({ length: 12 }, () => 1));
+      const configNames = ["retention.bytes", "min.insync.replicas", "cleanup.policy"];
+      const { resources } = await admin.describeConfigs({
+        includeSynonyms: false,
+        resources: topics.map((name) => ({ type: 2, name, configNames })),
+      });
+      expect(resources).toHaveLength(topics.length);
+      for (const { configEntries } of resources)
+        expect(
+          Object.fromEntries(configEntries.map(({ configName, configValue }) => [configName, configValue])),
+        ).toEqual({
+          "retention.bytes": "1000000000",
+          "min.insync.replicas": "1",
+          "cleanup.policy": "delete",
+        });
+      await admin.deleteTopics({ topics });
+    });
+  });
+
+  it("are checked by one event each; a missing topic is named in a sentence", async () => {
+    const topics = await createTopics(kafka.bootstrap, { prefix: "checked." });
+    expect(await topicFaults(kafka.bootstrap, "checked.")).toEqual([]);
+    for (const topic of topics) expect(await endOf(kafka.bootstrap, topic)).toBe(1);
+    await asAdmin(kafka.bootstrap, async (admin) => {
+      await admin.deleteTopics({ topics: ["checked.user-registered"] });
+      await eventually("it is gone", async () => !(await admin.listTopics()).includes("checked.user-registered"));
+    });
+    expect(await topicFaults(kafka.bootstrap, "checked.")).toEqual([
+      expect.stringMatching(/^The topic checked\.user-registered at \S+ accepts no record: This server does not host/),
+    ]);
+    await asAdmin(kafka.bootstrap, (admin) =>
+      admin.deleteTopics({ topics: topics.filter((topic) => topic !== "checked.user-registered") }),
+    );
   });
 
   it("makes the broker decompress the records of an existing topic, and keeps the topic's other settings", async () => {

@@ -1,8 +1,9 @@
 /** Creates the topics that the triggers name. */
+import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Admin } from "kafkajs";
-import { kafkaClient } from "#kernel/kafka";
-import { RECORD_BYTES_MAX } from "#kernel/settings";
+import { disconnectKafka, kafkaClient, sendToKafka } from "#kernel/kafka";
+import { PREFLIGHT_TYPE, RECORD_BYTES_MAX } from "#kernel/settings";
 import { findFunctions } from "../project/functions.ts";
 
 export const PARTITIONS = 6;
@@ -65,6 +66,26 @@ export interface TopicOptions {
   readonly prefix?: string;
 }
 
+/** The errors of a broker that has not learned of a new topic yet. */
+const NOT_YET = ["UNKNOWN_TOPIC_OR_PARTITION", "LEADER_NOT_AVAILABLE"];
+const LEADERS_PAUSE_MILLISECONDS = 100;
+
+/** Waits until every partition of new topics has a leader. kafkajs gives up after a few tries, which a busy broker exceeds. */
+async function waitForLeaders(admin: Admin, topics: string[]): Promise<void> {
+  const until = performance.now() + LEADERS_MILLISECONDS_MAX;
+  for (;;) {
+    try {
+      const { topics: found } = await admin.fetchTopicMetadata({ topics });
+      if (found.every(({ partitions }) => partitions.every(({ leader }) => leader >= 0))) return;
+      if (performance.now() > until) throw new Error(`no leader within ${LEADERS_MILLISECONDS_MAX / 1000} s`);
+    } catch (error) {
+      const { type = "", cause } = error as { type?: string; cause?: { type?: string } };
+      if (!NOT_YET.includes(cause?.type ?? type) || performance.now() > until) throw error;
+    }
+    await delay(LEADERS_PAUSE_MILLISECONDS);
+  }
+}
+
 /**
  * Creates the missing topics and makes the brokers decompress the records of the existing ones.
  * @param options With `replication` above 1, a record counts as accepted when all copies but one are written.
@@ -94,7 +115,7 @@ export async function createTopics(bootstrap: readonly string[], options: TopicO
     const { brokers } = await admin.describeCluster();
     const replication = options.replication ?? (brokers.length >= REPLICATION ? REPLICATION : 1);
     await admin.createTopics({
-      waitForLeaders: true,
+      waitForLeaders: false,
       timeout: LEADERS_MILLISECONDS_MAX,
       topics: missing.map((topic) => ({
         topic,
@@ -112,6 +133,7 @@ export async function createTopics(bootstrap: readonly string[], options: TopicO
         ],
       })),
     });
+    await waitForLeaders(admin, missing);
     return missing;
   };
   try {
@@ -123,6 +145,36 @@ export async function createTopics(bootstrap: readonly string[], options: TopicO
   } finally {
     await admin.disconnect().catch(() => undefined);
   }
+}
+
+/** Returns the event that a deployment sends to a topic. Triggers ignore its type. */
+function preflightRecord(topic: string) {
+  const attributes = {
+    ce_specversion: "1.0",
+    ce_id: randomUUID(),
+    ce_source: "/lotus/preflight",
+    ce_type: PREFLIGHT_TYPE,
+    ce_time: new Date().toISOString(),
+  };
+  return { topic, key: null, value: "{}", headers: { ...attributes, "content-type": "application/json" } };
+}
+
+/**
+ * Sends one event to each topic, as functions do, and waits until all in-sync replicas have it.
+ * @returns a sentence for each topic that does not accept it
+ */
+export async function topicFaults(bootstrap: readonly string[], prefix: string): Promise<string[]> {
+  const faults: string[] = [];
+  try {
+    for (const topic of await findTopics(prefix)) {
+      await sendToKafka(bootstrap, [preflightRecord(topic)]).catch((error: Error) =>
+        faults.push(`The topic ${topic} at ${bootstrap.join(",")} accepts no record: ${error.message}`),
+      );
+    }
+  } finally {
+    await disconnectKafka();
+  }
+  return faults;
 }
 
 /** The pause between two attempts to reach brokers that are unavailable. */
