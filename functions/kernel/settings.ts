@@ -229,6 +229,9 @@ export const Brokers = v.pipe(
   v.array(v.pipe(v.string(), v.regex(/^[^\s:]+:\d{1,5}$/, "host:port, several separated by commas"))),
 );
 
+/** Is the type of the event that a deployment sends to each topic. It shows that the topic accepts records, and triggers ignore it. */
+export const PREFLIGHT_TYPE = "lotus.preflight.v1";
+
 /** The beginning of every topic and consumer group, so that several installations can share one Kafka. */
 export const KafkaPrefix = v.pipe(
   v.string(),

@@ -84,6 +84,17 @@ describe("an event of another producer", () => {
     expect(line).not.toMatch(/example\.com|private/);
   });
 
+  it("that a deployment's preflight sent is accepted without an effect", async () => {
+    const before = await counts();
+    const id = randomUUID();
+    const { status } = await deliver("{}", { "ce-id": id, "ce-type": "lotus.preflight.v1" });
+    expect(status).toBe(204);
+    await eventually("it is logged", () =>
+      lotus.lines.get("notification-store")?.find((text) => text.includes(id) && text.includes('"handled"')),
+    );
+    expect(await counts()).toEqual(before);
+  });
+
   const structured = { specversion: "1.0", id: "1", source: "/shop", type: "sold" };
   it.each([
     ["text/plain", "{}"],

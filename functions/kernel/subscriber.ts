@@ -16,6 +16,7 @@ import {
   DEAD_LETTER_ATTRIBUTES_LENGTH_MAX,
   DEAD_LETTER_BODY_BYTES_MAX,
   EVENT_BODY_BYTES_MAX,
+  PREFLIGHT_TYPE,
   REASON_LENGTH_MAX,
 } from "./settings.ts";
 import {
@@ -406,6 +407,7 @@ async function handleEvent(
   try {
     // The next tick repeats a schedule.
     if ("schedule" in description) return await description.handle(deliveryOf("", undefined));
+    if (attributes.type === PREFLIGHT_TYPE) return;
     await withDatabase(async () => {
       const own = await ownInstallation();
       try {

@@ -15,10 +15,11 @@ export const CONTEXT = join(ROOT, ".lotus/images");
 const APP = join(CONTEXT, "app");
 const DOCKERFILE = join(ROOT, "knative/images/Dockerfile");
 
-/** Commands of lotus that run as Jobs. `schema`: the program reads the SQL files. */
+/** Commands of lotus that run as Jobs. `schema`: the program reads the SQL files, or the services that have some. */
 const PROGRAMS = {
   migrate: { command: "scripts/commands/migrate.ts", schema: true },
   topics: { command: "scripts/commands/topics.ts", schema: false },
+  preflight: { command: "scripts/commands/preflight.ts", schema: true },
 } as const;
 export const PROGRAM_NAMES = Object.keys(PROGRAMS) as (keyof typeof PROGRAMS)[];
 

@@ -34,6 +34,7 @@ export const COMMANDS: Readonly<Record<string, Entry>> = {
   keys: entry("Data", "list and rotate the keys that sign tokens", () => import("./keys.ts")),
   migrate: entry("Data", "bring a database up to date", () => import("./migrate.ts")),
   topics: entry("Data", "create the topics in Kafka", () => import("./topics.ts")),
+  preflight: entry("Cluster", "prove that roles and topics work", () => import("./preflight.ts")),
 
   new: entry("Develop", "write the first files of an endpoint, an event or a service", () => import("./new.ts")),
   generate: entry("Develop", "write manifests, OpenAPI and event schemas", () => import("./generate.ts")),

@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
-import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,7 +10,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, inject, it, vi } from
 import { freePorts } from "../process/ports.ts";
 import { eventually } from "../testing/lotus.ts";
 import { migrate } from "./migrate.ts";
-import { databaseOf, ensureRoles, roleName, rolesOf, rolesSql, roleUrl } from "./roles.ts";
+import { databaseOf, ensureRoles, loginFaults, roleName, rolesOf, rolesSql, roleUrl } from "./roles.ts";
 import { SERVICES } from "./sql.ts";
 
 const PGBOUNCER = "/usr/sbin/pgbouncer";
@@ -123,6 +123,30 @@ describe("a role that exists", () => {
     expect(await login(url, "order", "first")).toBe("connected");
     await migrate(url, passwordsOf("second"), { changePasswords: SERVICES });
     expect(await login(url, "order", "second")).toBe("connected");
+  });
+
+  it("logs in with the files of its secret; each wrong file is named in a sentence", async () => {
+    const url = await newDatabase();
+    await migrate(url, passwordsOf("password"));
+    const folder = await mkdtemp(join(tmpdir(), "lotus-secrets-"));
+    const write = async (service: string, key: string, text: string) => {
+      await mkdir(join(folder, `database-${service}`), { recursive: true });
+      await writeFile(join(folder, `database-${service}`, key), text);
+    };
+    for (const service of SERVICES) {
+      await write(service, "url", roleUrl(url, service));
+      await write(service, "password", "password");
+    }
+    expect(await loginFaults(folder)).toEqual([]);
+    await write("order", "password", "another");
+    await write("billing", "url", roleUrl(url, "billing").replace(/:\d+\//, ":1/"));
+    expect((await loginFaults(folder)).sort()).toEqual([
+      expect.stringMatching(/^The role lotus_test_\w+_billing cannot log in\. Nothing listens at \S+:1 /),
+      expect.stringMatching(/^The role lotus_test_\w+_order has another password than the secret database-order\./),
+    ]);
+    await rm(join(folder, "database-order", "url"));
+    await expect(loginFaults(folder)).rejects.toThrow("database-order/url cannot be read");
+    await rm(folder, { recursive: true });
   });
 
   it("gets the settings back that it has changed for itself", async () => {

@@ -4,6 +4,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Client, type DatabaseError, escapeIdentifier, escapeLiteral } from "pg";
 import { tryLogin } from "#kernel/database";
+import type { DatabaseAddress } from "#kernel/database-url";
 import { ROW_WAIT_MILLISECONDS_MAX, STATEMENT_MILLISECONDS_MAX } from "#kernel/settings";
 import { addressOf, explainConnection } from "./client.ts";
 import { SERVICES } from "./sql.ts";
@@ -207,29 +208,52 @@ export async function readPasswords(folder: string): Promise<Record<string, stri
 
 const INVALID_PASSWORD = "28P01";
 
+/** Logs in as the role of a service, as functions do. Returns a sentence when the server refuses. */
+async function loginFault(service: string, address: DatabaseAddress): Promise<string | undefined> {
+  try {
+    await tryLogin(address, process.env.DATABASE_TRANSPORT);
+    return undefined;
+  } catch (error) {
+    const { cause, message } = explainConnection(error, address);
+    return (cause as DatabaseError).code === INVALID_PASSWORD
+      ? `The role ${address.user} has another password than the secret database-${service}. Copy the secret from the installation that made the role, or give the roles the passwords of this installation: npx lotus migrate roles --change-passwords.`
+      : `The role ${address.user} cannot log in. ${message}`;
+  }
+}
+
 /**
  * Logs in as each role, as functions do: over the same transport, and through the same pooler.
- * @throws {Error} a sentence, when a role has another password or may not connect
+ * @throws {Error} a sentence for each role that has another password or may not connect
  */
 export async function checkLogins(
   adminUrl: string,
   passwords: Readonly<Record<string, string>>,
   pooler?: string,
 ): Promise<void> {
-  await Promise.all(
+  const faults = await Promise.all(
+    SERVICES.map((service) =>
+      loginFault(service, { ...addressOf(roleUrl(adminUrl, service, pooler)), password: passwords[service] }),
+    ),
+  );
+  const sentences = faults.filter((fault) => fault !== undefined);
+  if (sentences.length > 0) throw new Error(sentences.join("\n"));
+}
+
+/**
+ * Logs in as each role with the files that its functions mount: FOLDER/database-<service>/url and password.
+ * @returns a sentence for each role that cannot log in
+ * @throws {Error} a sentence when a file is missing
+ */
+export async function loginFaults(folder: string): Promise<string[]> {
+  const passwords = await readPasswords(folder);
+  const faults = await Promise.all(
     SERVICES.map(async (service) => {
-      const address = { ...addressOf(roleUrl(adminUrl, service, pooler)), password: passwords[service] };
-      try {
-        await tryLogin(address, process.env.DATABASE_TRANSPORT);
-      } catch (error) {
-        const { cause, message } = explainConnection(error, address);
-        throw new Error(
-          (cause as DatabaseError).code === INVALID_PASSWORD
-            ? `The role ${address.user} has another password than the secret database-${service}. Copy the secret from the installation that made the role, or give the roles the passwords of this installation: npx lotus migrate roles --change-passwords.`
-            : `The role ${address.user} cannot log in. ${message}`,
-          { cause },
-        );
-      }
+      const file = join(folder, `database-${service}`, "url");
+      const url = await readFile(file, "utf8").catch(() => {
+        throw new Error(`The address of the database is missing: ${file} cannot be read. Write the Secret again.`);
+      });
+      return loginFault(service, { ...addressOf(url.trim()), password: passwords[service] });
     }),
   );
+  return faults.filter((fault) => fault !== undefined);
 }

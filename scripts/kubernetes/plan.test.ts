@@ -60,6 +60,7 @@ const all = (plan: ClusterPlan) =>
     ...plan.backends,
     plan.migrate,
     plan.topics,
+    plan.preflight,
     ...plan.functions.flatMap(({ service, source }) => [service, source ?? []].flat()),
   ]);
 const find = (plan: ClusterPlan, kind: string, name: string) =>
@@ -274,12 +275,34 @@ describe("the plan", () => {
   });
 });
 
-it("the migration has the password of each service", async () => {
+it.each(["migrate", "preflight"] as const)("the job %s has the password of each service", async (name) => {
   const plan = await planOf({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } });
-  const { containers, volumes } = plan.migrate.spec.template.spec;
+  const { containers, volumes } = plan[name].spec.template.spec;
   const paths = containers[0].volumeMounts.map(({ mountPath }: { mountPath: string }) => mountPath);
   for (const service of SERVICES) expect(paths).toContain(`/etc/lotus/database-${service}`);
   expect(volumes).toHaveLength(containers[0].volumeMounts.length);
+});
+
+describe("the preflight job", () => {
+  const here: Backends = { database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } };
+
+  it("does not receive the owner's password", async () => {
+    const { spec } = (await planOf(here)).preflight.spec.template;
+    const [authority] = spec.volumes;
+    expect(authority.secret).toEqual({
+      secretName: "database-admin",
+      optional: true,
+      items: [{ key: "ca.crt", path: "ca.crt" }],
+    });
+    expect(JSON.stringify(spec.containers)).not.toContain("database-admin");
+  });
+
+  it("runs again when a function changes, and not when everything is the same", async () => {
+    const nameOf = async (minPods: number) =>
+      (await planOf(here, ["order-pay"], { ...laptop, scale: { "order-pay": { minPods } } })).preflight.metadata.name;
+    expect(await nameOf(0)).toBe(await nameOf(0));
+    expect(await nameOf(1)).not.toBe(await nameOf(0));
+  });
 });
 
 describe("the installation that exists", () => {
@@ -330,11 +353,13 @@ ${more}`,
     );
   });
 
-  it("reaches Kafka with a client certificate, in functions, in the topics job and in the source", async () => {
+  it("reaches Kafka with a client certificate, in functions, in jobs and in the source", async () => {
     const environment = shop();
     const backends = choose(await options(), nothing, environment);
     const plan = await planOf(backends, ["order-pay", "notification-store"], environment);
-    for (const pod of [plan.functions[0]?.service.spec.template.spec, plan.topics.spec.template.spec]) {
+    for (const pod of [plan.functions[0]?.service, plan.topics, plan.preflight].map(
+      (object) => object?.spec.template.spec,
+    )) {
       expect(pod.containers[0].env).toEqual(
         expect.arrayContaining([
           { name: "KAFKA_TLS_CERTIFICATE_FILE", value: "/etc/lotus/kafka/user.crt" },
@@ -393,7 +418,7 @@ ${more}`,
   it("gives every pod its account and its pull secret, and no token", async () => {
     const environment = shop("serviceAccount: { name: shop }");
     const plan = await planOf(choose(await options(), nothing, environment), functionNames, environment);
-    for (const pod of [plan.migrate, plan.topics, ...plan.functions.map(({ service }) => service)])
+    for (const pod of [plan.migrate, plan.topics, plan.preflight, ...plan.functions.map(({ service }) => service)])
       expect(pod.spec.template.spec).toMatchObject({
         serviceAccountName: "shop",
         imagePullSecrets: [{ name: "registry" }],
@@ -432,6 +457,7 @@ ${more}`,
       ...plan.platform,
       plan.migrate,
       plan.topics,
+      plan.preflight,
       ...plan.routes,
       ...plan.metrics,
       ...plan.functions.flatMap(({ service, source, disruptionBudget }) =>

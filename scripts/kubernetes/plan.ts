@@ -5,9 +5,9 @@ import { knativeService, routes, scaleOf, source, type Target } from "../generat
 import type { LotusFunction } from "../project/functions.ts";
 import { type Backends, brokersOf, configuration, limitsOf } from "./backends.ts";
 import type { Environment } from "./environment.ts";
+import { type JobName, readJob, WITH_KAFKA } from "./jobs.ts";
 import { secureClient, secureSource } from "./kafka-security.ts";
 import { type KubernetesObject, readDocuments } from "./kubectl.ts";
-import { readMigrateJob } from "./migrate-job.ts";
 
 /** The image of a function or a program. */
 export interface ImageUse {
@@ -16,6 +16,8 @@ export interface ImageUse {
   readonly content: string;
   /** The commit that the image was built from. */
   readonly commit?: string;
+  /** The architectures of the image, as Kubernetes names them. */
+  readonly architectures?: readonly string[];
 }
 
 export interface FunctionPlan {
@@ -36,6 +38,8 @@ export interface ClusterPlan {
   readonly backends: readonly KubernetesObject[];
   readonly migrate: KubernetesObject;
   readonly topics: KubernetesObject;
+  /** Runs after `migrate` and `topics`, and before functions change. */
+  readonly preflight: KubernetesObject;
   readonly functions: readonly FunctionPlan[];
   readonly routes: readonly KubernetesObject[];
   readonly metrics: readonly KubernetesObject[];
@@ -183,12 +187,6 @@ function policiesForOutside({ database, kafka, pooler }: Backends, { tracing }: 
   ];
 }
 
-async function oneDocument(file: string): Promise<KubernetesObject> {
-  const [document, ...rest] = await readDocuments(file);
-  if (document === undefined || rest.length > 0) throw new Error(`${file} must contain one document.`);
-  return document;
-}
-
 /** Returns the scale of a function in an environment. --pods and --pool are upper limits. */
 function scaleIn(fn: LotusFunction, { scale }: Environment, limits: Backends["limits"]) {
   const chosen = scaleOf(fn, scale.default ?? {}, fn.description.scale ?? {}, scale[fn.name] ?? {});
@@ -287,10 +285,9 @@ function nameByContent(job: KubernetesObject): KubernetesObject {
   return job;
 }
 
-async function jobOf(name: string, args: readonly string[], input: PlanInput): Promise<KubernetesObject> {
+async function jobOf(name: JobName, args: readonly string[], input: PlanInput): Promise<KubernetesObject> {
   const { environment, images, backends } = input;
-  const file = `knative/platform/jobs/${name}.yaml`;
-  const job = name === "migrate" ? await readMigrateJob() : await oneDocument(file);
+  const job = await readJob(name);
   const image = imageOf(images, name);
   const [container] = job.spec.template.spec.containers;
   const [, ...given] = container.args as string[];
@@ -302,8 +299,17 @@ async function jobOf(name: string, args: readonly string[], input: PlanInput): P
   };
   job.spec.template.metadata.labels["app.kubernetes.io/instance"] = environment.name;
   const { kafka } = backends;
-  if (name !== "migrate" && kafka.kind === "outside" && kafka.security !== undefined) secureClient(job, kafka.security);
+  if (WITH_KAFKA.includes(name) && kafka.kind === "outside" && kafka.security !== undefined)
+    secureClient(job, kafka.security);
   return job;
+}
+
+/** Returns the preflight Job. Its name changes with every function, so that it runs before each rollout. */
+async function preflightJob(functions: readonly FunctionPlan[], input: PlanInput): Promise<KubernetesObject> {
+  const job = await jobOf("preflight", [], input);
+  const services = functions.map(({ service }) => service.spec);
+  job.spec.template.metadata.annotations["lotus/functions"] = hashOf(services).slice(0, 2 * HASH_CHARACTERS);
+  return nameByContent(place(job, input));
 }
 
 function topicArguments({ backends, environment }: PlanInput): string[] {
@@ -356,6 +362,7 @@ export async function makePlan(input: PlanInput): Promise<ClusterPlan> {
   if (account === undefined) throw new Error("knative/platform/service-account.yaml is empty.");
   const { name = "lotus", annotations = {} } = environment.serviceAccount;
   Object.assign(account.metadata, { name, ...(Object.keys(annotations).length > 0 && { annotations }) });
+  const functions = functionPlans(input);
   return {
     namespace: await namespaceOf(input),
     platform: [
@@ -370,7 +377,8 @@ export async function makePlan(input: PlanInput): Promise<ClusterPlan> {
     ],
     migrate: nameByContent(place(await jobOf("migrate", budget, input), input)),
     topics: nameByContent(place(await jobOf("topics", topicArguments(input), input), input)),
-    functions: functionPlans(input),
+    preflight: await preflightJob(functions, input),
+    functions,
     routes: [...certificateFor(environment), ...(routes(input.all, targetOf(environment)) as KubernetesObject[])].map(
       (document) => place(document, input),
     ),

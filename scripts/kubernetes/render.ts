@@ -11,10 +11,11 @@ export const STAGES = [
   "1-platform",
   "2-backends",
   "3-prepare",
-  "4-triggers",
-  "5-endpoints",
-  "6-sources",
-  "7-routes",
+  "4-preflight",
+  "5-triggers",
+  "6-endpoints",
+  "7-sources",
+  "8-routes",
 ] as const;
 type Stage = (typeof STAGES)[number];
 
@@ -80,10 +81,11 @@ function filesOf(plan: ClusterPlan, withMetrics: boolean): Record<Stage, Record<
     "1-platform": { platform: [...plan.namespace, ...plan.platform], metrics: withMetrics ? plan.metrics : [] },
     "2-backends": { backends: plan.backends },
     "3-prepare": { migrate: [plan.migrate], topics: [plan.topics] },
-    "4-triggers": functions("trigger"),
-    "5-endpoints": functions("endpoint"),
-    "6-sources": Object.fromEntries(plan.functions.flatMap(({ name, source }) => (source ? [[name, [source]]] : []))),
-    "7-routes": { routes: plan.routes },
+    "4-preflight": { preflight: [plan.preflight] },
+    "5-triggers": functions("trigger"),
+    "6-endpoints": functions("endpoint"),
+    "7-sources": Object.fromEntries(plan.functions.flatMap(({ name, source }) => (source ? [[name, [source]]] : []))),
+    "8-routes": { routes: plan.routes },
   };
 }
 
