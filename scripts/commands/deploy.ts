@@ -30,7 +30,7 @@ import {
   useNamespace,
   waitForRollout,
 } from "../kubernetes/kubectl.ts";
-import { lockedImages } from "../kubernetes/lock.ts";
+import { lockedImages, readLock } from "../kubernetes/lock.ts";
 import { DEPLOY_OPTIONS, type DeployOptions, readOptions } from "../kubernetes/options.ts";
 import { type ClusterPlan, type ImageUse, makePlan, namespaceOf } from "../kubernetes/plan.ts";
 import { check, checkReachable, type Findings, findBuilder } from "../kubernetes/preflight.ts";
@@ -78,6 +78,7 @@ async function applyPlatform(
   });
   await step("Migrations", async (report) => report(await runJob(plan.migrate)));
   await step("Topics", async (report) => report(await runJob(plan.topics)));
+  await step("Preflight", async (report) => report(await runJob(plan.preflight)));
 }
 
 /** Deploys triggers before endpoints, so that every event has a trigger that understands it. */
@@ -155,7 +156,8 @@ async function checkAll(options: DeployOptions, names: readonly string[], enviro
     throw new Refusal("Lotus is not deployed here yet. Deploy all of it once: npx lotus deploy");
   }
   const backends = choose(options, previous, environment);
-  return { backends, findings: await check(options, names.length, backends, environment) };
+  const locked = environment.name === LAPTOP ? undefined : await readLock();
+  return { backends, findings: await check(options, names.length, backends, environment, locked) };
 }
 
 /** Returns the image that a Service uses, when its content is the same and the cluster can still get it. */
@@ -238,7 +240,7 @@ async function printPlan(
   );
   const platform =
     options.functions.length === 0
-      ? [...plan.namespace, ...plan.platform, ...plan.backends, plan.migrate, plan.topics]
+      ? [...plan.namespace, ...plan.platform, ...plan.backends, plan.migrate, plan.topics, plan.preflight]
       : [];
   print(
     "# Lotus makes the missing Secrets in the cluster: database-admin, database-<service>, public-keys, signing-key.",

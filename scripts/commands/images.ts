@@ -76,7 +76,7 @@ whose content changed. Sign the digest with cosign after the push, if the cluste
       await step("Push", () => loadImage(plan, { kind: "registry" }));
     }
     const digest = await digestOf(reference);
-    await writeLock(updateLock((await readLock()) ?? new Map(), digest, contents, commit));
+    await writeLock(updateLock((await readLock()) ?? new Map(), digest, contents, commit, architectures));
     print(`Locked ${digest} in ${LOCK_FILE}.`);
   },
 });

@@ -19,6 +19,7 @@ const Lock = v.strictObject({
       image: v.pipe(v.string(), v.regex(/^[^\s@]+@sha256:[0-9a-f]{64}$/, "repository@sha256:…")),
       content: v.pipe(v.string(), v.regex(/^[0-9a-f]{16}$/, "16 hexadecimal digits")),
       commit: v.optional(v.string()),
+      architectures: v.optional(v.array(v.string())),
     }),
   ),
 });
@@ -36,9 +37,14 @@ export function parseLock(text: string): Map<string, ImageUse> {
     );
   }
   return new Map(
-    Object.entries(result.output.images).map(([name, { image, content, commit }]) => [
+    Object.entries(result.output.images).map(([name, { image, content, commit, architectures }]) => [
       name,
-      { reference: image, content, ...(commit !== undefined && { commit }) },
+      {
+        reference: image,
+        content,
+        ...(commit !== undefined && { commit }),
+        ...(architectures !== undefined && { architectures }),
+      },
     ]),
   );
 }
@@ -49,28 +55,52 @@ export async function readLock(): Promise<Map<string, ImageUse> | undefined> {
   return text === undefined ? undefined : parseLock(text);
 }
 
-/** Returns the entries after a build: a function with the same content keeps its former image, and so its revision. */
+/**
+ * Returns the entries after a build. A function with the same content keeps its former image, and so its revision, when that image
+ * has every architecture of the new one.
+ */
 export function updateLock(
   former: ReadonlyMap<string, ImageUse>,
   image: string,
   contents: ReadonlyMap<string, string>,
   commit: string,
+  architectures: readonly string[],
 ): Map<string, ImageUse> {
   const repository = image.slice(0, image.indexOf("@"));
   return new Map(
     [...contents].map(([name, content]) => {
       const before = former.get(name);
-      const isSame = before?.content === content && before.reference.startsWith(`${repository}@`);
-      return [name, isSame ? before : { reference: image, content, commit }];
+      const isSame =
+        before?.content === content &&
+        before.reference.startsWith(`${repository}@`) &&
+        architectures.every((architecture) => before.architectures?.includes(architecture));
+      return [name, isSame ? before : { reference: image, content, commit, architectures }];
     }),
   );
+}
+
+/** Returns a sentence for each architecture of nodes that a locked image lacks. */
+export function architectureFaults(nodes: readonly string[], locked: ReadonlyMap<string, ImageUse>): string[] {
+  return nodes.flatMap((architecture) => {
+    const lacking = [...locked].filter(
+      ([, { architectures }]) => architectures !== undefined && !architectures.includes(architecture),
+    );
+    if (lacking.length === 0) return [];
+    return [
+      `The cluster has nodes of the architecture ${architecture}, and the locked images of ${lacking.map(([name]) => name).join(", ")} do not have it. ` +
+        `Build them for it: npx lotus images --push REPOSITORY --platform ${[...new Set([...(lacking[0]?.[1].architectures ?? []), architecture])].join(",")}`,
+    ];
+  });
 }
 
 /** Writes the lock file. */
 export async function writeLock(images: ReadonlyMap<string, ImageUse>): Promise<void> {
   const entries = [...images]
     .sort(([a], [b]) => a.localeCompare(b))
-    .map(([name, { reference, content, commit }]) => [name, { image: reference, content, ...(commit && { commit }) }]);
+    .map(([name, { reference, content, commit, architectures }]) => [
+      name,
+      { image: reference, content, ...(commit && { commit }), ...(architectures && { architectures }) },
+    ]);
   await writeFile(join(ROOT, LOCK_FILE), HEADER + stringify({ images: Object.fromEntries(entries) }, { lineWidth: 0 }));
 }
 

@@ -6,7 +6,9 @@ import type { Backends } from "./backends.ts";
 import type { Environment } from "./environment.ts";
 import type { Loading } from "./images.ts";
 import { get, type KubernetesObject, list, namespace } from "./kubectl.ts";
+import { architectureFaults } from "./lock.ts";
 import { BUILDERS, type Builder, type DeployOptions } from "./options.ts";
+import type { ImageUse } from "./plan.ts";
 
 /** Kourier's longest-path-first routing came with 1.21; Kubernetes' own check is stricter and newer. */
 const KNATIVE_OLDEST = "1.21";
@@ -239,6 +241,7 @@ const ARCHITECTURES: Readonly<Record<string, string>> = {
 
 /**
  * Checks everything else.
+ * @param locked the images of the lock file. Undefined: the deployment builds its image, or the file is missing
  * @throws {Refusal} with a sentence for each fault
  */
 export async function check(
@@ -246,6 +249,7 @@ export async function check(
   functions: number,
   backends: Backends,
   environment: Environment,
+  locked: ReadonlyMap<string, ImageUse> | undefined,
 ): Promise<Findings> {
   const profile = await minikubeProfile();
   let loading: Loading | undefined;
@@ -260,6 +264,7 @@ export async function check(
   const missing = architectures.filter((name) => options.architectures?.includes(name) === false);
   if (missing.length > 0)
     wrong.push(`The cluster has nodes of the architecture ${missing.join(", ")}, and --platform does not name it.`);
+  if (locked !== undefined) wrong.push(...architectureFaults(architectures, locked));
   const metrics = await checkMetrics(options, environment);
   wrong.push(...metrics.wrong);
   const cpu = nodes === undefined ? [] : await checkCpu(functions, backends, nodes);

@@ -32,25 +32,33 @@ async function presentFiles(folder: string): Promise<string[]> {
     .map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 1));
 }
 
-/** Returns the paths of rendered files that are missing, different or left over. */
-export async function staleRendered(name: string): Promise<string[]> {
-  const folder = join(ROOT, RENDERED_FOLDER, name);
-  const wanted = await renderEnvironment(name);
+/** Returns the files of a folder that differ from the wanted ones: missing, different or left over. */
+export async function staleIn(folder: string, wanted: ReadonlyMap<string, string>): Promise<string[]> {
   const stale = (await presentFiles(folder)).filter((file) => !wanted.has(file));
   for (const [file, text] of wanted)
     if ((await readFile(join(folder, file), "utf8").catch(() => undefined)) !== text) stale.push(file);
-  return stale.map((file) => `${RENDERED_FOLDER}/${name}/${file}`);
+  return stale;
 }
 
-/** Writes the rendered files of an environment and removes left-over files. Returns their number. */
-export async function writeRendered(name: string): Promise<number> {
-  const folder = join(ROOT, RENDERED_FOLDER, name);
-  const wanted = await renderEnvironment(name);
+/** Writes files into a folder and removes the others. */
+export async function writeInto(folder: string, wanted: ReadonlyMap<string, string>): Promise<void> {
   for (const file of await presentFiles(folder)) if (!wanted.has(file)) await rm(join(folder, file));
   for (const [file, text] of wanted) {
     await mkdir(dirname(join(folder, file)), { recursive: true });
     await writeFile(join(folder, file), text);
   }
+}
+
+/** Returns the paths of rendered files that are missing, different or left over. */
+export async function staleRendered(name: string): Promise<string[]> {
+  const stale = await staleIn(join(ROOT, RENDERED_FOLDER, name), await renderEnvironment(name));
+  return stale.map((file) => `${RENDERED_FOLDER}/${name}/${file}`);
+}
+
+/** Writes the rendered files of an environment and removes left-over files. Returns their number. */
+export async function writeRendered(name: string): Promise<number> {
+  const wanted = await renderEnvironment(name);
+  await writeInto(join(ROOT, RENDERED_FOLDER, name), wanted);
   return wanted.size;
 }
 

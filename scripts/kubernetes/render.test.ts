@@ -10,8 +10,9 @@ import { findFunctions } from "../project/functions.ts";
 import { backendsOf } from "./backends.ts";
 import { readEnvironment } from "./environment.ts";
 import type { KubernetesObject } from "./kubectl.ts";
-import { parseLock, updateLock } from "./lock.ts";
+import { architectureFaults, parseLock, updateLock } from "./lock.ts";
 import { render, STAGES } from "./render.ts";
+import { staleIn, writeInto } from "./render-files.ts";
 
 const all = await findFunctions();
 const names = all.map(({ name }) => name);
@@ -68,9 +69,12 @@ describe("a rendered environment", () => {
     const stageOf = (kind: string, name: string) =>
       objectsOf(production).find(({ object }) => object.kind === kind && object.metadata.name.startsWith(name))?.file;
     expect(stageOf("Job", "migrate")).toMatch(/^3-/);
-    expect(stageOf("Service", "notification-store")).toMatch(/^4-/);
-    expect(stageOf("Service", "order-pay")).toMatch(/^5-/);
-    expect(stageOf("KafkaSource", "notification-store")).toMatch(/^6-/);
+    expect(stageOf("Job", "topics")).toMatch(/^3-/);
+    expect(stageOf("Job", "preflight")).toMatch(/^4-/);
+    expect(stageOf("Service", "notification-store")).toMatch(/^5-/);
+    expect(stageOf("Service", "order-pay")).toMatch(/^6-/);
+    expect(stageOf("KafkaSource", "notification-store")).toMatch(/^7-/);
+    expect(stageOf("Ingress", "")).toMatch(/^8-/);
     expect(parse(production.get("kustomization.yaml") ?? "").resources).not.toContain("2-backends");
   });
 
@@ -105,6 +109,22 @@ describe("a rendered environment", () => {
       version: "1.2.3",
     });
     expect(jobsOf(changed).filter((name) => jobsOf(staging).includes(name))).toEqual([]);
+  });
+});
+
+describe("rendered files in a repository", () => {
+  it("are fresh when they were written from the same inputs; other, missing and left-over files are named", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "lotus-rendered-"));
+    await writeInto(folder, staging);
+    expect(await staleIn(folder, staging)).toEqual([]);
+    await writeFile(join(folder, "1-platform/platform.yaml"), "edited");
+    await rm(join(folder, "8-routes/routes.yaml"));
+    await writeFile(join(folder, "6-endpoints/removed.yaml"), "");
+    const stale = ["1-platform/platform.yaml", "6-endpoints/removed.yaml", "8-routes/routes.yaml"];
+    expect((await staleIn(folder, staging)).sort()).toEqual(stale);
+    await writeInto(folder, staging);
+    expect(await staleIn(folder, staging)).toEqual([]);
+    await rm(folder, { recursive: true });
   });
 });
 
@@ -165,19 +185,35 @@ patches:
 });
 
 describe("the lock file", () => {
-  it("keeps the image of a function whose content is the same", () => {
-    const former = new Map([
-      ["order-pay", { reference: DIGEST, content: "1".repeat(16), commit: "old" }],
-      ["order-list", { reference: DIGEST, content: "2".repeat(16), commit: "old" }],
-    ]);
-    const next = DIGEST.replace("a".repeat(64), "b".repeat(64));
+  const BOTH = ["amd64", "arm64"];
+  const next = DIGEST.replace("a".repeat(64), "b".repeat(64));
+  const former = new Map([
+    ["order-pay", { reference: DIGEST, content: "1".repeat(16), commit: "old", architectures: BOTH }],
+    ["order-list", { reference: DIGEST, content: "2".repeat(16), commit: "old", architectures: BOTH }],
+    ["order-get", { reference: DIGEST, content: "4".repeat(16), commit: "old", architectures: ["amd64"] }],
+  ]);
+
+  it("keeps the image of a function whose content is the same, unless it lacks an architecture", () => {
     const contents = new Map([
       ["order-pay", "1".repeat(16)],
       ["order-list", "3".repeat(16)],
+      ["order-get", "4".repeat(16)],
     ]);
-    const lock = updateLock(former, next, contents, "new");
-    expect(lock.get("order-pay")).toEqual({ reference: DIGEST, content: "1".repeat(16), commit: "old" });
-    expect(lock.get("order-list")).toEqual({ reference: next, content: "3".repeat(16), commit: "new" });
+    const lock = updateLock(former, next, contents, "new", BOTH);
+    const built = { reference: next, commit: "new", architectures: BOTH };
+    expect(lock.get("order-pay")).toEqual(former.get("order-pay"));
+    expect(lock.get("order-list")).toEqual({ ...built, content: "3".repeat(16) });
+    expect(lock.get("order-get")).toEqual({ ...built, content: "4".repeat(16) });
+  });
+
+  it("is compared with the architectures of the nodes", () => {
+    expect(architectureFaults(["amd64"], former)).toEqual([]);
+    const [fault, ...more] = architectureFaults(BOTH, former);
+    expect(more).toEqual([]);
+    expect(fault).toBe(
+      "The cluster has nodes of the architecture arm64, and the locked images of order-get do not have it. " +
+        "Build them for it: npx lotus images --push REPOSITORY --platform amd64,arm64",
+    );
   });
 
   it("refuses an image without a digest", () => {
