@@ -1,25 +1,113 @@
 /**
  * Runs each function once while the image is built, with the Node of the image. The image then contains V8's compiled code,
- * because a pod's file system is read-only. The functions run up to their first statement: the build has no database.
+ * because a pod's file system is read-only. The functions run up to their first statement, which is refused. All that
+ * runs here must run in the same way in every build, so that two builds have equal bytes: no retries, no timers, no exports.
+ * With `--telemetry FOLDER` it compiles the exporter of one folder.
  */
-import { fork } from "node:child_process";
+import { type ChildProcess, fork } from "node:child_process";
 import { generateKeyPairSync, sign } from "node:crypto";
 import { once } from "node:events";
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { pathOf } from "#kernel/endpoint";
 import { TOKEN_AUDIENCE, TOKEN_ISSUER } from "#kernel/settings";
+import type { SpanRecord, TelemetryModule } from "#kernel/telemetry";
 
 const MILLISECONDS_MAX = 30_000;
 /** Functions that run at the same time. */
 const AT_ONCE = 2;
 /** V8 writes equal bytes for equal code when its random seed is equal. V8 accepts such a cache in a process without the flag. */
 const FLAGS = ["--random-seed=1"];
+const TELEMETRY = "--telemetry";
 const ID = "00000000-0000-4000-8000-000000000000";
 
 const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
 
-async function rehearse(program: string, path: string, folder: string): Promise<void> {
+/**
+ * Starts the exporter and ends in the same turn of the event loop. An export would compile functions at times that depend on the
+ * machine, and two builds would differ.
+ */
+function compileTelemetry(folder: string): void {
+  const { startExporter } = require(join(folder, "telemetry.cjs")) as TelemetryModule;
+  const exporter = startExporter({
+    service: "rehearsal",
+    traces: true,
+    metrics: true,
+    shutdownMillisecondsMax: 0,
+    warningMillisecondsMin: 0,
+    warn: () => undefined,
+  });
+  const span: SpanRecord = {
+    record: "span",
+    name: "rehearsal",
+    kind: "server",
+    traceId: "1".repeat(32),
+    spanId: "1".repeat(16),
+    sampled: true,
+    parentSpanId: "2".repeat(16),
+    start: 0,
+    end: 1,
+    attributes: { rehearsal: true },
+    events: [{ name: "rehearsal", time: 0 }],
+    links: [],
+    failed: false,
+  };
+  exporter.accept(span);
+  exporter.accept({ record: "measurement", metric: "http.server.request.duration", value: 0, attributes: {} });
+  process.exit(0);
+}
+
+async function endOf(child: ChildProcess): Promise<void> {
+  const late = setTimeout(() => child.kill("SIGKILL"), MILLISECONDS_MAX);
+  await once(child, "exit");
+  clearTimeout(late);
+}
+
+/** A message of Postgres (protocol 3.0): type, length and content. */
+function message(type: string, content: Buffer): Buffer {
+  const head = Buffer.alloc(5);
+  head.write(type);
+  head.writeInt32BE(content.length + 4, 1);
+  return Buffer.concat([head, content]);
+}
+
+const READY = message("Z", Buffer.from("I"));
+const ACCEPTED = Buffer.concat([message("R", Buffer.alloc(4)), READY]);
+/** The code is insufficient_privilege: functions do not try again. */
+const REFUSED = Buffer.concat([
+  message("E", Buffer.from(["SERROR", "VERROR", "C42501", "Mrehearsal", ""].map((field) => `${field}\0`).join(""))),
+  READY,
+]);
+
+/** Accepts the login, and refuses each statement: each `Query`, and each `Sync` after an extended query. */
+function answer(socket: Socket): void {
+  let received = Buffer.alloc(0);
+  let isOpen = false;
+  socket.setNoDelay(true).on("error", () => undefined);
+  socket.on("data", (data: Buffer) => {
+    received = Buffer.concat([received, data]);
+    for (;;) {
+      const at = isOpen ? 1 : 0;
+      const end = received.length < at + 4 ? Number.POSITIVE_INFINITY : at + received.readInt32BE(at);
+      if (received.length < end) return;
+      const type = received.toString("latin1", 0, at);
+      if (!isOpen) socket.write(ACCEPTED);
+      else if (type === "Q" || type === "S") socket.write(REFUSED);
+      isOpen = true;
+      received = received.subarray(end);
+    }
+  });
+}
+
+/** A Postgres that refuses every statement. */
+async function startDatabase(): Promise<Server> {
+  const server = createServer(answer);
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return server;
+}
+
+async function rehearse(program: string, path: string, folder: string, database: number): Promise<void> {
   const { publicKey, privateKey } = generateKeyPairSync("ed25519");
   const about = { kid: "rehearsal", alg: "EdDSA", use: "sig" };
   writeFileSync(
@@ -32,10 +120,10 @@ async function rehearse(program: string, path: string, folder: string): Promise<
   const child = fork(program, [], {
     env: {
       PORT: "0",
-      DATABASE_URL: "postgres://nobody:nothing@127.0.0.1:1/none",
+      DATABASE_URL: `postgres://nobody:nothing@127.0.0.1:${database}/none`,
       JWKS_FILE: join(folder, "public"),
       SIGNING_KEY_FILE: join(folder, "private"),
-      // Compiles telemetry.cjs too. No collector listens there.
+      // The function then compiles its code of spans. No collector listens there.
       OTEL_EXPORTER_OTLP_ENDPOINT: "http://127.0.0.1:1",
     },
     execArgv: FLAGS,
@@ -43,8 +131,8 @@ async function rehearse(program: string, path: string, folder: string): Promise<
   });
   const ended = once(child, "exit");
   setTimeout(() => child.kill("SIGKILL"), MILLISECONDS_MAX).unref();
-  const [message] = await Promise.race([once(child, "message"), ended.then(() => [])]);
-  if (message === undefined) throw new Error("it did not start");
+  const [listening] = await Promise.race([once(child, "message"), ended.then(() => [])]);
+  if (listening === undefined) throw new Error("it did not start");
   const headers = {
     authorization: `Bearer ${signed}.${sign(null, Buffer.from(signed), privateKey).toString("base64url")}`,
     "content-type": "application/json",
@@ -54,32 +142,50 @@ async function rehearse(program: string, path: string, folder: string): Promise<
     "ce-type": "rehearsal",
     connection: "close",
   };
-  const url = `http://127.0.0.1:${message.port}${path}`;
+  const url = `http://127.0.0.1:${listening.port}${path}`;
   for (const init of [{}, { method: "POST", body: "{}" }]) await (await fetch(url, { headers, ...init })).arrayBuffer();
   child.kill("SIGTERM");
   await ended;
 }
 
-async function rehearseIn(folder: string): Promise<void> {
+async function rehearseIn(folder: string, database: number): Promise<void> {
   const bundle = readdirSync(folder).find((file) => file.endsWith(".bundle.cjs") && file !== "telemetry.bundle.cjs");
   // The programs of jobs are not functions.
   if (bundle === undefined) return;
   const keys = mkdtempSync(join(folder, "rehearsal-"));
+  const exporter = join(folder, "telemetry.cjs");
+  const original = readFileSync(exporter);
   try {
-    await rehearse(join(folder, "function.cjs"), pathOf(bundle.replace(".bundle.cjs", "")), keys);
+    // The function compiles its code of spans, and hands them to an exporter that does nothing.
+    writeFileSync(exporter, "exports.startExporter = () => ({ accept() {}, async shutdown() {} });");
+    await rehearse(join(folder, "function.cjs"), pathOf(bundle.replace(".bundle.cjs", "")), keys, database).finally(
+      () => writeFileSync(exporter, original),
+    );
+    await endOf(fork(__filename, [TELEMETRY, folder], { execArgv: FLAGS, stdio: "ignore" }));
   } finally {
     rmSync(keys, { recursive: true });
   }
 }
 
-const folders = readdirSync(__dirname, { withFileTypes: true })
-  .filter((entry) => entry.isDirectory())
-  .map(({ name }) => join(__dirname, name));
-const worker = async () => {
-  for (let folder = folders.shift(); folder !== undefined; folder = folders.shift()) {
-    const name = folder;
-    // A function without the cache starts as well, only later.
-    await rehearseIn(name).catch((error: Error) => console.error(`The rehearsal of ${name} failed: ${error.message}`));
-  }
-};
-void Promise.all(Array.from({ length: AT_ONCE }, worker));
+async function rehearseAll(): Promise<void> {
+  const server = await startDatabase();
+  const { port } = server.address() as AddressInfo;
+  const folders = readdirSync(__dirname, { withFileTypes: true })
+    .filter((entry) => entry.isDirectory())
+    .map(({ name }) => join(__dirname, name));
+  const worker = async () => {
+    for (let folder = folders.shift(); folder !== undefined; folder = folders.shift()) {
+      const name = folder;
+      // A function without the cache starts as well, only later.
+      await rehearseIn(name, port).catch((error: Error) =>
+        console.error(`The rehearsal of ${name} failed: ${error.message}`),
+      );
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  server.close();
+}
+
+const [option, only] = process.argv.slice(2);
+if (option === TELEMETRY && only !== undefined) compileTelemetry(only);
+void rehearseAll();
