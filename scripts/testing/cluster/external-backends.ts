@@ -90,6 +90,7 @@ export async function startExternalBackends(host: string, folder: string): Promi
   await kafkaAnswers(broker);
   const url = new URL(postgres.adminUrl);
   url.host = `${host}:${POSTGRES_PORT}`;
+  url.searchParams.set("sslmode", "disable");
   return {
     databaseUrl: url.href,
     localDatabaseUrl: postgres.adminUrl,

@@ -3,6 +3,7 @@
  *   CLUSTER_TEST=yes     kubectl's cluster may be used: Lotus is deployed there, its pods are deleted
  *   CLUSTER_DEPLOY=…     further options of npx lotus deploy, such as --base IMAGE --load-command 'CMD {image}'
  *   CLUSTER_HOST=…       Postgres and Kafka run beside the cluster, on this machine; pods know it by this address
+ *   CLUSTER_GATEWAY=…    the address of Kourier, when it is not CLUSTER_HOST; the two environments have hosts below it
  *   DATABASE_ADMIN_URL=… without CLUSTER_HOST: the database, as this machine reaches it, for what is looked up in it
  */
 import { spawn } from "node:child_process";
@@ -18,7 +19,21 @@ import { type ExternalBackends, startExternalBackends, startKafkaSource } from "
 /** The context of the tests. `skipped` is the reason to skip them. */
 export type ClusterContext =
   | { readonly skipped: string }
-  | { readonly skipped: undefined; readonly databaseUrl: string; readonly deployArguments: string };
+  | {
+      readonly skipped: undefined;
+      readonly databaseUrl: string;
+      readonly deployArguments: string;
+      /** Postgres and Kafka beside the cluster, where tests may create databases and topics. */
+      readonly backends:
+        | {
+            /** The owner's URL with the password, as pods reach it, and as this machine does. */
+            readonly databaseUrl: string;
+            readonly localDatabaseUrl: string;
+            readonly kafka: string;
+            readonly gateway: string;
+          }
+        | undefined;
+    };
 
 declare module "vitest" {
   export interface ProvidedContext {
@@ -76,7 +91,17 @@ export default async function setup(project: TestProject): Promise<(() => Promis
   const controlled = await get("deployment", "kafka-controller", "knative-eventing");
   const source = controlled === undefined && backends ? startKafkaSource(backends.kafka) : undefined;
   const databaseUrl = backends?.localDatabaseUrl ?? process.env.DATABASE_ADMIN_URL ?? "";
-  project.provide("cluster", { skipped: undefined, databaseUrl, deployArguments });
+  project.provide("cluster", {
+    skipped: undefined,
+    databaseUrl,
+    deployArguments,
+    backends: backends && {
+      databaseUrl: backends.databaseUrl,
+      localDatabaseUrl: backends.localDatabaseUrl,
+      kafka: backends.kafka,
+      gateway: process.env.CLUSTER_GATEWAY ?? host ?? "",
+    },
+  });
   return async () => {
     source?.kill();
     await backends?.stop();
