@@ -144,6 +144,7 @@ async function startWorld(): Promise<World> {
     const jwk = JSON.parse(await readFile(join(secrets, "signing-key", "key.json"), "utf8"));
     const key = await importJWK(jwk, "EdDSA");
     const jwks = { JWKS_FILE: join(secrets, "public-keys", "jwks.json") };
+    const signing = { SIGNING_KEY_FILE: join(secrets, "signing-key", "key.json") };
 
     const makeUser = async (id: string): Promise<User> => {
       const email = `${id}@example.com`;
@@ -179,7 +180,7 @@ async function startWorld(): Promise<World> {
       const environmentOf = (name: string) => {
         const service = name.split("-")[0] ?? name;
         const url = Object.assign(new URL(roleUrl(adminUrl, service)), { password: passwords[service] });
-        return { ...jwks, DATABASE_URL: url.href, K_SINK: `http://127.0.0.1:${sink.port}` };
+        return { ...jwks, ...signing, DATABASE_URL: url.href, K_SINK: `http://127.0.0.1:${sink.port}` };
       };
       return {
         admin,
