@@ -1,5 +1,5 @@
 // Checks the version of Node and installs the packages of package-lock.json, before any other file is loaded.
-// Plain JavaScript with old syntax: an old Node must reach the sentence below.
+// Plain JavaScript with old syntax, so that an old Node prints the message below.
 // biome-ignore-all lint/style/useNodejsImportProtocol: an old Node does not know the prefix
 import { spawnSync } from "child_process";
 import { existsSync, readFileSync } from "fs";

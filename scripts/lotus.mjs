@@ -3,7 +3,7 @@
 import "./install.mjs";
 import "./typescript.mjs";
 
-// A proxy of the environment is for other hosts: the calls of Lotus to itself stay on this machine.
+// A proxy of the environment applies to other hosts. Calls of Lotus to itself stay on this machine.
 const direct = [process.env.NO_PROXY ?? process.env.no_proxy, "localhost", "127.0.0.1", "::1"]
   .filter(Boolean)
   .join(",");

@@ -1,4 +1,4 @@
-/** Events that wait in the outbox, on their way through the relay, Kafka and the trigger. */
+/** Measures a backlog of the outbox on its way through the relay, Kafka and the trigger. */
 import { setTimeout as delay } from "node:timers/promises";
 import { makeOverdue, newUser } from "../testing/lotus.ts";
 import { memoryPeakMebibytes } from "../testing/process.ts";

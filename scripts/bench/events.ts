@@ -19,7 +19,7 @@ const WARM_UP_ROUNDS = 20;
 const ROUNDS_FACTOR = 30;
 const RATIO_MAX = 2;
 const IDLE_CPU_MAX = 2;
-/** A function keeps its connection to Kafka for ten seconds after its last request; V8 gives memory back once after that. */
+/** A function keeps its connection to Kafka for ten seconds after its last request; V8 then frees memory once. */
 const IDLE_AFTER_MILLISECONDS = 20_000;
 const IDLE_SECONDS = 20;
 
@@ -66,7 +66,7 @@ export default async function events({ rounds }: BenchOptions): Promise<Figure[]
   return withKafkaLotus(async (lotus) => {
     const { database } = lotus;
     const user = await newUser(lotus, 1_000_000);
-    // The database says when a notification has been committed, on a connection that waits for nothing else.
+    // A separate connection reads from the database when a notification was committed.
     await database.query(`
       create function notification.tell() returns trigger language plpgsql as $$ begin notify stored; return null; end $$;
       create trigger tell after insert on notification.notifications for each row execute function notification.tell();

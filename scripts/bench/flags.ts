@@ -19,7 +19,7 @@ export interface BenchOptions {
   readonly seconds: number;
 }
 
-/** Finds a Node: this one, when its major version is asked for; otherwise npm fetches it, once, into its own cache. */
+/** Finds a Node of a version: this process's Node, or one that npm downloads once into its cache. */
 function findNode(version: string): string {
   if (process.versions.node.startsWith(`${version}.`)) return process.execPath;
   const command = ["exec", "--yes", `--package=node@${version}`, "--", "node", "-p", "process.execPath"];
@@ -59,7 +59,7 @@ export function readFlags(values: Readonly<Record<keyof typeof BENCH_OPTIONS, st
   return { node, nodeMajor, rounds: read("rounds"), seconds: read("seconds") };
 }
 
-/** Does work, and stops what it needs: at its end, when it fails, and at Ctrl-C. */
+/** Runs a measurement, and stops its processes at its end, after a failure, and at Ctrl-C. */
 export async function ending<T>(stop: () => Promise<unknown>, work: () => Promise<T>): Promise<T> {
   let stopped: Promise<unknown> | undefined;
   const stopOnce = () => {

@@ -1,4 +1,4 @@
-/** Payments that all come from one account, which must follow one another, beside payments spread over many accounts. */
+/** Measures payments from one account, which run one after the other, beside payments from many accounts. */
 import type { BenchOptions } from "./flags.ts";
 import type { Figure } from "./report.ts";
 import { alternate, payments, startFunction, withWorld } from "./world.ts";

@@ -13,7 +13,7 @@ const CONNECTIONS = 16;
 const WAITING = 4;
 const RATIO_MIN = 0.8;
 
-/** Locks accounts and keeps payments from them waiting. Returns a function that lets them go, and resolves to their statuses. */
+/** Locks accounts and keeps payments from them waiting. Returns a function that releases them, and resolves to their statuses. */
 async function lock({ adminUrl }: Database, { port }: Listening, users: readonly User[]): Promise<() => Promise<void>> {
   const holder = new Client({ connectionString: adminUrl });
   await holder.connect();

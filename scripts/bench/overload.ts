@@ -21,7 +21,7 @@ const REFUSAL_MILLISECONDS_MAX = 100;
 const MEMORY_MEBIBYTES_MAX = 512;
 const ACCEPTED_MILLISECONDS_MAX = 10_000;
 const RECOVERY_MILLISECONDS_MAX = 5_000;
-/** A payment that takes longer than this is not yet the payment of an idle process. */
+/** A faster payment shows that the process is idle again. */
 const RECOVERED_MILLISECONDS = 100;
 
 interface Answers {

@@ -17,7 +17,7 @@ describe("targets", () => {
     expect(isReached(figure, { of: "lotus", max: 19 })).toBe(false);
   });
 
-  it("that are missed get a sentence each, with the value and the limit", () => {
+  it("that are missed are reported with the value and the limit", () => {
     const targets = [
       { of: "floor" as const, max: 1.5 },
       { of: "lotus" as const, max: 20 },

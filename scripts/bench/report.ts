@@ -44,7 +44,7 @@ export function missedTargets(figures: readonly Figure[]): string[] {
       .map((target) => {
         const value = measured(figure, target);
         const digits = value < 100 ? 2 : 0;
-        return `${figure.what}: ${SIGN[target.of]}${value.toFixed(digits)} is outside the limit ${wordsOf(target)}. Find the cause, or change the limit and say why in docs/performance.md.`;
+        return `${figure.what}: ${SIGN[target.of]}${value.toFixed(digits)} is outside the limit ${wordsOf(target)}. Find the cause, or change the limit and give the reason in docs/performance.md.`;
       }),
   );
 }

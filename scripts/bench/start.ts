@@ -1,4 +1,4 @@
-/** The time and the processor of `npm start` and `npm run build`, as a person sees them: a new process each. */
+/** Measures time and CPU of `npm start` and `npm run build`, each in a new process. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";

@@ -1,6 +1,6 @@
-/** Statistics of a series: quantiles, and a ratio pair by pair, which holds while the machine's speed drifts. */
+/** Statistics of a series: quantiles, and ratios of pairs, which do not depend on the speed of the machine. */
 
-/** The value below which a share `q` (0 to 1) of the values lies, by linear interpolation between neighbours. */
+/** Returns the `q` quantile (0 to 1) of the values, by linear interpolation. */
 export function quantile(values: readonly number[], q: number): number {
   const sorted = values.toSorted((a, b) => a - b);
   const position = (sorted.length - 1) * q;
@@ -15,7 +15,7 @@ export function median(values: readonly number[]): number {
   return quantile(values, 0.5);
 }
 
-/** Each value divided by the one measured beside it. */
+/** Divides each value by the value that was measured beside it. */
 export function ratios(values: readonly number[], beside: readonly number[]): number[] {
   return values.map((value, index) => value / (beside[index] ?? Number.NaN));
 }

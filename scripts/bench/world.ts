@@ -86,7 +86,7 @@ export function payments(users: readonly User[]): LoadRequest[] {
   return users.map(({ token }) => ({ path: "/order/pay?idSubscription=1", token }));
 }
 
-/** Starts a program and waits until it says its port. `file` may be TypeScript. */
+/** Starts a program and waits until it reports its port. `file` may be TypeScript. */
 export async function start(
   file: string,
   environment: Readonly<Record<string, string>>,

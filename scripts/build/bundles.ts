@@ -149,7 +149,7 @@ async function readState(): Promise<State> {
   }
 }
 
-/** Writes a file completely or not at all: another start may read it. */
+/** Writes a file in one step, because another start may read it. */
 async function writeWhole(file: string, content: string | Uint8Array): Promise<void> {
   const written = `${file}.${process.pid}.new`;
   await writeFile(written, content);
@@ -178,7 +178,7 @@ async function writeFunction(
   startCache: string,
 ): Promise<State["functions"][string]> {
   const output = metafile.outputs[`dist/${name}.bundle.cjs`];
-  // The start cache knows no import(); a bundle contains every module.
+  // The start cache does not support import(); a bundle contains every module.
   const dynamic = output?.imports.find(({ kind }) => kind === "dynamic-import");
   if (dynamic !== undefined)
     throw new Refusal(
@@ -250,7 +250,7 @@ async function removeOld(state: State): Promise<void> {
   await Promise.all(old.map((file) => rm(join(DIST, file), { recursive: true, force: true })));
 }
 
-/** Builds run one after the other: each reads and writes the state of dist/. */
+/** Builds run one after the other, because each reads and writes the state of dist/. */
 let last: Promise<unknown> = Promise.resolve();
 
 /**
@@ -293,7 +293,7 @@ async function buildInTurn(only: readonly string[] | undefined): Promise<Built> 
   };
 }
 
-/** Ends esbuild's service process, which would keep everything that it read until this process ends. */
+/** Ends esbuild's service process, which would keep its memory until this process ends. */
 export const endEsbuild = stop;
 
 /** Returns the files of each function that is built, relative to the checkout. */

@@ -79,7 +79,7 @@ describe("the image", () => {
     await rm(folder, { recursive: true });
   });
 
-  it("has the same hashes when it is built again, and other ones on another base", async () => {
+  it("has the same hashes in a second build, and other hashes on another base", async () => {
     const again = await prepareImage(names, "base", "1.2.3");
     expect(again).toEqual(image);
     const other = await prepareImage(names, "another base", "1.2.3");

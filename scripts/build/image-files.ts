@@ -45,7 +45,7 @@ async function embedFunctions(): Promise<Plugin> {
   };
 }
 
-/** Runs while an image is built (knative/images/Dockerfile); one file, whatever Node the image has. */
+/** The image build runs it (knative/images/Dockerfile). One file serves every version of Node. */
 async function bundleRehearsal(): Promise<Metafile> {
   const { metafile } = await build({
     metafile: true,
@@ -139,7 +139,7 @@ export async function prepareImage(functions: readonly string[], base: string, v
   await rm(CONTEXT, { recursive: true, force: true });
   await mkdir(APP, { recursive: true });
   const metafiles: Metafile[] = [];
-  // By name, so that other files of dist/ stay: a local run may be using them.
+  // Builds by name, so that other files of dist/ stay: a local run may use them.
   const { failed } = await buildFunctions(functions).finally(endEsbuild);
   for (const [name, errors] of failed) throw new Refusal(`${name} does not compile.\n${errors}`);
   const inputs = await builtInputs();

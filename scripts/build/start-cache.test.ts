@@ -26,7 +26,7 @@ afterEach(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-/** Starts the function, calls it, and ends it in order. Resolves to the answer's status and the exit code. */
+/** Starts the function, calls it, and stops it. Resolves to the status of the answer and the exit code. */
 async function run(execArgv: string[] = []): Promise<[status: number, exitCode: number]> {
   const child = fork(join(folder, basename(programOf(NAME))), [], { env: environment, execArgv, silent: true });
   processes.push(child);
@@ -41,7 +41,7 @@ async function run(execArgv: string[] = []): Promise<[status: number, exitCode: 
 const kept = async () => (await readdir(folder)).filter((file) => file.includes(".cache"));
 
 describe("the file that starts a function", () => {
-  it("keeps what V8 compiled once the process has ended, and begins with it from then on", async () => {
+  it("stores the code that V8 compiled when the process ends, and later processes start with it", async () => {
     expect(await kept()).toEqual([]);
     expect(await run()).toEqual([200, 0]);
     const [file = "", ...others] = await kept();
@@ -53,7 +53,7 @@ describe("the file that starts a function", () => {
     expect(await stat(join(folder, file))).toMatchObject({ mtimeMs, ino });
   });
 
-  it("keeps what a start needs, also when the process has lived so long that V8 would have forgotten it", async () => {
+  it("stores the code of the start, also when the process ran long enough for V8 to drop it", async () => {
     const size = async () => (await stat(join(folder, (await kept())[0] ?? ""))).size;
     const old = join(folder, "old.cjs");
     const flags = ["--max-old-space-size=48", "--require", old];
@@ -85,17 +85,17 @@ describe("the file that starts a function", () => {
     expect(replaced.length).toBeGreaterThan(good.length / 2);
   });
 
-  it("starts where nothing can be kept, and leaves nothing behind", async () => {
+  it("starts where it cannot store a cache, and leaves no file behind", async () => {
     await run();
     const [file = ""] = await kept();
     await rm(join(folder, file));
-    // Something stands where the file would go; root may write everywhere else.
+    // A folder has the name of the cache file, because root may write everywhere.
     await mkdir(join(folder, file, "in-the-way"), { recursive: true });
     expect(await run()).toEqual([200, 0]);
     expect(await kept()).toEqual([file]);
   });
 
-  it("keeps nothing of a process that failed", async () => {
+  it("stores no cache of a process that failed", async () => {
     environment.JWKS_FILE = "";
     const child = fork(join(folder, basename(programOf(NAME))), [], { env: environment, execArgv: [], silent: true });
     expect(await once(child, "exit")).toEqual([1, null]);

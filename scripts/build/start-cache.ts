@@ -9,7 +9,7 @@ import { wrap } from "node:module";
 import { join } from "node:path";
 import { Script } from "node:vm";
 
-/** Both by scripts/build/bundles.ts: the bundle's file, and what is compiled from it, named by a hash of the bundle's text. */
+/** scripts/build/bundles.ts sets both: the file of the bundle, and the file of its cache, named by a hash of the bundle. */
 declare const BUNDLE: string;
 declare const COMPILED: string;
 /** Whether another program loads this file, as functions load telemetry.cjs. */
@@ -19,7 +19,7 @@ const bundle = join(__dirname, BUNDLE);
 /** V8 refuses the cache of another V8. A name per version keeps two versions from replacing each other's cache. */
 const compiled = join(__dirname, `${COMPILED}.${process.version}-${process.arch}.cache`);
 
-/** In front of the data: V8 does not notice a damaged byte, and ends the process. */
+/** A checksum begins the file: V8 does not detect a damaged byte, and ends the process. */
 const checksum = (data: Uint8Array) => createHash("sha256").update(data).digest();
 const CHECKSUM_BYTES = 32;
 
@@ -35,7 +35,7 @@ function readCompiled(): Buffer | undefined {
 
 function keepCompiled(script: Script): void {
   const data = script.createCachedData();
-  // A process that starts meanwhile never sees half a file.
+  // A process that starts meanwhile reads the complete file or none.
   const written = `${compiled}.${process.pid}`;
   try {
     writeFileSync(written, Buffer.concat([checksum(data), data]));
@@ -46,15 +46,15 @@ function keepCompiled(script: Script): void {
 }
 
 const cachedData = readCompiled();
-// The bundle is ASCII, so one byte is one character, whatever it is read as; this is the quickest.
+// The bundle is ASCII, so latin1 reads it correctly, and fastest.
 const script = new Script(wrap(readFileSync(bundle, "latin1")), {
   filename: bundle,
   ...(cachedData && { cachedData }),
 });
-// Only of a function's own process: the framework's command line compiles other parts.
+// Only in a function's process: the framework's command line compiles other parts.
 if (script.cachedDataRejected !== false && (LIBRARY || require.main === module)) {
   const { setFlagsFromString } = require("node:v8") as typeof import("node:v8");
-  // V8 forgets what it has not run for a while, such as all of the start: just what the next start wants.
+  // V8 drops code that has not run for a while, such as the code of the start, which the next start needs.
   setFlagsFromString("--no-flush-bytecode");
   process.once("exit", (code) => {
     // V8 refuses code that was compiled under other flags.

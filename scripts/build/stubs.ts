@@ -7,7 +7,7 @@ import type { Plugin } from "esbuild";
 
 /** The replacement in the bundle, by the name of the import. */
 const INSTEAD: Readonly<Record<string, string>> = {
-  // Deprecated, and two thirds of the framework's time for a request on Node 20. The endpoint catches what it would.
+  // Deprecated, and two thirds of the framework's time for a request on Node 20. The endpoint catches the same errors.
   domain: `
     const none = { on() {}, run(work) { work(); }, bind: (callback) => callback };
     process.domain = none;
@@ -19,13 +19,13 @@ const INSTEAD: Readonly<Record<string, string>> = {
       next();
     };
     module.exports = { json: pass, raw: pass, text: pass, urlencoded: pass };`,
-  // Ties console.log to a request, on Google's platform. On Node 20 it makes every promise of a request dearer.
+  // Connects console.log to a request, on Google's platform. On Node 20 it makes every promise of a request slower.
   "./async_local_storage": `
     module.exports = {
       asyncLocalStorageMiddleware: (request, response, next) => next(),
       getCurrentContext: () => undefined,
     };`,
-  // Express knows the types of a thousand file endings; the framework itself answers in these.
+  // Express loads the types of a thousand file endings; the framework answers in these types only.
   "mime-db": `
     module.exports = {
       "application/json": { source: "iana", charset: "UTF-8", compressible: true, extensions: ["json"] },
@@ -33,7 +33,7 @@ const INSTEAD: Readonly<Record<string, string>> = {
       "text/html": { source: "iana", compressible: true, extensions: ["html", "htm"] },
       "text/plain": { source: "iana", compressible: true, extensions: ["txt"] },
     };`,
-  // Files and nested query strings: no function serves the ones, or reads the others.
+  // Functions do not serve files or read nested query strings.
   qs: unused("qs"),
   send: unused("send"),
   "serve-static": unused("serve-static"),

@@ -28,9 +28,9 @@ const OPTIONS = {
   format: "cjs",
   target: "node20",
   minify: true,
-  // The packages' CommonJS files cannot be reduced to what is used: the bundle would be four times as large.
+  // esbuild cannot remove unused parts of the packages' CommonJS files: the bundle would be four times as large.
   mainFields: ["module", "main"],
-  // The start cache knows no import(), by which the exporter loads node:http.
+  // The start cache does not support import(), by which the exporter loads node:http.
   supported: { "dynamic-import": false },
   charset: "ascii",
   legalComments: "none",

@@ -176,9 +176,9 @@ async function rehearseAll(): Promise<void> {
   const worker = async () => {
     for (let folder = folders.shift(); folder !== undefined; folder = folders.shift()) {
       const name = folder;
-      // A function without the cache starts as well, only later.
+      // A function also starts without the cache, but more slowly.
       await rehearseIn(name, port).catch((error: Error) =>
-        console.error(`The rehearsal of ${name} failed: ${error.message}`),
+        console.error(`The warm-up of ${name} failed: ${error.message}`),
       );
     }
   };

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { ROOT } from "../project/paths.ts";
 import { call, eventually } from "../testing/lotus.ts";
 
-/** A copy, so that no test, killed or not, leaves a change in the checkout. */
+/** A copy, so that a killed test does not leave a change in the checkout. */
 let copy: string;
 let dev: ChildProcess;
 let output = "";
@@ -59,9 +59,9 @@ describe("npm run dev", () => {
     expect(output).toMatch(/order-subscriptions .*built/);
   });
 
-  it("keeps the old code while the new one does not compile, says so in a header, and shows the place", async () => {
+  it("keeps the old code while the new code does not compile, sets a header, and prints the place of the error", async () => {
     await writeFile(join(copy, FILE), greeting("three").replace("return ok(", "return ok(("));
-    await eventually("it says what is wrong", () =>
+    await eventually("the error is printed", () =>
       /does not compile; the code from before the edit goes on\.\n.*Expected "\)".*\n\n +functions\/order\/subscriptions\.ts:\d+:\d+:\n.*return ok\(\(/.test(
         output,
       ),
@@ -70,11 +70,11 @@ describe("npm run dev", () => {
     expect([body[0].name, headers.get("lotus-code")]).toEqual(["two", "outdated"]);
     expect((await call({ url }, "GET /profile/jwks")).headers.get("lotus-code")).toBeNull();
     await writeFile(join(copy, FILE), source);
-    await eventually("the mended code is answered", async () => (await ask()).length === 3);
+    await eventually("the corrected code answers", async () => (await ask()).length === 3);
     expect((await call({ url }, "GET /order/subscriptions")).headers.get("lotus-code")).toBeNull();
   });
 
-  it("builds what uses a file of the kernel", async () => {
+  it("builds the functions that use a changed file of the kernel", async () => {
     const file = join(copy, "functions/kernel/problem.ts");
     const text = await readFile(file, "utf8");
     const changed = text.replace("This address does not exist", "Nowhere");
@@ -86,7 +86,7 @@ describe("npm run dev", () => {
     );
   });
 
-  it("serves a new endpoint, with its manifest, and no longer a deleted one", async () => {
+  it("serves a new endpoint with its manifest, and stops serving a deleted one", async () => {
     const file = join(copy, "functions/order/cheapest.ts");
     await writeFile(
       file,
@@ -112,13 +112,13 @@ export default endpoint({
     );
     await rm(file);
     await eventually(
-      "it is gone",
+      "the endpoint is removed",
       async () => (await call({ url }, "GET /order/cheapest")).status === 404,
       LATER_MILLISECONDS_MAX,
     );
   });
 
-  it("shows type errors, and the end of them", async () => {
+  it("shows type errors, and their correction", async () => {
     await writeFile(join(copy, FILE), withLine('const n: number = "x"; void n;'));
     await eventually("the error is shown", () => /types .*TS2322: Type 'string'/.test(output));
     await writeFile(join(copy, FILE), source);

@@ -17,7 +17,7 @@ const FOLDER = join(ROOT, "scripts", "bench");
 
 /** A file of scripts/bench that measures. */
 interface Bench {
-  /** One line: the figures, and what they stand beside. */
+  /** One line: the figures, and their comparison. */
   readonly about: string;
   readonly default: (options: BenchOptions) => Promise<Figure[]>;
 }
@@ -44,7 +44,7 @@ export default command({
   notes: "Without a name it measures all rows, in less than 15 minutes. `npm run bench list` lists the rows.",
   options: {
     ...BENCH_OPTIONS,
-    check: { type: "boolean", about: "fail with a sentence for each target that is missed" },
+    check: { type: "boolean", about: "fail, and report each missed target" },
   },
   async run(values, [name, ...more]) {
     const benches = await findBenches();

@@ -5,7 +5,7 @@ import { Refusal } from "../cli/errors.ts";
 import { print } from "../cli/output.ts";
 
 export default command({
-  about: "Bundles each function into dist/, one file each. A function whose inputs did not change stays.",
+  about: "Bundles each function into one file of dist/. A function whose inputs did not change keeps its file.",
   usage: "[FUNCTION…]",
   options: {},
   async run(_, names) {

@@ -1,4 +1,4 @@
-/** lotus chaos: kills, cuts, freezes and duplicates under load, and proves afterwards that no money and no event is lost. */
+/** lotus chaos: injects faults under load, and checks afterwards that no money and no event is lost. */
 import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -29,7 +29,7 @@ function positive(name: string, text: string, max: number): number {
 const number = (about: string, preset: string) => ({ type: "string", value: "N", about, default: preset }) as const;
 
 export default command({
-  about: "Kills, cuts, freezes and duplicates under load, and proves afterwards that no money and no event is lost.",
+  about: "Injects faults under load, and checks afterwards that no money and no event is lost.",
   notes: `It starts its own Lotus, with its own Postgres, in a temporary folder. With --url and --database it uses an installation that exists
 and injects only the faults that are possible there. The registered users and their money stay in that database.
 
@@ -47,8 +47,12 @@ Exit code 0: every invariant holds. 1: a violation, which the output names. 2: a
     overlap: number("faults that are active at the same time", String(OVERLAP)),
     disk: { type: "boolean", about: "keep the database on a small filesystem, so that it can be full (needs root)" },
     pooler: { type: "boolean", about: "put a PgBouncer between the functions and the database (needs pgbouncer)" },
-    sabotage: { type: "string", value: "NAME", about: "break one thing first: the run must find it" },
-    url: { type: "string", value: "URL", about: "the gateway of an installation that exists; needs --database" },
+    sabotage: {
+      type: "string",
+      value: "NAME",
+      about: "break Lotus first in this way: the run must find the violation",
+    },
+    url: { type: "string", value: "URL", about: "the gateway of an existing installation; needs --database" },
     database: { type: "string", value: "URL", about: "its database, as the owner or as a superuser" },
     kafka: { type: "boolean", about: "start a real Kafka with three brokers instead of the local event bus" },
     history: { type: "string", value: "FILE", about: "keep the history as JSON lines" },
@@ -88,7 +92,7 @@ async function readExisting({
     throw new UsageError("--url and --database belong together: the checker reads the database of the installation.");
   if (kafka || sabotage !== undefined || disk || pooler)
     throw new UsageError(
-      "--kafka, --sabotage, --disk and --pooler need a Lotus that the run starts itself: leave out --url.",
+      "--kafka, --sabotage, --disk and --pooler need a Lotus that the run starts itself: omit --url.",
     );
   if (!URL.canParse(url) || !URL.canParse(database))
     throw new UsageError("--url and --database must be URLs, such as http://localhost:8080 and postgres://….");

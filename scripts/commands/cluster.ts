@@ -124,7 +124,7 @@ async function check(profile: string, cpus: string, memory: string): Promise<voi
   if (wrong.length > 0) throw new Refusal(wrong.join("\n"));
 }
 
-/** As a person would type it. */
+/** Formats a command as a person types it. */
 function quoted(argument: string): string {
   return /^[\w./:=-]+$/.test(argument) ? argument : `'${argument}'`;
 }

@@ -1,4 +1,4 @@
-/** lotus dead-letters: events that no subscriber could handle, and why. */
+/** lotus dead-letters: lists, shows, replays and drops events that their subscriber could not handle. */
 import { command } from "../cli/command.ts";
 import { UsageError } from "../cli/errors.ts";
 import { database, folder, json, readFolder } from "../cli/options.ts";

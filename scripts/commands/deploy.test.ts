@@ -85,7 +85,7 @@ const OUTSIDE = [
 const CHANGES = /^(?:delete|apply|patch|create|annotate|replace)/m;
 
 describe.skipIf(process.platform === "win32")("lotus deploy", () => {
-  it("warns of few free CPUs, because a cluster may add nodes, and looks for no builder", async () => {
+  it("warns of few free CPUs, because a cluster may add nodes, and does not search for a builder", async () => {
     const { code, said, calls } = await lotus(["deploy", "--check", ...OUTSIDE]);
     expect(said).toContain("Warning: The cluster has 0.13 CPUs left");
     expect(said).toContain("The cluster fits.");

@@ -153,7 +153,7 @@ async function checkAll(options: DeployOptions, names: readonly string[], enviro
   await checkReachable({ withKn: true });
   const previous = await previousDeployment();
   if (options.functions.length > 0 && previous.configuration === undefined) {
-    throw new Refusal("Lotus is not deployed here yet. Deploy all of it once: npx lotus deploy");
+    throw new Refusal("Lotus is not deployed here yet. Deploy all functions once: npx lotus deploy");
   }
   const backends = choose(options, previous, environment);
   const locked = environment.name === LAPTOP ? undefined : await readLock();

@@ -16,7 +16,7 @@ const CASES_DEFAULT = 10_000;
 const FOLDER = join(ROOT, "node_modules/.cache/lotus-fuzz");
 /** The programs of the virtual environment; Windows has another folder name. */
 const PROGRAMS = join(FOLDER, process.platform === "win32" ? "Scripts" : "bin");
-/** Statuses, content types, headers and bodies must be in the document; no answer may be a fault of the server. */
+/** The document must describe each status, content type, header and body; an answer of 5xx is a failure. */
 const CHECKS = [
   "not_a_server_error",
   "status_code_conformance",
@@ -51,7 +51,7 @@ async function install(): Promise<void> {
   const installed = await run(join(PROGRAMS, "python"), ["-m", "pip", "install", "--quiet", SCHEMATHESIS]);
   if (installed !== 0)
     throw new Refusal(`pip could not install ${SCHEMATHESIS}. It needs PyPI and Python 3.10 or later.`);
-  // Last: an interrupted installation is made again.
+  // This step is last, so that an interrupted installation is repeated.
   await mkdir(join(FOLDER, SCHEMATHESIS));
 }
 

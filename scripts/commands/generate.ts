@@ -1,4 +1,4 @@
-/** lotus generate: writes what follows from the descriptions of the functions. */
+/** lotus generate: writes the files that are generated from the descriptions of the functions. */
 import { command } from "../cli/command.ts";
 import { Refusal } from "../cli/errors.ts";
 import { json } from "../cli/options.ts";

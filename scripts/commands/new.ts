@@ -14,7 +14,7 @@ export default command({
     const kind = KINDS.find((candidate) => candidate === word);
     if (kind === undefined || path === undefined || rest.length > 0)
       throw new UsageError(
-        "Say what to create: npx lotus new endpoint order/cheapest, event order/order-shipped, or service gift.",
+        "Name the kind and the name: npx lotus new endpoint order/cheapest, event order/order-shipped, or service gift.",
       );
     const files = await createNew(kind, path);
     const generated = [...(await writeStaleFiles()), ...(await fitPostgres())];

@@ -43,7 +43,7 @@ async function nudge(): Promise<void> {
     "--overwrite",
     annotation,
   ]);
-  // A pod that has ended since kubectl listed it needs no secrets any more.
+  // A pod that has ended since kubectl listed it does not need the secrets.
   const failures = stderr.split("\n").filter((line) => line !== "" && !line.includes("(NotFound)"));
   if (code !== 0 && failures.length > 0)
     throw new Refusal(`The pods did not get their new secrets at once: ${failures.join(" ")}`);
@@ -172,7 +172,7 @@ export default command({
 revoke      Functions refuse every token of the key with this id. A new key replaces a revoked signing key. For 1 to 2 minutes,
             until all pods know the change, they may refuse the token of a new login. GET /profile/jwks lists the ids.
 passwords   The roles of these services, or of all, get new passwords. Open connections stay open. Until a pod has the new
-            file (1 to 2 s), a new connection may fail: such a request is answered 503 with Retry-After and changed nothing.
+            file (1 to 2 s), a new connection may fail: such a request is answered 503 with Retry-After and has no effect.
             owner: the owner of the database gets a new password. Functions do not use it.`,
   options: {
     environment: {
@@ -189,7 +189,7 @@ passwords   The roles of these services, or of all, get new passwords. Open conn
       (what === "keys" && words.length === 0) ||
       (what === "revoke" && kid !== "" && more.length === 0);
     if (!isUsage)
-      throw new UsageError("Say what to renew: npx lotus rotate keys, revoke KID, or passwords [owner | SERVICE…].");
+      throw new UsageError("Name the action: npx lotus rotate keys, revoke KID, or passwords [owner | SERVICE…].");
     const names = (await findFunctions()).map(({ name }) => name);
     const environment = await readEnvironment(values.environment, names);
     useNamespace(environment.namespace);

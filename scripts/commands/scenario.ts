@@ -18,7 +18,7 @@ function printSummary({ runs, requests, assertions, failed, overall, perRequest 
   if (runs > 1) {
     const rows = [...perRequest, overall].map(({ name, mean, maximum }) => [name, mean.toFixed(1), maximum.toFixed(0)]);
     print(`\n${table([["answer time in ms", "mean", "maximum"], ...rows])}`);
-    if (users > 1) print("(All users share one process here: part of these times is its own work.)");
+    if (users > 1) print("(All users share one process here, so these times include its work.)");
     print(`\n${runs} runs, ${requests} requests, ${assertions} assertions, ${failed} failed`);
   }
 }

@@ -19,10 +19,10 @@ const children: ChildProcess[] = [];
 
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "lotus-start-"));
-  // So that Postgres, which root runs as somebody else, has its data in it, and is found by it.
+  // A folder that Postgres can enter when root runs it as another user.
   await chmod(folder, 0o711);
 });
-// A test that failed has not stopped what it started.
+// A failed test has not stopped its processes.
 afterEach(() => {
   for (const child of children.splice(0)) child.kill("SIGKILL");
 });
@@ -45,7 +45,7 @@ async function start(...flags: string[]): Promise<Started> {
   let text = "";
   for (const stream of [child.stdout, child.stderr]) stream?.on("data", (chunk: Buffer) => (text += chunk));
   const ended = new Promise<number | null>((resolve) => child.once("exit", resolve));
-  const url = await eventually("Lotus says where it is", () => {
+  const url = await eventually("Lotus prints its address", () => {
     if (child.exitCode !== null) throw new Error(`Lotus ended:\n${text}`);
     return /Lotus is at (\S+) /.exec(text)?.[1];
   });
@@ -63,7 +63,7 @@ async function processesWith(text: string): Promise<string[]> {
   return found;
 }
 
-/** Runs it where it cannot start, and gives what it said. */
+/** Runs a start that fails. Returns its exit code and output. */
 async function refused(...flags: string[]): Promise<{ code: number; text: string }> {
   return run(process.execPath, [...START, ...flags], { cwd: ROOT }).then(
     () => ({ code: 0, text: "" }),
@@ -103,7 +103,7 @@ describe("npm start", () => {
     ["SIGINT", /Starting Postgres/],
     ["SIGTERM", /Migrating/],
     ["SIGHUP", /Lotus is at/],
-  ] as const)("told to stop by %s, as early as %s, leaves no process behind", async (signal, when) => {
+  ] as const)("leaves no process behind after %s, as early as %s", async (signal, when) => {
     const child = spawn(process.execPath, [...START, "--port", "0", "--folder", folder], { cwd: ROOT });
     children.push(child);
     let text = "";
@@ -144,7 +144,7 @@ describe("npm start", () => {
     expect((await command("ps")).stderr).toMatch(/^No Lotus runs in \S+\. Start it with npm start/);
   });
 
-  it.runIf(process.platform === "linux")("stops when the reader of its output is gone", async () => {
+  it.runIf(process.platform === "linux")("stops when the reader of its output has ended", async () => {
     const lotus = await start();
     lotus.child.stdout?.destroy();
     lotus.child.stderr?.destroy();
@@ -153,7 +153,7 @@ describe("npm start", () => {
     expect(await processesWith(folder)).toEqual([]);
   });
 
-  it.runIf(process.platform === "linux")("starts its Postgres again when that is killed", async () => {
+  it.runIf(process.platform === "linux")("starts its Postgres again after a kill", async () => {
     const lotus = await start("--quiet");
     const user = await newUser(lotus, 42);
     const database = new Client({
@@ -164,10 +164,10 @@ describe("npm start", () => {
     const { rows } = await database.query("select pg_backend_pid() as pid");
     const postmaster = /\) \S (\d+)/.exec(await readFile(`/proc/${rows[0].pid}/stat`, "utf8"))?.[1];
     process.kill(Number(postmaster), "SIGKILL");
-    await eventually("somebody has said so", () =>
+    await eventually("the restart is printed", () =>
       /postgres +ended, SIGKILL; it is started again.+postgres +is there again/s.test(lotus.output()),
     );
-    const { body } = await eventually("the balance is answered", async () => {
+    const { body } = await eventually("the balance is served again", async () => {
       const answer = await user.call("GET /billing/balance");
       return answer.status === 200 && answer;
     });
@@ -197,7 +197,7 @@ describe("npm start", () => {
     silent.close();
   });
 
-  it("ends everything else when the folder has gone from under it", async () => {
+  it("ends every process when its folder is removed", async () => {
     const gone = await mkdtemp(join(folder, "gone-"));
     await chmod(gone, 0o711);
     const lotus = await start("--quiet", "--folder", gone);
@@ -218,7 +218,7 @@ describe("npm start", () => {
     // The lock on the accounts' rows holds the requests.
     await database.query("begin; select from billing.accounts where balance = 100000 for update");
     const answers = Promise.all(users.map((user) => user.call("POST /billing/withdraw-money?money=1")));
-    // The number of waiting sessions says too little: one statement carries the calls of many users.
+    // The number of waiting sessions is not enough: one statement contains the calls of many users.
     await eventually("all requests are in the function, and the first one waits for its row", async () => {
       const { stdout } = await run(process.execPath, [PROGRAM, "ps", "--json", "--folder", folder], { cwd: ROOT });
       const processes = JSON.parse(stdout) as { name: string; inFlight?: number }[];
@@ -227,7 +227,7 @@ describe("npm start", () => {
       return withdraw?.inFlight === users.length && rows.length > 0;
     });
     lotus.child.kill("SIGTERM");
-    await eventually("no more connections are taken", () =>
+    await eventually("Lotus refuses connections", () =>
       fetch(lotus.url).then(
         () => false,
         () => true,
@@ -239,7 +239,7 @@ describe("npm start", () => {
     expect(await lotus.ended).toBe(0);
   });
 
-  it("refuses a second run in the same folder, and says where the first one is", async () => {
+  it("refuses a second run in the same folder, and names the address of the first one", async () => {
     const early = spawn(process.execPath, [...START, "--port", "0", "--folder", folder], { cwd: ROOT });
     children.push(early);
     await eventually("the first one is starting", () =>
@@ -253,7 +253,7 @@ describe("npm start", () => {
       1,
       expect.stringMatching(new RegExp(`Lotus runs here already(, at \\S+)? \\(process ${early.pid}\\)`)),
     ]);
-    const url = await eventually("the first one is there", () =>
+    const url = await eventually("the first one runs", () =>
       readFile(join(folder, "run.json"), "utf8").then((text) => JSON.parse(text).url as string | undefined),
     );
     const { code, text } = await refused("--port", "0", "--folder", folder);
@@ -263,7 +263,7 @@ describe("npm start", () => {
     await ended;
   });
 
-  it("is not kept from starting by what a run that was killed has written down, or half written", async () => {
+  it("starts after a killed run that left a complete or incomplete run file", async () => {
     for (const text of [
       "",
       "{",
@@ -277,7 +277,7 @@ describe("npm start", () => {
     }
   });
 
-  it("names a busy port, and leaves nothing behind", async () => {
+  it("names a busy port, and leaves no process behind", async () => {
     const busy: Server = createServer();
     await new Promise<void>((resolve) => busy.listen(0, resolve));
     const { port } = busy.address() as AddressInfo;
@@ -295,7 +295,7 @@ describe("npm start", () => {
     expect([code, text]).toEqual([1, expect.stringMatching(/A file is in the place of a folder: \S+a-file/)]);
   });
 
-  it("says that the database of --database does not answer", async () => {
+  it("reports that the database of --database does not answer", async () => {
     const { code, text } = await refused(
       "--port",
       "0",
@@ -321,7 +321,7 @@ describe("npm start", () => {
     expect([code, text]).toEqual([2, expect.stringMatching(sentence)]);
   });
 
-  it("tells an old Node what it needs", async () => {
+  it("names the needed version to an old Node", async () => {
     const old = `data:text/javascript,Object.defineProperty(process,"versions",{value:{...process.versions,node:"18.20.4"}})`;
     const failed = await run(process.execPath, ["--import", old, "scripts/install.mjs"], { cwd: ROOT }).catch(
       (error) => error,

@@ -26,7 +26,7 @@ export const START_OPTIONS = {
   },
   cors,
   folder,
-  fresh: { type: "boolean", about: "erase the data of earlier runs; never those of --database or --brokers" },
+  fresh: { type: "boolean", about: "erase the data of earlier runs; but not of --database or --brokers" },
   database: { ...database, about: `${database.about}, instead of the one that Lotus starts` },
   pooler: {
     type: "string",
@@ -68,7 +68,7 @@ export interface StartValues {
   readonly quiet: boolean;
 }
 
-/** The last lines of the start: where a person goes from here. */
+/** The last lines of the start: the next steps. */
 const NEXT = (url: string) => `
   The page:      ${url}
   The scenario:  npm run scenario, in a second terminal
@@ -144,7 +144,7 @@ export async function runLotus(values: StartValues, extra: Partial<LotusOptions>
   // The guard ends Postgres, Kafka and the functions when this process ends.
   onStopSignal(stop, () => process.exit(EXIT_CODES.interrupted));
   await watchNpm(() => stop("npm has ended"));
-  // A reader that is gone, as of `| head`, ends Lotus. The message about it would fail as well.
+  // Lotus ends with the reader of its output, such as `| head`. A message about it would fail as well.
   for (const stream of [process.stdout, process.stderr]) {
     stream.on("error", () => stop("The output is closed"));
   }
@@ -183,7 +183,7 @@ export async function runLotus(values: StartValues, extra: Partial<LotusOptions>
     await lotus.stop();
     print(`Lotus has stopped. The next start continues with the data in ${relative(process.cwd(), options.folder)}/.`);
   } catch (error) {
-    throw new Refusal(`Lotus did not stop in order: ${sentenceOf(error)}`, { cause: error });
+    throw new Refusal(`Lotus did not stop cleanly: ${sentenceOf(error)}`, { cause: error });
   }
   process.exit(EXIT_CODES.done);
 }

@@ -26,7 +26,7 @@ export default command({
     "retention-bytes": {
       type: "string",
       value: "BYTES",
-      about: "size of a partition above which the oldest records go (default: only their age counts)",
+      about: "size of a partition above which Kafka deletes the oldest records (default: only their age counts)",
     },
   },
   async run(values) {

@@ -11,7 +11,7 @@ import { findFunctions } from "../project/functions.ts";
 
 const LABEL = "app.kubernetes.io/part-of=lotus";
 
-/** The steps in their order: callers go before the functions that they call. */
+/** The steps in their order: callers are removed before the functions that they call. */
 const STEPS = {
   Sources: ["kafkasources.sources.knative.dev", "pingsources.sources.knative.dev"],
   Routes: ["ingresses.networking.internal.knative.dev", "certificates.cert-manager.io"],
@@ -29,7 +29,7 @@ const STEPS = {
 /** Objects that contain data or secrets. */
 const DATA_KINDS = ["persistentvolumeclaim", "secret", "configmap"];
 
-/** Returns the names of the objects of Lotus. A kind that the cluster does not know has none. */
+/** Returns the names of the objects of Lotus. A kind that the cluster does not know has no objects. */
 async function namesOf(kind: string): Promise<string[]> {
   const { code, stdout, stderr } = await attempt("kubectl", [
     "get",
@@ -60,7 +60,7 @@ async function deleteAll(kinds: readonly string[]): Promise<number> {
   return deleted;
 }
 
-/** The tables whose rows people ask about before they delete a ledger. */
+/** The tables whose rows are counted before a ledger is deleted. */
 const COUNTS = [
   "profile.users",
   "billing.accounts",
@@ -131,11 +131,11 @@ async function undeploy(environmentName: string, withData: boolean, confirmed: s
     await step(what, async (report) => report(`${await deleteAll(kinds)} removed`));
   if (withData) {
     await step("Data", async (report) => report(`${await deleteAll(DATA_KINDS)} removed`));
-    return print(`\nLotus and its data are gone. The namespace stays: kubectl delete namespace ${namespace()}`);
+    return print(`\nLotus and its data are removed. The namespace stays: kubectl delete namespace ${namespace()}`);
   }
   const secrets = await list("secret", namespace(), "-l", LABEL);
   print(
-    `\nLotus is off the cluster. Kept: ${secrets.length} secrets, the configuration, and ${disks.length === 0 ? "no disks" : `the disks ${disks.join(", ")}`}.\n` +
+    `\nLotus is removed from the cluster. Kept: ${secrets.length} secrets, the configuration, and ${disks.length === 0 ? "no disks" : `the disks ${disks.join(", ")}`}.\n` +
       `npx lotus deploy brings it back. npx lotus undeploy --delete-data removes them.`,
   );
 }

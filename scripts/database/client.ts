@@ -33,7 +33,7 @@ interface ConnectionError {
 }
 
 /**
- * Makes a sentence of the error of a connection attempt: the failure and the remedy.
+ * Describes the error of a connection attempt: the failure and the remedy.
  * The original error is its `cause`.
  */
 export function explainConnection(error: unknown, address: DatabaseAddress): Error {

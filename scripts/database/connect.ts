@@ -12,12 +12,12 @@ export interface Target {
   readonly url: string | undefined;
   /** The absolute path of the folder of a run. */
   readonly folder: string;
-  /** Whether the folder was given: then it wins over DATABASE_ADMIN_URL. */
+  /** Whether the command line names the folder: then it takes precedence over DATABASE_ADMIN_URL. */
   readonly folderGiven: boolean;
 }
 
 /**
- * Returns the URL of a database as a person gave it.
+ * Checks the URL of a database that a person has written.
  * @param where the option or the variable, for the message
  * @throws {UsageError} when the text is not such a URL
  */

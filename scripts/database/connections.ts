@@ -1,7 +1,7 @@
 /** The connection budget: the connections of all functions together, against the limit of the server. */
 import type { Client } from "pg";
 
-/** Pods of one function at most, when its description and the environment say nothing else. */
+/** The default limit of the pods of one function. */
 export const PODS_MAX_DEFAULT = 3;
 /** During a rollout the old and the new revision of a function run side by side. */
 const REVISIONS_MAX = 2;
@@ -35,14 +35,14 @@ export function writeBudget({ connections, revisions }: ConnectionBudget): strin
   return `${connections}x${revisions}`;
 }
 
-/** Returns the connections that everything together may open. */
+/** Returns the connections that functions, revisions and jobs together may open. */
 export function connectionsOf({ connections, revisions }: ConnectionBudget): number {
   return connections * revisions + JOB_CONNECTIONS;
 }
 
 /**
  * Compares a budget with the server's `max_connections`, its reserved connections, and the limit of the database.
- * @throws {Error} the arithmetic in a sentence, and what to change
+ * @throws {Error} the the arithmetic in a sentence, and the remedy
  */
 export async function checkBudget(client: Client, budget: ConnectionBudget): Promise<void> {
   const { rows } = await client.query<{ most: number; reserved: number; database: number }>(
@@ -52,7 +52,7 @@ export async function checkBudget(client: Client, budget: ConnectionBudget): Pro
      from pg_database where datname = current_database()`,
   );
   const [limits] = rows;
-  if (limits === undefined) throw new Error("The server does not tell its max_connections.");
+  if (limits === undefined) throw new Error("The server does not report its max_connections.");
   const server = limits.most - limits.reserved;
   const available = limits.database >= 0 ? Math.min(server, limits.database) : server;
   const needed = connectionsOf(budget);

@@ -18,7 +18,7 @@ import {
 const run = promisify(execFile);
 let lotus: TestLotus;
 let user: TestUser;
-/** The letters' numbers, by their events' ids. */
+/** The numbers of the dead letters, by the ids of their events. */
 const letters = new Map<string, string>();
 
 /** The most memory that the command may use, in KiB, as `process.resourceUsage()` counts. */
@@ -26,7 +26,7 @@ const MEMORY_KIBIBYTES_MAX = 150 * 1024;
 /** Makes a Node program print its most memory when it ends. */
 const PRINT_MEMORY = `--import=data:text/javascript,${encodeURIComponent('process.on("exit", () => console.error("memory", process.resourceUsage().maxRSS))')}`;
 
-/** npm run dead-letters, without npm. */
+/** Runs `npm run dead-letters` without npm. */
 async function command(...words: string[]): Promise<{ code: number; out: string; err: string; kibibytes: number }> {
   const args = [PROGRAM, "dead-letters", "--database", lotus.adminUrl, ...words];
   const { code, stdout, stderr } = await run(process.execPath, args, {
@@ -44,7 +44,7 @@ beforeAll(async () => {
   lotus = await startTestLotus();
   user = await newUser(lotus);
   const bus = { url: lotus.manifests.functions.get("order-pay")?.K_SINK ?? "" };
-  // The third is one of a later version, which this one does not know yet.
+  // The third event has a later version, which this trigger does not support yet.
   const fact = { userId: user.id, recipient: user.email, kind: "message", message: "from afar" };
   for (const [id, version, body] of [
     ["broken", 1, "{half"],
@@ -69,7 +69,7 @@ beforeAll(async () => {
 afterAll(() => lotus.stop());
 
 describe("dead-letters", () => {
-  it("lists them, one a line, with the reason", async () => {
+  it("lists them, one in each line, with the reason", async () => {
     const { code, out } = await command();
     expect(code).toBe(0);
     const lines = out
@@ -86,7 +86,7 @@ describe("dead-letters", () => {
     expect(early).toMatch(/ The type lotus\.notification-requested\.v2 is not known here; /);
   });
 
-  it("shows one, with all that came with it", async () => {
+  it("shows one with its attributes and data", async () => {
     const { code, out } = await command("show", letters.get("broken") ?? "");
     expect(code).toBe(0);
     expect(out).toMatch(/\nnotification-store could not handle this event\. The data is not JSON in UTF-8: .+\.\n/);
@@ -111,7 +111,7 @@ describe("dead-letters", () => {
     expect(err.trimEnd().split("\n")).toHaveLength(1);
   });
 
-  it("keeps a dead letter without readable data, and says so", async () => {
+  it("keeps a dead letter without readable data, and reports it", async () => {
     const { code, out, err } = await command("replay", letters.get("broken") ?? "");
     expect(code).toBe(1);
     expect(err).toMatch(/^Dead letter \d+ stays: its data is not JSON in UTF-8 \(.+\)\.\n$/);
@@ -119,7 +119,7 @@ describe("dead-letters", () => {
     expect((await lotus.database.query("select from events.dead_letters")).rowCount).toBe(3);
   });
 
-  it("shows what others have written, and does not let the terminal obey it; replays it whatever its time and type were", async () => {
+  it("escapes control characters of foreign text, and replays an event with any time and type", async () => {
     const message = `an unknown type ${Date.now()}`;
     const { rows } = await lotus.database.query(
       `insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
@@ -141,7 +141,7 @@ describe("dead-letters", () => {
     await lotus.database.query("delete from notification.notifications where message = $1", [message]);
   });
 
-  it("replays an event whose attributes no broker or index would accept, and keeps where it came from", async () => {
+  it("replays an event whose attributes a broker or an index would refuse, and keeps its origin", async () => {
     const message = `long ago ${Date.now()}`;
     const attributes = {
       id: "line\nbreak",
@@ -175,7 +175,7 @@ describe("dead-letters", () => {
     await lotus.database.query("delete from notification.notifications where message = $1", [message]);
   });
 
-  it("lists the newest of many, counts the others, and reads no bodies: 400 MB of them need no memory", async () => {
+  it("lists the newest of many, counts the others, and does not read 400 MB of bodies", async () => {
     await lotus.database.query(
       `insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
        select gen_random_uuid(), 'many', 'reason ' || n, '{"type": "sold"}', convert_to(repeat('x', case when n > 900 then 1048576 else 10 end), 'UTF8')
@@ -206,8 +206,8 @@ describe("dead-letters", () => {
     expect((await command("drop", rows[0].id)).code).toBe(1);
   });
 
-  it("replays one: an event that is still wrong comes back, and a corrected one has its effect", async () => {
-    // The subscriber knows the new version now. Here the test gives the event the old version instead.
+  it("replays one: a wrong event becomes a dead letter again, and a corrected one has its effect", async () => {
+    // Instead of a subscriber for the new version, the test gives the event the old version.
     await lotus.database.query(
       `update events.dead_letters set attributes = attributes || '{"type": "lotus.notification-requested.v1"}' where id = $1`,
       [letters.get("early")],
@@ -224,7 +224,7 @@ describe("dead-letters", () => {
     });
     expect((await command("replay", letters.get("wrong") ?? "")).code).toBe(0);
     await relayNow(lotus);
-    await eventually("the wrong one is back", async () => {
+    await eventually("the wrong event is a dead letter again", async () => {
       const { rows } = await lotus.database.query("select reason from events.dead_letters where id <> $1", [
         letters.get("broken"),
       ]);

@@ -56,7 +56,7 @@ describe("migrate", () => {
     ]);
   });
 
-  it("has nothing to do the next time, and changes nothing", async () => {
+  it("applies no file and makes no change the next time", async () => {
     const before = await shape();
     expect(await migrate(url, passwords)).toEqual([]);
     expect(await shape()).toEqual(before);
@@ -95,7 +95,7 @@ describe("migrate", () => {
     ]);
   });
 
-  it("replaces a trigger that does not exist any more in the events that await it, and says so", async () => {
+  it("replaces a trigger that does not exist any more in the events that await it, and reports it", async () => {
     const client = new Client({ connectionString: url });
     await client.connect();
     await client.query(
@@ -255,7 +255,7 @@ describe("the role", () => {
   });
 
   it("of each service ends a statement after ten seconds, and its wait for a row after one", async () => {
-    // Anything else divides by zero.
+    // Any other error divides by zero.
     const check =
       "select 1 / (current_setting('statement_timeout') = '10s' and current_setting('lock_timeout') = '1s')::int";
     for (const role of SERVICES) expect(await as(role, check)).toBe("allowed");

@@ -125,7 +125,7 @@ describe("the functions of the database", () => {
     expect(rows).toEqual([]);
   });
 
-  it.each(SERVICES)("may be called by the role of %s only where the table says so", async (service) => {
+  it.each(SERVICES)("may be called by the role of %s only when the table lists it", async (service) => {
     const denied: string[] = [];
     for (const { name, call } of routines) {
       if (/permission denied for (function|schema)/.test(await as(service, call))) denied.push(name);
@@ -235,7 +235,7 @@ describe("a role", () => {
     ],
     [
       "order",
-      "places an order as a function whose name only begins alike",
+      "places an order as a function whose name begins in the same way",
       `select "order".place(true, array[gen_random_uuid()], array['a@b.cd'], array['k'], array['f'], 'orders', array[null]::text[], array[1], array[null]::bigint[])`,
     ],
     [

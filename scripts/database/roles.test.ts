@@ -114,7 +114,7 @@ describe("a role that exists", () => {
     expect(rows).toEqual([{ rolname: role }]);
   });
 
-  it("keeps its password when another installation migrates, which learns it in a sentence", async () => {
+  it("keeps its password when another installation migrates, which fails with a message", async () => {
     const url = await newDatabase();
     await migrate(url, passwordsOf("first"));
     await expect(migrate(url, passwordsOf("second"))).rejects.toThrow(
@@ -125,7 +125,7 @@ describe("a role that exists", () => {
     expect(await login(url, "order", "second")).toBe("connected");
   });
 
-  it("logs in with the files of its secret; each wrong file is named in a sentence", async () => {
+  it("logs in with the files of its secret; an error names each wrong file", async () => {
     const url = await newDatabase();
     await migrate(url, passwordsOf("password"));
     const folder = await mkdtemp(join(tmpdir(), "lotus-secrets-"));
@@ -149,7 +149,7 @@ describe("a role that exists", () => {
     await rm(folder, { recursive: true });
   });
 
-  it("gets the settings back that it has changed for itself", async () => {
+  it("gets its settings again after it has changed them", async () => {
     const url = await newDatabase();
     await migrate(url, passwordsOf("password"));
     const role = new Client({
@@ -176,7 +176,7 @@ describe("an owner who may not create roles", () => {
     return Object.assign(new URL(await newDatabase(undefined, owner)), { username: owner, password: "plain" }).href;
   }
 
-  it("migrates when somebody else has made the roles with the SQL of the error message", async () => {
+  it("migrates when an administrator has made the roles with the SQL of the error message", async () => {
     const url = await plainDatabase();
     await expect(migrate(url, passwordsOf("password"))).rejects.toThrow(
       /^This user may not make or alter the role lotus_test_\w+_events .* docs\/postgres\.md/,
@@ -191,7 +191,7 @@ describe("an owner who may not create roles", () => {
 });
 
 describe("a password", () => {
-  it("stands in no SQL text, also when it is changed", async () => {
+  it("is absent from every SQL text, also when it is changed", async () => {
     const texts: string[] = [];
     const query = vi.spyOn(Client.prototype, "query");
     query.mockClear();
@@ -204,7 +204,7 @@ describe("a password", () => {
     expect(texts.filter((text) => text.includes("very-secret-password"))).toEqual([]);
   });
 
-  it("is sent as text once to a server that refuses verifiers, and Lotus says so", async () => {
+  it("is sent as text to a server that refuses verifiers, and Lotus warns", async () => {
     const url = await newDatabase();
     const news: string[] = [];
     const query = Client.prototype.query;

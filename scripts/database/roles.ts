@@ -1,4 +1,4 @@
-/** The database roles of the services: one a service, named after the database, because roles belong to the whole server. */
+/** The database roles of the services. Each name contains the database, because roles belong to the server. */
 import { createHash, createHmac, pbkdf2Sync, randomBytes } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";

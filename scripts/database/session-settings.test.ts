@@ -42,7 +42,7 @@ async function endFunctions(): Promise<void> {
   }
 }
 
-describe("a setting of the database changes no answer:", () => {
+describe("a setting of the database does not change an answer:", () => {
   it.each([
     ["datestyle", "SQL, DMY"],
     ["intervalstyle", "iso_8601"],

@@ -76,7 +76,7 @@ interface Statement {
   readonly line: number;
 }
 
-/** Comments, strings, quoted names and dollar-quoted bodies may contain a semicolon that ends no statement. */
+/** Comments, strings, quoted names and dollar-quoted bodies may contain a semicolon that does not end a statement. */
 const QUOTED =
   /--[^\n]*|\/\*[\s\S]*?\*\/|\b[eE]'(?:[^'\\]|\\[\s\S]|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$([A-Za-z_][\w]*)?\$[\s\S]*?\$\1\$|;/g;
 

@@ -35,7 +35,7 @@ afterEach(async () => {
   for (const table of TABLES) await lotus.database.query(`insert into ${table} select * from ${copyOf(table)}`);
 });
 
-/** npm run verify-ledger, without npm. */
+/** Runs `npm run verify-ledger` without npm. */
 async function command(...flags: string[]): Promise<{ code: number; text: string }> {
   return run(process.execPath, [PROGRAM, "verify-ledger", ...flags], { cwd: ROOT }).then(
     ({ stdout }) => ({ code: 0, text: stdout }),
@@ -43,7 +43,7 @@ async function command(...flags: string[]): Promise<{ code: number; text: string
   );
 }
 
-/** Makes all hashes of an account again, as an attacker does who knows the rule. */
+/** Recomputes all hashes of an account, as an attacker would. */
 const REHASH = `do $$
   declare e record; previous bytea := '';
   begin
@@ -58,7 +58,7 @@ const REHASH = `do $$
   end $$`;
 
 describe("verify-ledger", () => {
-  it("says that a ledger is right, and what it has looked at", async () => {
+  it("reports that a ledger is correct, and its checks", async () => {
     const { code, text } = await command("--database", lotus.adminUrl);
     expect([code, text]).toEqual([
       0,
@@ -89,7 +89,7 @@ describe("verify-ledger", () => {
     ]);
   });
 
-  it("says where it looked when nothing answers there", async () => {
+  it("names the address when no server answers", async () => {
     const { code, text } = await command("--database", "postgres://lotus:secret@127.0.0.1:1/lotus");
     expect([code, text]).toEqual([
       1,
@@ -134,13 +134,13 @@ describe("verify-ledger", () => {
       /debits and credits.*a charge from user to cash-out/,
     ],
     [
-      "the last entry, which is gone",
+      "the deletion of the last entry",
       `delete from billing.entries ${entry(4)}`,
       /without a gap.*3 entries, the last number is 3, the account says 4/,
     ],
-    ["an entry in the middle, which is gone", `delete from billing.entries ${entry(2)}`, /without a gap/],
+    ["the deletion of an entry in the middle", `delete from billing.entries ${entry(2)}`, /without a gap/],
     [
-      "the last charge with its order, which are gone, in an account that knows nothing of them",
+      "the deletion of the last charge with its order, in an account that is adjusted",
       `delete from "order".orders where status = 'paid'; delete from billing.transfers where id = ${transfer(4)};
        delete from billing.entries ${entry(4)};
        update billing.accounts a set (balance, entries, last_hash) =
@@ -158,7 +158,7 @@ describe("verify-ledger", () => {
       /each system account contains the sum of its transfers/,
     ],
     [
-      "an order, which is gone",
+      "the deletion of an order",
       `delete from "order".orders where status = 'paid'`,
       /no charge or refund lacks an order/,
     ],
@@ -183,7 +183,7 @@ describe("verify-ledger", () => {
       /a paid order has one charge.*refunded, 1000.*its refund {2}to account/,
     ],
     [
-      "a user, who has no account",
+      "a user without an account",
       "insert into profile.users (id, email, normal_email, password_hash) values (gen_random_uuid(), 'ghost@example.com', 'ghost@example.com', '')",
       /each user has an account.*no event will open one/,
     ],
@@ -191,7 +191,7 @@ describe("verify-ledger", () => {
     const named = (text: string) => text.replaceAll("%USER%", user.id).replaceAll("%OTHER%", other.id);
     expect(await verifyLedger(lotus.database)).toBeUndefined();
     await lotus.database.query(named(tamper));
-    // Chunks of one row split every account, and chunks of all rows none.
+    // Chunks of one row split every account. A chunk of all rows splits no account.
     for (const chunkRows of [1, 2, 20_000])
       expect(await verifyLedger(lotus.database, { chunkRows })).toMatch(new RegExp(named(sentence.source)));
   });

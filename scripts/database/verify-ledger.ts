@@ -197,7 +197,7 @@ const USERS = `
 /** The number of checks of a whole verification. */
 export const CHECKS_COUNT = Object.keys(CHECKS).length;
 
-/** A copy of a seal that was kept outside the database. */
+/** A copy of a seal, kept outside the database. */
 export interface Seal {
   /** The moment, as the log and the event of the seal name it. */
   readonly moment: string;

@@ -60,7 +60,7 @@ export interface TopicOptions {
   readonly replication?: number;
   /** Partitions of each topic; the default is 6. */
   readonly partitions?: number;
-  /** The size of a partition above which its oldest records go. */
+  /** The size of a partition above which Kafka deletes its oldest records. */
   readonly retentionBytes?: number;
   /** The beginning of every topic's name. */
   readonly prefix?: string;

@@ -124,7 +124,7 @@ function kafkaInFile({ kafka }: Environment): Kafka {
 const numberIn = (text: string | undefined, otherwise: number) =>
   text === undefined || Number(text) === otherwise ? undefined : Number(text);
 
-/** @throws {Refusal} for another prefix than before: a KafkaSource cannot change its consumer group */
+/** @throws {Refusal} for the prefix differs from the former one: a KafkaSource cannot change its consumer group */
 function prefixOf(
   options: DeployOptions,
   previous: Readonly<Record<string, string>> | undefined,

@@ -1,4 +1,4 @@
-/** Environments: knative/environments/NAME.yaml says where and how Lotus runs. The files contain no secret. */
+/** Environments: knative/environments/NAME.yaml describes where and how Lotus runs. The files contain no secret. */
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { toJsonSchema } from "@valibot/to-json-schema";

@@ -128,7 +128,7 @@ export async function waitForRollout(kind: "deployment" | "statefulset", name: s
     .split("\n")
     .filter((line) => line.startsWith(name))
     .at(-1);
-  throw new Refusal(`${kind} ${name} did not get ready: ${last ?? stderr.trim()}`);
+  throw new Refusal(`${kind} ${name} did not become ready: ${last ?? stderr.trim()}`);
 }
 
 /** The label of a Job whose name ends in a hash of its content. */
@@ -153,7 +153,7 @@ export async function runJob(job: KubernetesObject): Promise<string> {
       if (!failed && !over) return stdout.trim().replaceAll("\n", "; ");
       throw new Refusal(
         `The job ${name} failed: ${failed?.message ?? "it did not end in ten minutes"}\n  ${stdout.trim().replaceAll("\n", "\n  ")}\n` +
-          `Look closer with: kubectl -n ${current} describe job/${name} pods`,
+          `Details: kubectl -n ${current} describe job/${name} pods`,
       );
     }
     await new Promise((resolve) => setTimeout(resolve, 500));

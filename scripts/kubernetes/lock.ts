@@ -33,7 +33,7 @@ export function parseLock(text: string): Map<string, ImageUse> {
   if (!result.success) {
     const [issue] = result.issues;
     throw new Refusal(
-      `${LOCK_FILE}: ${v.getDotPath(issue)} must be ${issue.message}. Write the file anew: npx lotus images --push REPOSITORY`,
+      `${LOCK_FILE}: ${v.getDotPath(issue)} must be ${issue.message}. Write the file again: npx lotus images --push REPOSITORY`,
     );
   }
   return new Map(

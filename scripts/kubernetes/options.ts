@@ -81,7 +81,7 @@ export const DEPLOY_OPTIONS = {
     about:
       "Neon or any Postgres instead of one in the cluster: postgres://owner@host:port/name. DATABASE_ADMIN_PASSWORD contains the password",
   },
-  cors: { ...cors, about: `${cors.about}; an empty text ends that` },
+  cors: { ...cors, about: `${cors.about}; an empty text removes them` },
   brokers: { ...brokers, about: "these Kafka brokers, host:port,…, instead of one in the cluster" },
   pooler: {
     type: "string",
@@ -133,7 +133,7 @@ export const DEPLOY_OPTIONS = {
   "dry-run": { type: "boolean", about: "print what a first deployment would apply and change nothing" },
 } as const satisfies Readonly<Record<string, Option>>;
 
-/** Options that stand in the file of an environment other than the laptop's. */
+/** Options that only the environment laptop accepts: the file of another environment contains them. */
 const FILE_OPTIONS = [
   "database",
   "pooler",

@@ -67,7 +67,7 @@ const find = (plan: ClusterPlan, kind: string, name: string) =>
   [...plan.platform, ...plan.backends].find((document) => document.kind === kind && document.metadata.name === name);
 
 describe("options", () => {
-  it("are everything in the cluster, unless one says otherwise", async () => {
+  it("are all in the cluster by default", async () => {
     expect(await options()).toMatchObject({ functions: [], database: undefined, base: BASE_DEFAULT, dryRun: false });
     expect((await options("order-pay", "--brokers", "a:1, b:2")).kafka).toEqual(["a:1", "b:2"]);
     expect((await options("--registry", "ghcr.io/me/")).registry).toBe("ghcr.io/me");
@@ -112,7 +112,7 @@ describe("backends", () => {
     await expect(options("--cors", "shop.example")).rejects.toThrow('"shop.example" is not');
   });
 
-  it("stay as they were without options", async () => {
+  it("stay unchanged without options", async () => {
     const configuration = { kafka: "outside", "kafka-brokers": "a:1,b:2" };
     const { database, kafka } = choose(await options(), { configuration, adminUrl: OWNER_WITH_PASSWORD });
     expect(database).toEqual({ kind: "outside", url: OWNER });
@@ -159,13 +159,13 @@ describe("the plan", () => {
     expect(find(plan, "StatefulSet", "kafka")?.spec.replicas).toBe(1);
   });
 
-  it("has three brokers, and as many copies, where that is wanted", async () => {
+  it("has three brokers and three copies with --replicas 3", async () => {
     const plan = await planOf({ database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 3 } });
     expect(find(plan, "StatefulSet", "kafka")?.spec.replicas).toBe(3);
     expect(plan.topics.spec.template.spec.containers[0].args.slice(1, 3)).toEqual(["--replication", "3"]);
   });
 
-  it("lets functions reach a Postgres outside, and shows the owner's password nowhere", async () => {
+  it("lets functions reach a Postgres outside, and never shows the owner's password", async () => {
     const plan = await planOf({
       database: { kind: "outside", url: OWNER },
       kafka: { kind: "outside", hosts: ["k:9093"], security: undefined },
@@ -179,7 +179,7 @@ describe("the plan", () => {
     expect(all(plan)).not.toContain("secret@");
   });
 
-  it("tells the migration what all functions may connect, and scales no further", async () => {
+  it("passes the connection budget to the migration, and limits the scale to it", async () => {
     const plan = await planOf(choose(await options("--database", OWNER, "--pods", "1", "--pool", "2"), nothing));
     const databaseFunctions = functionNames.length - 1;
     expect(plan.migrate.spec.template.spec.containers[0].args.slice(-2)).toEqual([
@@ -248,7 +248,7 @@ describe("the plan", () => {
     ]);
   });
 
-  it("tells everyone how to speak to a secured Kafka, and the next deployment too", async () => {
+  it("configures functions, jobs and sources for a secured Kafka, also in the next deployment", async () => {
     const args = ["--brokers", "k:9093", "--kafka-tls", "--kafka-user", "lotus", "--kafka-mechanism", "plain"];
     const backends = choose(await options(...args, "--database", NEON), nothing);
     const plan = await planOf(backends, ["order-pay", "profile-jwks", "notification-store"]);
@@ -264,7 +264,7 @@ describe("the plan", () => {
     expect(choose(await options(), { configuration, adminUrl: NEON })).toEqual(backends);
   });
 
-  it("makes a new revision when the configuration changes, and none when it does not", async () => {
+  it("makes a new revision only when the configuration changes", async () => {
     const annotation = async (backends: Backends) =>
       (await planOf(backends)).functions[0]?.service.spec.template.metadata.annotations["lotus/configuration"];
     const here: Backends = { database: { kind: "cluster" }, kafka: { kind: "cluster", brokers: 1 } };
@@ -347,7 +347,7 @@ ${more}`,
       functionNames,
     );
 
-  it("takes no option that its file contains", async () => {
+  it("refuses an option that its file contains", async () => {
     await expect(options("--environment", "staging", "--brokers", "a:1")).rejects.toThrow(
       "--brokers belongs in knative/environments/staging.yaml.",
     );
@@ -500,7 +500,7 @@ ${more}`,
     expect([memoryOf(pay), memoryOf(store)]).toEqual(["192Mi", "384Mi"]);
   });
 
-  it("splits the traffic as its file says, and otherwise sends all of it to the latest revision", async () => {
+  it("splits the traffic as in its file, and otherwise sends all of it to the latest revision", async () => {
     const environment = shop(
       "traffic: { order-pay: [{ revision: order-pay-00001, percent: 90 }, { revision: latest, percent: 10, tag: canary }] }\nrolloutSeconds: 60",
     );
@@ -518,7 +518,7 @@ ${more}`,
 describe("the traffic of a function", () => {
   const all = [{ latestRevision: true, percent: 100 }];
 
-  it("is as rendered when the latest revision receives all of it", () => {
+  it("equals the rendered traffic when the latest revision receives all of it", () => {
     const actual = [{ latestRevision: true, revisionName: "pay-00002", percent: 100 }];
     expect(trafficFault("pay", all, actual, "pay-00002")).toBeUndefined();
   });

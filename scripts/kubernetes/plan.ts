@@ -215,7 +215,7 @@ function disruptionBudget(name: string, minPods: number): KubernetesObject | und
     apiVersion: "policy/v1",
     kind: "PodDisruptionBudget",
     metadata: { name },
-    // A drain of a node may end one pod at a time. Requiring one pod would block the drain of a single pod for ever.
+    // A drain of a node may end one pod at a time. Requiring one pod would block the drain of a single pod.
     spec: { maxUnavailable: 1, selector: { matchLabels: { "serving.knative.dev/service": name } } },
   };
 }
@@ -314,7 +314,7 @@ async function preflightJob(functions: readonly FunctionPlan[], input: PlanInput
 
 function topicArguments({ backends, environment }: PlanInput): string[] {
   const { partitions, replication, retentionBytes } = environment.kafka;
-  // Without a number the topics program asks the cluster how many brokers it has.
+  // Without a number the topics program counts the brokers of the cluster.
   const copies = replication ?? (backends.kafka.kind === "cluster" ? backends.kafka.brokers : undefined);
   return [
     ...(copies === undefined ? [] : ["--replication", String(copies)]),

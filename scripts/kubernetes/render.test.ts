@@ -78,7 +78,7 @@ describe("a rendered environment", () => {
     expect(parse(production.get("kustomization.yaml") ?? "").resources).not.toContain("2-backends");
   });
 
-  it("keeps GitOps tools from removing what contains data", async () => {
+  it("keeps GitOps tools from removing objects with data", async () => {
     const laptop = await renderedFiles("laptop");
     for (const { object } of objectsOf(laptop).filter(({ object }) =>
       ["Namespace", "StatefulSet"].includes(object.kind),

@@ -108,8 +108,8 @@ async function waitFor({ name, service: applied }: FunctionPlan): Promise<void> 
   if (fault !== undefined)
     throw new Refusal(`${fault} A revision may be pinned: kn service describe ${name} -n ${namespace()}`);
   throw new Refusal(
-    `The function ${name} did not get ready: ${await reasonOf(name)}\nAn earlier revision still serves. ` +
-      `Look closer with: kn revision list -s ${name} -n ${namespace()}`,
+    `The function ${name} did not become ready: ${await reasonOf(name)}\nAn earlier revision still serves. ` +
+      `Details: kn revision list -s ${name} -n ${namespace()}`,
   );
 }
 

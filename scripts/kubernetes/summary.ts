@@ -1,4 +1,4 @@
-/** The last words of a deployment: the next commands. */
+/** The summary of a deployment, with the next commands. */
 import type { Environment } from "./environment.ts";
 import { get, namespace } from "./kubectl.ts";
 import type { ClusterPlan } from "./plan.ts";

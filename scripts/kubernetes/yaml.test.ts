@@ -1,4 +1,4 @@
-/** Every YAML of knative/: well formed, made for restricted namespaces, and every name in it leads somewhere. */
+/** Every YAML of knative/ is well formed, fits restricted namespaces, and names only existing objects. */
 import { describe, expect, it } from "vitest";
 import { connectionsOf } from "../database/connections.ts";
 import { SERVICES } from "../database/sql.ts";
@@ -83,7 +83,7 @@ describe("all of it", () => {
     },
   );
 
-  it("has no two objects of one kind and name, but for the two ways to run Kafka", () => {
+  it("has one object for each kind and name, except the two ways to run Kafka", () => {
     const identities = documents
       .filter(({ file }) => !file.includes("kafka-3/"))
       .map(({ document }) => `${document.apiVersion} ${document.kind} ${document.metadata.name}`);
@@ -104,7 +104,7 @@ describe("all of it", () => {
     );
   });
 
-  it("names only what the configuration holds", () => {
+  it("names only keys of the configuration", () => {
     const { data } = configuration({ ...backendsOf(laptop), cors: "https://shop.example" }, laptop);
     for (const { document } of withPods) {
       for (const { name, key } of below(document, "configMapKeyRef")) {
@@ -116,7 +116,7 @@ describe("all of it", () => {
 });
 
 describe("pods", () => {
-  it.each(withPods)("$file: restricted, with requests, no service links, and an image that stays", ({ document }) => {
+  it.each(withPods)("$file: restricted, with requests, without service links, with a fixed image", ({ document }) => {
     const { spec } = document.spec.template;
     expect(spec.enableServiceLinks).toBe(false);
     expect(spec.automountServiceAccountToken).toBe(false);
@@ -133,7 +133,7 @@ describe("pods", () => {
     }
   });
 
-  it.each(withPods)("$file: mounts the volumes that it has", ({ document }) => {
+  it.each(withPods)("$file: mounts each volume that it defines", ({ document }) => {
     const { containers, volumes = [] } = document.spec.template.spec;
     const claims = document.spec.volumeClaimTemplates ?? [];
     const there = [...volumes, ...claims.map(({ metadata }: KubernetesObject) => metadata)].map(({ name }) => name);
@@ -152,21 +152,18 @@ const postgresSetting = (name: string) =>
   Number(new RegExp(`${name}=(\\d+)`).exec(JSON.stringify(postgresContainer.args))?.[1]);
 
 describe("functions", () => {
-  it.each(functions)(
-    "$document.metadata.name has the fields that Knative takes, and scales to zero",
-    ({ document }) => {
-      const { metadata, spec } = document.spec.template;
-      expect(REVISION_FIELDS).toEqual(expect.arrayContaining(Object.keys(spec)));
-      expect(spec.containers).toHaveLength(1);
-      expect(CONTAINER_FIELDS).toEqual(expect.arrayContaining(Object.keys(spec.containers[0])));
-      // Below 30 s queue-proxy would be killed before it has drained.
-      expect(spec.timeoutSeconds).toBeGreaterThan(30);
-      expect(metadata.annotations["autoscaling.knative.dev/min-scale"]).toBe("0");
-      expect(document.metadata.labels).toEqual({ "networking.knative.dev/visibility": "cluster-local" });
-    },
-  );
+  it.each(functions)("$document.metadata.name has fields of Knative, and scales to zero", ({ document }) => {
+    const { metadata, spec } = document.spec.template;
+    expect(REVISION_FIELDS).toEqual(expect.arrayContaining(Object.keys(spec)));
+    expect(spec.containers).toHaveLength(1);
+    expect(CONTAINER_FIELDS).toEqual(expect.arrayContaining(Object.keys(spec.containers[0])));
+    // Below 30 s queue-proxy would be killed before it has drained.
+    expect(spec.timeoutSeconds).toBeGreaterThan(30);
+    expect(metadata.annotations["autoscaling.knative.dev/min-scale"]).toBe("0");
+    expect(document.metadata.labels).toEqual({ "networking.knative.dev/visibility": "cluster-local" });
+  });
 
-  it.each(functions)("$document.metadata.name is given its own service's database, and no other", ({ document }) => {
+  it.each(functions)("$document.metadata.name has the database of its service only", ({ document }) => {
     const service = podLabels(document)["lotus/service"];
     const secrets = [...below(document, "secretName"), ...below(document, "secretKeyRef").map(({ name }) => name)];
     const databases = new Set(secrets.filter((name: string) => name.startsWith("database-")));
@@ -186,7 +183,7 @@ describe("functions", () => {
     expect(mebibytes).toBeLessThanOrEqual(Number(gibibytes) * 1024);
   });
 
-  it("only login is given the private key", () => {
+  it("only login has the private key", () => {
     const given = functions.filter(({ document }) => below(document, "secretName").includes("signing-key"));
     expect(given.map(({ document }) => document.metadata.name)).toEqual(["profile-login"]);
   });
@@ -227,7 +224,7 @@ describe("sources", () => {
         ].sort(),
       );
       expect(spec).toMatchObject({ initialOffset: "earliest", ordering: "unordered", consumers: 1 });
-      // A part of the block switches the rest off.
+      // KafkaSource ignores its defaults when one field of the block is set.
       expect(Object.keys(spec.delivery).sort()).toEqual([
         "backoffDelay",
         "backoffPolicy",
@@ -256,7 +253,7 @@ describe("routes", () => {
     expect(ingress?.spec.rules.map(({ hosts }: { hosts: string[] }) => hosts)).toEqual([["arch.homework"]]);
   });
 
-  it("stand longest first, with a path for Kourier's probe", () => {
+  it("are ordered longest first, with a path for Kourier's probe", () => {
     const lengths = paths.map(({ path }) => path.length);
     expect(lengths).toEqual([...lengths].sort((a, b) => b - a));
     expect(paths.map(({ path }) => path)).toContain("/healthz");
@@ -288,7 +285,7 @@ describe("selectors", () => {
   );
 
   it.each(ofKind("NetworkPolicy"))(
-    "$file: every pod that the policy $document.metadata.name speaks of exists",
+    "$file: every pod that the policy $document.metadata.name selects exists",
     ({ document }) => {
       for (const selector of below(document.spec, "podSelector")) {
         const wanted = selector.matchLabels ?? {};

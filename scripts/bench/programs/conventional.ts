@@ -1,6 +1,6 @@
 /**
  * The conventional implementation: POST /order/pay with express, pg and kafkajs. A transaction of several statements, then `send`
- * awaited inside the request. A crash between COMMIT and `send` loses the event: that is what this design accepts.
+ * awaited inside the request. This design accepts that a crash between COMMIT and `send` loses the event.
  */
 import { randomUUID } from "node:crypto";
 import type { AddressInfo } from "node:net";

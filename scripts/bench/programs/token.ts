@@ -1,4 +1,4 @@
-/** Reads the user of a request from its token. A cache keeps what was verified, as Lotus does. */
+/** Reads the user of a request from its token. A cache keeps verified tokens, as in Lotus. */
 import { createPublicKey, verify } from "node:crypto";
 import { readFileSync } from "node:fs";
 
