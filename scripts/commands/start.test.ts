@@ -204,7 +204,7 @@ describe("npm start", () => {
     await rename(gone, `${gone}-away`);
     lotus.child.kill("SIGTERM");
     expect(await lotus.ended).toBe(1);
-    expect(lotus.output()).toMatch(/Lotus did not stop in order: ENOENT/);
+    expect(lotus.output()).toMatch(/Lotus did not stop cleanly: ENOENT/);
     expect(await processesWith(gone)).toEqual([]);
   });
 

@@ -141,7 +141,7 @@ describe("a role that exists", () => {
     await write("order", "password", "another");
     await write("billing", "url", roleUrl(url, "billing").replace(/:\d+\//, ":1/"));
     expect((await loginFaults(folder)).sort()).toEqual([
-      expect.stringMatching(/^The role lotus_test_\w+_billing cannot log in\. Nothing listens at \S+:1 /),
+      expect.stringMatching(/^The role lotus_test_\w+_billing cannot log in\. No server listens at \S+:1 /),
       expect.stringMatching(/^The role lotus_test_\w+_order has another password than the secret database-order\./),
     ]);
     await rm(join(folder, "database-order", "url"));

@@ -59,7 +59,7 @@ describe("lotus new", () => {
     [["endpoint", "nowhere/list"], 1, /The service nowhere does not exist\. Create it: npx lotus new service nowhere/],
     [["endpoint", "order/pay"], 1, /functions\/order\/pay\.ts exists already/],
     [["service", "gift-cards"], 2, /A service has a name of the letters a to z/],
-    [["table", "x"], 2, /Say what to create/],
+    [["table", "x"], 2, /Name the kind and the name/],
   ])("refuses %j with a sentence", async (words, code, sentence) => {
     const failed = await create(...words).catch((error) => error);
     expect([failed.code, failed.stderr]).toEqual([code, expect.stringMatching(sentence)]);

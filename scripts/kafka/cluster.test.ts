@@ -51,8 +51,8 @@ describe("where Kafka comes from", () => {
     vi.stubEnv("KAFKA_BROKERS", "one:9092, two:9092");
     const kafka = await startKafka({ brokers: 1, folder });
     expect(kafka.bootstrap).toEqual(["one:9092", "two:9092"]);
-    expect(() => kafka.kill(0)).toThrow("were not started here");
-    await expect(kafka.erase()).rejects.toThrow("were not started here");
+    expect(() => kafka.kill(0)).toThrow("did not start the brokers");
+    await expect(kafka.erase()).rejects.toThrow("did not start the brokers");
     await kafka.stop();
   });
 
@@ -62,7 +62,7 @@ describe("where Kafka comes from", () => {
     vi.stubEnv("JAVA_HOME", undefined);
     expect(await findKafka()).toBeUndefined();
     await expect(startKafka({ brokers: 1, folder })).rejects.toThrow(
-      /KAFKA_BROKERS set .*, or a docker that runs, or Java 17 \(or newer\) and Maven/,
+      /KAFKA_BROKERS with running brokers .*, a running docker, or Java 17 \(or newer\) with Maven/,
     );
   });
 

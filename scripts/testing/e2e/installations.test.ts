@@ -63,7 +63,9 @@ describe.skipIf(!canStartKafka)("two installations on one Kafka", () => {
     both = [lotus];
     const user = await newUser(lotus, 100);
     expect((await user.call("POST /order/pay?idSubscription=1")).status).toBe(200);
-    expect(lotus.news).toContainEqual(expect.stringMatching(/^kafka: The topics could not be made .* without Kafka/));
+    expect(lotus.news).toContainEqual(
+      expect.stringMatching(/^kafka: The topics could not be created .* without Kafka/),
+    );
     await kafka.restart(0);
     await eventually("the topics exist", () => lotus.news.some((line) => line.includes("the topics exist")));
     await relayNow(lotus);
