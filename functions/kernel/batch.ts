@@ -31,7 +31,7 @@ export interface BatchStatement<Call> {
   valuesOfOne(call: Call): unknown[];
   /** Returns the key of a call. Calls with the same key are applied in order of arrival, never in two statements at a time. */
   keyOf(call: Call): string;
-  /** Returns how a lost connection is answered for this call. */
+  /** Returns whether a call may be repeated after a lost connection. */
   repetitionOf(call: Call): Repetition;
   /** Returns when the request of a call must be answered, on the clock of `performance.now()`. The call stops waiting before. */
   deadlineOf?(call: Call): number;
@@ -80,7 +80,7 @@ const busy = (detail: string) =>
  * Makes a function that runs calls in shared statements. A call that arrives at an idle function goes out at once, with `one`.
  * A call whose row is locked, and each call of a batch that fails, goes to a lane where it runs alone with `one`.
  * @returns a function that resolves to the row of its call. It rejects with the database's error, or with a {@link Problem}:
- *   `unavailable` when nothing was changed, `outcome-unknown` when the connection was lost and the call cannot be repeated
+ *   `unavailable` when the call had no effect, `outcome-unknown` when the connection was lost and the call cannot be repeated
  */
 export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call) => Promise<Row> {
   const { name, many, one } = statement;

@@ -95,7 +95,7 @@ function openPool(): Pool {
     max: DATABASE_POOL,
     connectionTimeoutMillis: Math.max(POOL_WAIT_MILLISECONDS_MAX, DATABASE_CONNECT_MILLISECONDS_MAX),
     idleTimeoutMillis: POOL_IDLE_MILLISECONDS_MAX,
-    // The server's own limit, which migrations set for each role, comes first. This one ends a statement on a dead connection.
+    // The server's own limit, which migrations set for each role, comes first. This one ends a statement on a lost connection.
     query_timeout: STATEMENT_MILLISECONDS_MAX + 1_000,
     // Towards Neon `connect` resolves before the login. An answered statement shows that the login succeeded.
     ...(isNeon(host) && {
@@ -271,10 +271,10 @@ const QUERY_CANCELED = "57014";
  * is dead: a second attempt goes over a new one.
  */
 const READ_TIMEOUT = "Query read timeout";
-/** A pooler gave the statement to a server connection that does not know its name, or knows it already. */
+/** A pooler sent the statement over a server connection that lacks its name, or has it already. */
 const UNPREPARED = /^26000$|^42P05$/;
 
-/** Returns the SQLSTATE of an error that the server sent. Node's codes, such as EPIPE, are none. */
+/** Returns the SQLSTATE of an error of the server. Undefined for the codes of Node, such as EPIPE. */
 export function sqlState(error: unknown): string | undefined {
   const { code, severity } = (error ?? {}) as { code?: unknown; severity?: unknown };
   return typeof severity === "string" && typeof code === "string" ? code : undefined;
@@ -308,7 +308,7 @@ export class RowLocked extends Problem {
 export const outcomeUnknown = () =>
   new Problem(
     "outcome-unknown",
-    "The connection was lost before the outcome was known. A request that has an Idempotency-Key can simply be repeated with it; else look first whether it happened.",
+    "The connection was lost before the outcome was known. Repeat the request with the same Idempotency-Key. Without a key, read the balance or the order first.",
   );
 
 let preparing: boolean | undefined;
@@ -321,7 +321,7 @@ function prepares(): boolean {
 
 /**
  * Sends one statement. When the server does not find a statement by its name, it has executed no part of it. The statement is then sent without a name.
- * Releases the connection, and drops it when it is of no use.
+ * Releases the connection, and closes it when it cannot be used again.
  */
 async function send<Row>(client: PoolClient, name: string, text: string, values: unknown[]): Promise<Row[]> {
   const began = performance.now();
@@ -361,7 +361,7 @@ async function send<Row>(client: PoolClient, name: string, text: string, values:
  * first failure, when it was not sent, was rolled back, or may be repeated.
  * @param name names the prepared statement; one text a name
  * @param caller the span of the call, or the statement that several calls share
- * @throws {Problem} `unavailable` when the database cannot work and nothing was changed, `outcome-unknown` when the connection was
+ * @throws {Problem} `unavailable` when the database cannot work and the statement had no effect, `outcome-unknown` when the connection was
  *   lost after the statement was sent and the statement could not be repeated
  * @throws {NotSentError} when the statement has more bytes than a connection accepts
  */

@@ -1,6 +1,6 @@
 /**
- * The listener around the functions framework. The framework's own command line cannot drain, takes bodies of a gigabyte and
- * closes kept-alive connections after five seconds; everything else, the framework does.
+ * The process of a function: it listens, limits and drains, and passes each request to the functions framework. The command line of
+ * the framework cannot drain, accepts bodies of a gigabyte and closes idle connections after five seconds (decision 0003).
  */
 import type { IncomingMessage, RequestListener, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -110,7 +110,7 @@ export function createFunctionServer(
         request.rawBody = body;
       }
       const { id } = admission?.user ?? {};
-      // Sources deliver for everybody.
+      // A source delivers events of all users, so it has no share.
       const clientMax =
         id !== undefined ? REQUESTS_OF_USER_MAX : isEndpoint ? REQUESTS_OF_ADDRESS_MAX : REQUESTS_IN_FLIGHT_MAX;
       const end = shares.begin(id ?? address, clientMax);
@@ -142,7 +142,7 @@ export function createFunctionServer(
     });
   });
 
-  /** Node takes a connection on which nothing has been asked yet for a busy one: it would be waited for. */
+  /** Node counts a connection without a request as busy, and would wait for it. */
   const closeUnused = () => {
     if (unfinished.size === 0 && !arriving) server.closeAllConnections();
     else server.closeIdleConnections();
@@ -221,9 +221,9 @@ export function main(name: string, description: Endpoint | Subscriber, loadTelem
   };
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
-  // The local gateway starts functions with a channel: when it dies, they do not stay behind.
+  // The local gateway starts functions with a channel: when it ends, they end too.
   process.on("disconnect", stop);
-  // The reader of the log lines has gone. A log line about it would fail as well.
+  // The reader of the log lines has ended. A log line about it would fail as well.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined);
   process.on("uncaughtException", (error) => {
     log("error", "an uncaught error; the process ends", failure(error));

@@ -16,7 +16,7 @@ export const REQUESTS_OF_USER_MAX = 100;
 export const REQUESTS_OF_ADDRESS_MAX = 500;
 /** Limits the time from the first byte of a request to its answer. Then the answer is 503 `outcome-unknown`. */
 export const REQUEST_MILLISECONDS_MAX = 20_000;
-/** Remains of that time when a call stops waiting for its statement, so that the answer says that nothing was changed. */
+/** Remains of that time when a call stops waiting for its statement, so that the answer can state that the request had no effect. */
 export const REQUEST_ANSWER_MILLISECONDS = 500;
 /** Limits the requests of one process whose body is still arriving. One more closes the oldest of them. */
 export const REQUESTS_INCOMPLETE_MAX = 1000;

@@ -217,7 +217,7 @@ function parseJson(body: Buffer): unknown {
   try {
     return JSON.parse(utf8.decode(body));
   } catch (error) {
-    // Without the piece of the data that the sentence quotes.
+    // The reason omits the data that the engine's message quotes.
     throw new Unacceptable(
       `The data is not JSON in UTF-8: ${(error as Error).message.replace(/, (?:\.\.\.)?".*$/s, "")}.`,
     );
@@ -432,7 +432,11 @@ async function handleEvent(
     throw error;
   } finally {
     const level = "reason" in failed ? "error" : reason === undefined ? "info" : "warning";
-    const messages = { error: "failed; to be delivered again", info: "handled", warning: "moved to the dead letters" };
+    const messages = {
+      error: "failed; the source delivers the event again",
+      info: "handled",
+      warning: "moved to the dead letters",
+    };
     log(level, messages[level], {
       trace_id: span.traceId,
       span_id: span.spanId,
@@ -453,7 +457,7 @@ export function toCloudEventFunction(name: string, description: Subscriber) {
     let failed: unknown;
     const deliveredBy = readTraceparent(traceparents.get(request));
     for (const event of eventsOf(request)) {
-      // The other events of a batch are handled all the same; a second delivery of them changes nothing.
+      // The other events of a batch are handled. A second delivery of them has no effect.
       await handleEvent(name, description, event, deliveredBy).catch((error: unknown) => {
         failed ??= error;
       });

@@ -1,18 +1,18 @@
 /**
- * Decides from a history and the database whether Lotus kept its promises. The checker imports nothing from functions/: it has its
- * own idea of what each operation must leave behind.
+ * Decides from a history and the database whether the invariants hold. The checker imports no file of functions/: it has a separate
+ * model of the effect of each operation.
  */
 import type { Client } from "pg";
 import type { Entry } from "./history.ts";
 
-/** After a fault has ended Lotus may answer 5xx for this long: connections and processes come back. */
+/** Lotus may answer 5xx for this long after a fault, while connections and processes start again. */
 const RECOVERY_MILLISECONDS_MAX = 10_000;
-/** A function notices a vanished connection at its next use: it keeps an idle one for 30 s, and gives up a statement after 11 s. */
+/** A function notices a vanished connection at its next use: it keeps an idle one for 30 s, and ends a statement after 11 s. */
 const VANISHED_RECOVERY_MILLISECONDS_MAX = 30_000 + 11_000 + RECOVERY_MILLISECONDS_MAX;
 const recoveryOf = (fault: string) =>
   fault === "vanish-database" ? VANISHED_RECOVERY_MILLISECONDS_MAX : RECOVERY_MILLISECONDS_MAX;
 
-/** One promise that did not hold. */
+/** One violation of an invariant. */
 export interface Violation {
   /** I1 to I8, or `5xx`, `reads`. */
   readonly invariant: string;
@@ -27,7 +27,7 @@ type Violate = (invariant: string, sentence: string, user?: string, at?: number)
 
 export interface Verdict {
   readonly violations: readonly Violation[];
-  /** How many things of each kind were checked. */
+  /** The number of checks of each kind. */
   readonly checked: Readonly<Record<string, number>>;
 }
 
@@ -73,7 +73,7 @@ const KIND: Readonly<Record<string, string>> = {
   refund: "refund",
 };
 
-/** The beginning of the message about an operation that was done, and of one that was refused. */
+/** The beginning of the message of a successful and of a refused operation. */
 const DONE: Readonly<Record<string, string>> = {
   deposit: "Hello! You add money to account. Amount",
   withdrawal: "Hello! You withdraw money from account. Amount",
@@ -145,7 +145,7 @@ async function rows<Row>(database: Client, text: string): Promise<Row[]> {
 }
 
 /**
- * Checks a run that has come to rest.
+ * Checks a run whose outbox is empty.
  * @param database connected as the owner
  * @param settledMilliseconds how long the outbox needed to drain after the last fault had ended
  * @param poison the ids of the injected events: `sent` may be in the dead letters, `acknowledged` must be there
@@ -187,7 +187,7 @@ export async function check(
     "select account_id, number, transfer_id, amount, balance_after from billing.entries order by account_id, number",
   );
   const orders = await rows<OrderRow>(database, 'select id, user_id, price, status from "order".orders');
-  // Other users may exist in an installation that exists: no client of this run acted for them.
+  // An existing installation may have other users, which no client of this run used.
   const emails = new Set(operations.flatMap(({ f, value }) => (f === "register" ? [value.email] : [])));
   const everyUser = await rows<{ id: string; email: string }>(database, "select id, email from profile.users");
   const users = everyUser.filter(({ email }) => emails.has(email));
@@ -247,7 +247,7 @@ export async function check(
     }
   }
 
-  // I2, from the clients' side: each acknowledged movement happened once, each refused one did not, each unknown one at most once.
+  // I2, from the history: each acknowledged movement happened once, a refused one never, an unknown one at most once.
   const movementsOf = groupBy(
     transfers,
     ({ kind, amount, debit_user, credit_user }) =>
@@ -371,7 +371,7 @@ export async function check(
     if (!poison.sent.has(event))
       violate("I7", `The event ${event} is in the dead letters of ${subscriber}, and no fault caused it: ${reason}`);
 
-  // I8: all of this within seconds of the last fault.
+  // I8: the outbox becomes empty within seconds after the last fault.
   if (settledMilliseconds > settleMillisecondsMax)
     violate(
       "I8",

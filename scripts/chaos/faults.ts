@@ -15,7 +15,7 @@ import type { LotusProcess } from "./lotus-process.ts";
 import type { PostgresProxy } from "./postgres-proxy.ts";
 import type { Random } from "./random.ts";
 
-/** A connection of a fault to the database must not hang on the fault of another. */
+/** Another fault must not block the connection of a fault to the database. */
 const CONNECT_MILLISECONDS_MAX = 5_000;
 /** A heal is repeated until it succeeds: another fault may have ended what it needs. */
 const HEAL_MILLISECONDS_MAX = 60_000;
@@ -87,7 +87,7 @@ export function partsOf(target: Target): Set<Part> {
   return new Set(offered.filter(([, isOffered]) => isOffered).map(([part]) => part));
 }
 
-/** Two faults of one group never overlap: one would undo or prevent the other. */
+/** Two faults of one group do not overlap, because one would undo or prevent the other. */
 type Group = "processes" | "network" | "database" | "events" | "kafka";
 
 export interface Fault {
@@ -96,7 +96,7 @@ export interface Fault {
   readonly summary: string;
   readonly needs: Part;
   readonly group: Group;
-  /** How long the fault lasts, in milliseconds. 0: an instant. */
+  /** The duration of the fault, in milliseconds. 0: the fault has no duration. */
   readonly milliseconds: number;
   /** Begins the fault. Resolves to what heals it. Resolves to undefined when the fault has no target, such as a running process. */
   begin(target: Target): Promise<(() => Promise<void>) | undefined>;
@@ -213,7 +213,7 @@ function eventsOnTheirWay({ directUrl }: Target): Promise<OutboxRow[]> {
 async function deliverAll(target: Target, events: readonly OutboxRow[], times: number): Promise<void> {
   for (const { envelope, awaiting } of events) {
     const { data, ...attributes } = envelope.event;
-    // At the same time: a reader, the source and the duplicates meet at the same row.
+    // At the same time, so that a reader, the source and the duplicates change the same row.
     for (const subscriber of awaiting)
       await Promise.all(
         Array.from({ length: times }, () =>
@@ -234,7 +234,7 @@ const become =
 export const MAKE_OVERDUE = `with waiting as materialized (select id from events.outbox order by time, id for update)
   update events.outbox o set attempted_at = '-infinity' from waiting where o.id = waiting.id`;
 
-/** Does something as the brokers' administrator. */
+/** Runs an action with an administrator's client. */
 async function asAdmin<T>({ kafka }: Target, work: (admin: KafkaAdmin) => Promise<T>): Promise<T> {
   const admin = (await kafkaClient(kafka?.bootstrap ?? [], () => undefined)).admin({ retry: { retries: 5 } });
   await admin.connect();
@@ -562,7 +562,7 @@ export const FAULTS: readonly Fault[] = [
         withDatabase(directUrl, async (client) => {
           await client.query("set lock_timeout = '2s'");
           await client.query(text).catch((error: { code?: string }) => {
-            // A lock that does not come in time is given up, as the migration does.
+            // The fault stops waiting for a lock after a time, as the migration does.
             if (error.code !== "55P03") throw error;
           });
         });
@@ -666,7 +666,7 @@ export const FAULTS: readonly Fault[] = [
   },
   {
     name: "lose-events",
-    summary: "the bus accepts events and loses them, as a topic that is deleted",
+    summary: "the bus accepts events and loses them, as Kafka with a deleted topic",
     needs: "bus",
     group: "kafka",
     milliseconds: 1_500,
@@ -722,7 +722,7 @@ export const FAULTS: readonly Fault[] = [
   },
   {
     name: "rebalance",
-    summary: "a foreign consumer joins the group of a source, takes records away without handling them, and leaves",
+    summary: "a foreign consumer joins the group of a source, receives records without handling them, and leaves",
     needs: "kafka",
     group: "kafka",
     milliseconds: 2_000,

@@ -10,13 +10,13 @@ export const REPEAT_MILLISECONDS_MAX = 60_000;
 const PAUSE_MILLISECONDS_MIN = 50;
 const PAUSE_MILLISECONDS_MAX = 1_000;
 const PAUSE_BETWEEN_OPERATIONS_MILLISECONDS_MAX = 20;
-/** Every so many operations a client sends without an Idempotency-Key. */
+/** One in so many operations has no Idempotency-Key. */
 const KEYLESS_SHARE = 0.08;
 /** Clients that act for one user at the same time. */
 const CLIENTS_PER_USER = 2;
-/** An operation is sent again with its key after it was answered. */
+/** One in so many operations is sent again with its key after its answer. */
 const REPEAT_SHARE = 0.1;
-/** A refunded order is refunded again with another key. */
+/** One in so many refunds is sent again with another key. */
 const SECOND_REFUND_SHARE = 0.5;
 const READ_NOTIFICATION_SHARE = 0.3;
 const NOTIFICATIONS_PER_PAGE = 100;
@@ -31,7 +31,7 @@ export interface Counters {
   unknown: number;
   /** Milliseconds from call to answer, of the answers of the last moment. */
   latencies: number[];
-  /** Are called, once, at the next acknowledged movement of money. */
+  /** Functions that are called once, at the next acknowledged movement of money. */
   readonly onMovement: (() => void)[];
 }
 
@@ -189,7 +189,7 @@ class LoadClient {
     if (keyed && type !== "info") for (const notify of counters.onMovement.splice(0)) notify();
     if (type === "fail") counters.refused++;
     if (type === "info") counters.unknown++;
-    // The same key must give the same answer, whatever happened in between.
+    // The same key must return the same answer, also after other operations and faults.
     if (key !== undefined && type !== "info" && this.#random.next() < REPEAT_SHARE)
       await this.#repeat(f, method, path, body, key, answer);
     return answer;
@@ -304,7 +304,7 @@ class LoadClient {
       if (this.#random.next() < READ_NOTIFICATION_SHARE) await this.#readNotification(amount, message);
   }
 
-  /** Reads its own write: the notification of an answered operation is there at once. */
+  /** Reads the notification of an answered operation, which must exist at once. */
   async #readNotification(amount: number, message: RegExp): Promise<void> {
     const { history } = this.#options;
     history.write(this.#process, "invoke", "read-notification", { user: this.#user?.id, amount });
@@ -323,7 +323,7 @@ class LoadClient {
   }
 
   /**
-   * Works until the signal ends it.
+   * Sends operations until the signal ends it.
    * @param registers the user of the account; the other clients of the account wait for it
    */
   async run(known: User[], registers: boolean, end: AbortSignal): Promise<void> {
@@ -382,7 +382,7 @@ async function untilAnswered(
   }
 }
 
-/** Repeats each keyed call whose outcome is unknown: the same key tells what happened, or makes it happen. */
+/** Repeats each keyed call whose outcome is unknown: the answer to the same key is its outcome. */
 export async function resolveUnknown(
   history: readonly Entry[],
   users: ReadonlyMap<string, User>,

@@ -15,7 +15,7 @@ export type Disturbance =
   | { readonly kind: "refused" }
   /** Each packet may reset its connection, and arrives late. */
   | { readonly kind: "unstable"; readonly milliseconds: number; resets(): boolean }
-  /** The next answers of Postgres are thrown away and their connections reset: the statement was committed, the client does not know it. */
+  /** Drops the next answers of Postgres and resets their connections: the statement is committed, and the client does not learn it. */
   | { readonly kind: "cut-answers" };
 
 export interface PostgresProxy {

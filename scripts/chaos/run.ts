@@ -21,7 +21,7 @@ import { type Random, randomFrom } from "./random.ts";
 import { type Injection, quantile, type Report, type Sample } from "./report.ts";
 import { applySabotage, type Sabotage } from "./sabotage.ts";
 
-/** Before the first fault, so that users exist and functions run. */
+/** The time before the first fault, so that users exist and functions run. */
 const WARM_UP_MILLISECONDS = 4_000;
 const PAUSE_BETWEEN_FAULTS_MILLISECONDS_MAX = 1_000;
 /** The next round begins when so many faults of the round wait at most. */
@@ -106,7 +106,7 @@ export interface ChaosOptions {
   /** The functions in dist/ are up to date. */
   readonly built?: boolean;
   onProgress(line: string): void;
-  /** Ends the run early; it heals, settles and checks all the same. */
+  /** Ends the run early. It still heals, settles and checks. */
   readonly interrupted: AbortSignal;
 }
 

@@ -17,7 +17,7 @@ const MINUTES = 0.05;
 const OPERATIONS_MIN = 150;
 /** Includes the wait for a place. */
 const MILLISECONDS_MAX = 600_000;
-/** A sabotage may make a call fail for good. */
+/** A sabotage may make every repetition of a call fail. */
 const REPEAT_MILLISECONDS_MAX = 1_000;
 /** A sabotage may leave events in the outbox for good. */
 const SABOTAGED_SETTLE_MILLISECONDS_MAX = 3_000;

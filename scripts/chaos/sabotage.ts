@@ -11,7 +11,7 @@ export interface Sabotage {
   readonly summary: string;
   /** The invariants that the checker may name. */
   readonly violates: readonly string[];
-  /** The faults that bring it to light; without them it shows under load alone. */
+  /** The faults that reveal it. Without any, the load alone reveals it. */
   readonly faults: readonly string[];
   /** Replaces text in functions: [function, text that must occur, replacement]. */
   readonly edits?: readonly (readonly [name: string, text: string | RegExp, replacement: string])[];
@@ -120,7 +120,7 @@ export const SABOTAGES: readonly Sabotage[] = [
   },
   {
     name: "refund-twice",
-    summary: "an order is refunded as often as somebody asks",
+    summary: "an order is refunded at each request",
     violates: ["I3"],
     faults: [],
     edits: [["billing.move_unchecked", "elsif refunded_balances[i] is not null then", "elsif false then"]],

@@ -302,7 +302,7 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     }
   });
 
-  it("shows that a killed function comes back", async () => {
+  it("shows that a killed function starts again", async () => {
     const user = await newUser(lotus, 10);
     const page = await open("/");
     await live(page);

@@ -1,4 +1,4 @@
-/** The faults that the console injects into a local run, each under a small load, so that its effect is measured. */
+/** Injects faults into a local run, each under a small load that measures its effect. */
 import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { Refusal } from "../cli/errors.ts";

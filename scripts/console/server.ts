@@ -107,7 +107,7 @@ function isOwn(incoming: IncomingMessage): boolean {
   const { origin, host, "sec-fetch-site": site } = headers;
   if (!LOOPBACK.test(socket.remoteAddress ?? "") || !isForThisMachine(incoming)) return false;
   if (origin !== undefined && origin !== `http://${host}`) return false;
-  // `none`: a person opened the address. A link on another site may open the page, which is only then `cross-site`.
+  // `none`: a person opened the address. A link on another site may also open the page (`cross-site`).
   return site === undefined || site === "same-origin" || site === "none" || isNavigation(incoming);
 }
 
@@ -220,7 +220,7 @@ export function createConsole(options: ConsoleOptions): Console {
       async ([, id = ""]) => {
         const detail = recorder.detail(decodeURIComponent(id));
         if (detail === undefined)
-          throw new Problem("not-found", "The console does not know this event, or has forgotten it.");
+          throw new Problem("not-found", "The console does not have this event. It keeps the newest events only.");
         return detail;
       },
     ],

@@ -11,7 +11,7 @@ const KEPT_BYTES_MAX = 8 * 1024 * 1024;
 const EVENTS_PER_BATCH_MAX = 500;
 const LINES_PER_BATCH_MAX = 500;
 const CLIENTS_MAX = 50;
-/** Shows a dead connection to both sides. */
+/** A message in this interval reveals a lost connection to both sides. */
 const COMMENT_MILLISECONDS = 15_000;
 /** How soon a browser connects again after a cut. */
 const RETRY_MILLISECONDS = 1_000;

@@ -1,4 +1,4 @@
-/** The faults and the load, with their proof: payments answered, outbox depth, recovery time, trial balance. */
+/** The faults and the load with their results: payments answered, outbox depth, recovery time, trial balance. */
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import type { Job } from "../protocol.ts";
@@ -34,13 +34,13 @@ const FAULTS: readonly Fault[] = [
     name: "freeze",
     title: "Freeze a function",
     aimed: true,
-    effect: "SIGSTOP for 5 s: the process lives and does not answer.",
+    effect: "SIGSTOP for 5 s: the process exists and does not answer.",
     undo: "SIGCONT after 5 s. Requests that waited are answered.",
   },
   {
     name: "cut-database",
     title: "Cut the database",
-    effect: "Every connection of every function is ended again and again for 5 s.",
+    effect: "Every connection of every function is ended repeatedly for 5 s.",
     undo: "The functions connect again.",
     disabled: needsOwnPostgres,
   },
@@ -130,8 +130,8 @@ export function Break() {
       <h1>Break it</h1>
       <p>
         Each fault runs under 20 payments a second. Every payment has an <code>Idempotency-Key</code> and is repeated
-        until it is answered. The result says how many payments were answered, when the outbox was empty again, and that
-        no cent is missing.
+        until it is answered. The result states how many payments were answered, when the outbox was empty again, and
+        that no cent is missing.
       </p>
       <div class="cards">
         {FAULTS.map(({ name, title, effect, undo, aimed, disabled }) => (

@@ -15,7 +15,7 @@ export const announcement = signal("");
 const ANNOUNCE_MILLISECONDS = 5_000;
 let announcedAt = 0;
 
-/** Says a sentence to screen readers, at most one each five seconds. */
+/** Sends a sentence to screen readers, at most one each five seconds. */
 export function announce(text: string): void {
   const now = performance.now();
   if (now - announcedAt < ANNOUNCE_MILLISECONDS) return;
@@ -89,7 +89,7 @@ export function Copy({ text, label }: { text: string; label: string }) {
   );
 }
 
-/** A failure as a sentence. */
+/** Shows a failure as a sentence. */
 export function Problem({ text }: { text: string }) {
   return text === "" ? null : (
     <p class="problem" role="alert">
@@ -146,7 +146,7 @@ export function Action({
   );
 }
 
-/** A line of figures as a small picture. The figure stands beside it as text. */
+/** Draws a line of figures. The text beside it contains the figure. */
 export function Sparkline({ values }: { values: readonly number[] }) {
   const most = Math.max(1, ...values);
   const points = values.map((value, index) => `${index},${(14 - (value / most) * 12).toFixed(1)}`).join(" ");

@@ -221,7 +221,7 @@ describe("a trigger that fails", () => {
     await settled(lotus);
     const failures = () =>
       (lotus.lines.get("notification-store") ?? []).filter(
-        (line) => line.includes(user.id) && line.includes("failed; to be delivered again"),
+        (line) => line.includes(user.id) && line.includes("failed; the source delivers the event again"),
       ).length;
     const heard = lotus.news.length;
     const { rows: roles } = await lotus.database.query(
