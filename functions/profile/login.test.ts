@@ -9,7 +9,7 @@ import {
   type TestLotus,
   type TestUser,
 } from "../../scripts/testing/lotus.ts";
-import { accountDelayMilliseconds, LOGIN_LIMITS } from "./limits.ts";
+import { accountDelayMilliseconds, LOGIN_LIMITS } from "./login-limits.ts";
 
 let lotus: TestLotus;
 let user: TestUser;

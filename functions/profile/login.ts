@@ -8,7 +8,7 @@ import { failure, log } from "#kernel/log";
 import { Problem } from "#kernel/problem";
 import { TOKEN_SECONDS } from "#kernel/settings";
 import type { Span } from "#kernel/telemetry";
-import { accountDelayMilliseconds, LOGIN_LIMITS as LIMITS } from "./limits.ts";
+import { accountDelayMilliseconds, LOGIN_LIMITS as LIMITS } from "./login-limits.ts";
 import { passwordMatches } from "./password.ts";
 import { signToken } from "./signing.ts";
 import { PasswordAttempt } from "./user.ts";

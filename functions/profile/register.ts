@@ -6,7 +6,7 @@ import { created, endpoint } from "#kernel/endpoint";
 import type { Envelope } from "#kernel/outbox";
 import { Problem } from "#kernel/problem";
 import { settings } from "#kernel/settings";
-import { REGISTRATIONS_WINDOW } from "./limits.ts";
+import { REGISTRATIONS_WINDOW } from "./login-limits.ts";
 import { hashPassword } from "./password.ts";
 import { Password, User, Username } from "./user.ts";
 

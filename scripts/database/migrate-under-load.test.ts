@@ -1,7 +1,7 @@
 import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { eventually, newUser, startTestLotus, type TestLotus, type TestUser } from "../testing/lotus.ts";
-import { migrateSchemas } from "./migrations.ts";
+import { migrateSchemas } from "./migration-runner.ts";
 import { databaseOf, rolesOf } from "./roles.ts";
 import { readSqlFiles, type SqlFile } from "./sql.ts";
 

@@ -2,7 +2,7 @@
 import type { Client } from "pg";
 import { connectTo, withoutNeonPooler } from "./client.ts";
 import { type ConnectionBudget, checkBudget } from "./connections.ts";
-import { inTransaction, migrateSchemas } from "./migrations.ts";
+import { inTransaction, migrateSchemas } from "./migration-runner.ts";
 import { checkLogins, databaseOf, ensureRoles, requireRoles, rolesOf } from "./roles.ts";
 
 export const STEPS = ["roles", "schema"] as const;
