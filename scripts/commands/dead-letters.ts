@@ -1,10 +1,10 @@
 /** lotus dead-letters: lists, shows, replays and drops events that their subscriber could not handle. */
 import { command } from "../cli/command.ts";
 import { UsageError } from "../cli/errors.ts";
-import { database, folder, json, readFolder } from "../cli/options.ts";
+import { database, folder, json } from "../cli/options.ts";
 import { print, printJson } from "../cli/output.ts";
 import { printable, table } from "../cli/text.ts";
-import { adminUrl, placeOf, withAdmin } from "../database/connect.ts";
+import { adminUrl, placeOf, targetOf, withAdmin } from "../database/connect.ts";
 import {
   type DeadLetter,
   dropDeadLetter,
@@ -56,11 +56,7 @@ export default command({
       const words = [action, id, ...rest].filter((word) => word !== undefined).join(" ");
       throw new UsageError(`"${words}" is not an action of lotus dead-letters. Use ${ACTIONS}.`);
     }
-    const target = {
-      url: values.database,
-      folder: readFolder(values.folder),
-      folderGiven: values.folder !== undefined,
-    };
+    const target = targetOf(values);
     if (!values.json) print(`Database ${placeOf(await adminUrl(target))}`);
     await withAdmin(target, async (client) => {
       if (action === "list") {

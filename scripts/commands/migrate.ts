@@ -5,7 +5,7 @@ import { command } from "../cli/command.ts";
 import { messageOf, Refusal, UsageError } from "../cli/errors.ts";
 import { database, folder, readFolder } from "../cli/options.ts";
 import { print } from "../cli/output.ts";
-import { adminUrl, readPoolerUrl } from "../database/connect.ts";
+import { adminUrl, readPoolerUrl, targetOf } from "../database/connect.ts";
 import { readBudget } from "../database/connections.ts";
 import { migrate, STEPS } from "../database/migrate.ts";
 import { changeOwnerPassword } from "../database/owner.ts";
@@ -21,8 +21,7 @@ async function giveOwnerPassword(values: {
   if (file === undefined) throw new UsageError("lotus migrate owner needs --new-password FILE.");
   const password = (await readFile(file, "utf8")).trim();
   if (password === "") throw new UsageError(`The file ${file} is empty.`);
-  const target = { url: values.database, folder: readFolder(values.folder), folderGiven: values.folder !== undefined };
-  await changeOwnerPassword(await adminUrl(target), password);
+  await changeOwnerPassword(await adminUrl(targetOf(values)), password);
   print("The owner has the new password.");
 }
 
@@ -58,7 +57,7 @@ export default command({
       throw new UsageError(`"${unknown}" is not a step. The steps are ${STEPS.join(" and ")}.`);
     const run = readFolder(values.folder);
     const secrets = values.secrets === undefined ? join(run, "secrets") : resolve(values.secrets);
-    const target = { url: values.database, folder: run, folderGiven: values.folder !== undefined };
+    const target = targetOf(values);
     const url = await adminUrl(target);
     const pooler = values.pooler ?? process.env.DATABASE_POOLER_URL;
     const budget = values.connections === undefined ? undefined : readBudget(values.connections);

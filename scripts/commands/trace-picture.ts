@@ -3,12 +3,12 @@ import { randomUUID } from "node:crypto";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as delay } from "node:timers/promises";
 import { command } from "../cli/command.ts";
 import { Refusal } from "../cli/errors.ts";
 import { print } from "../cli/output.ts";
 import { startLotus } from "../local/lotus.ts";
 import type { ReceivedSpan } from "../local/otlp-receiver.ts";
+import { waitFor } from "../process/wait.ts";
 
 const COLUMNS = 48;
 const NAME_COLUMNS = 38;
@@ -47,13 +47,9 @@ async function paintTrace(): Promise<void> {
     return fetch(lotus.url + path, { method, headers, ...(body && { body: JSON.stringify(body) }) });
   };
   const until = async <T>(look: () => Promise<T | undefined> | T | undefined): Promise<T> => {
-    const end = performance.now() + WAIT_MILLISECONDS_MAX;
-    for (;;) {
-      const seen = await look();
-      if (seen !== undefined) return seen;
-      if (performance.now() > end) throw new Refusal("The payment has no complete trace after 30 s.");
-      await delay(STEP_MILLISECONDS);
-    }
+    const seen = await waitFor(look, { millisecondsMax: WAIT_MILLISECONDS_MAX, stepMilliseconds: STEP_MILLISECONDS });
+    if (seen === undefined) throw new Refusal("The payment has no complete trace after 30 s.");
+    return seen;
   };
   try {
     const user = { email: `${randomUUID()}@example.com`, password: randomUUID() };

@@ -1,9 +1,9 @@
 /** lotus verify-ledger: recomputes the ledger and exits with 1 at the first difference. */
 import { command } from "../cli/command.ts";
 import { Refusal, UsageError } from "../cli/errors.ts";
-import { database, folder, json, readFolder } from "../cli/options.ts";
+import { database, folder, json } from "../cli/options.ts";
 import { print, printJson } from "../cli/output.ts";
-import { adminUrl, placeOf, withAdmin } from "../database/connect.ts";
+import { adminUrl, placeOf, targetOf, withAdmin } from "../database/connect.ts";
 import { type Progress, type Seal, verifyLedger } from "../database/verify-ledger.ts";
 
 /** Between two lines of progress. */
@@ -32,11 +32,7 @@ export default command({
   },
   async run(values) {
     const seals = values.seal === undefined ? [] : [readSeal(values.seal)];
-    const target = {
-      url: values.database,
-      folder: readFolder(values.folder),
-      folderGiven: values.folder !== undefined,
-    };
+    const target = targetOf(values);
     if (!values.json) print(`Database ${placeOf(await adminUrl(target))}`);
     await withAdmin(target, async (client) => {
       const began = performance.now();

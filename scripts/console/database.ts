@@ -1,7 +1,6 @@
 /** Reads the database for the console, as its owner. Every statement has a time limit, so that the console never holds a lock for long. */
 import { Pool } from "pg";
-import { tlsOptions } from "#kernel/database-url";
-import { addressOf } from "../database/client.ts";
+import { connectionOf } from "../database/client.ts";
 import { getDeadLetter, type Replayed, replay } from "../database/dead-letters.ts";
 import type {
   AccountDetail,
@@ -42,15 +41,8 @@ export class ConsoleDatabase {
 
   /** @param url the owner's URL */
   constructor(url: string) {
-    const address = addressOf(url);
-    const { host, port, user, password, database } = address;
     this.#pool = new Pool({
-      host,
-      port,
-      user,
-      password,
-      database,
-      ssl: tlsOptions(address) ?? false,
+      ...connectionOf(url),
       max: CONNECTIONS_MAX,
       idleTimeoutMillis: IDLE_MILLISECONDS_MAX,
       connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX,

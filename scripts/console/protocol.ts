@@ -1,5 +1,7 @@
 /** The messages between the gateway and the page of the console. Times are integer microseconds since 1970, by the gateway's clock. */
 
+import type { LogEvent, ProcessStatus } from "../local/status.ts";
+
 /** The state of an event. `dead letter` and `lost` are ends; `published` is the end of an event without subscriber. */
 export type EventState = "in the outbox" | "published" | "delivering" | "settled" | "dead letter" | "lost";
 
@@ -44,7 +46,7 @@ export interface EventDetail {
   readonly bodyBytes: number;
   /** Other events of the same trace. */
   readonly related: readonly EventSummary[];
-  readonly lines: readonly LogLine[];
+  readonly lines: readonly LogEvent[];
 }
 
 /** A step of a trace in the order of its tree: a span that a function exported, or a step that the gateway or the event bus saw. */
@@ -81,29 +83,6 @@ export interface TraceDetail {
 /** Where the spans of a run go: into the memory of the console, to another collector, or nowhere. */
 export type SpanTarget = "console" | "elsewhere" | "nowhere";
 
-/** A line of a function, or news of Lotus. */
-export interface LogLine {
-  readonly id: number;
-  readonly kind: "line" | "news";
-  /** RFC 3339, UTC. */
-  readonly time: string;
-  readonly name: string;
-  readonly text: string;
-}
-
-/** A process as the control channel describes it. */
-export interface ProcessState {
-  readonly name: string;
-  readonly kind: "function" | "postgres" | "kafka";
-  readonly state: "zero" | "starting" | "running" | "outdated" | "frozen";
-  readonly pid?: number;
-  readonly inFlight?: number;
-  readonly starts?: number;
-  readonly startMilliseconds?: number;
-  readonly call?: string;
-  readonly file?: string;
-}
-
 /** The requests of one function in the last minute. */
 export interface FunctionFigures {
   readonly name: string;
@@ -137,8 +116,8 @@ export interface Topology {
 /** The changes since the message before. */
 export interface Batch {
   readonly events?: readonly EventSummary[];
-  readonly lines?: readonly LogLine[];
-  readonly processes?: readonly ProcessState[];
+  readonly lines?: readonly LogEvent[];
+  readonly processes?: readonly ProcessStatus[];
   readonly figures?: readonly FunctionFigures[];
   /** A sentence: the database does not answer. */
   readonly database?: DatabaseFigures | string;

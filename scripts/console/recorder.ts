@@ -1,7 +1,8 @@
 /** Records what the local run knows about requests and events: log lines, publications, deliveries, starts. Bounded by count and bytes. */
-import type { LogEvent } from "../local/control.ts";
+
 import type { Observer } from "../local/observer.ts";
-import type { EventDetail, EventState, EventSummary, FunctionFigures, LogLine, Span } from "./protocol.ts";
+import type { LogEvent } from "../local/status.ts";
+import type { EventDetail, EventState, EventSummary, FunctionFigures, Span } from "./protocol.ts";
 import type { TracedDelivery, Traces } from "./traces.ts";
 
 const EVENTS_MAX = 10_000;
@@ -297,7 +298,7 @@ export class Recorder implements Observer {
     return attributes.source?.split("/").at(-1) ?? "";
   }
 
-  #linesOf(record: EventRecord): LogLine[] {
+  #linesOf(record: EventRecord): LogEvent[] {
     const wanted = [record.id, record.trace].filter((text) => text !== "");
     return this.#lines()
       .filter(({ text }) => wanted.some((part) => text.includes(part)))

@@ -18,7 +18,7 @@ import { Assets, CONSOLE_PATH, docsHtml, pageHtml, securityHeaders } from "./ass
 import { ConsoleDatabase } from "./database.ts";
 import { type FaultOptions, Faults } from "./faults.ts";
 import { Jobs } from "./jobs.ts";
-import type { DatabaseFigures, ProcessState, Snapshot, SpanTarget, Topology, TraceDetail } from "./protocol.ts";
+import type { DatabaseFigures, Snapshot, SpanTarget, Topology, TraceDetail } from "./protocol.ts";
 import { Recorder } from "./recorder.ts";
 import { Stream } from "./stream.ts";
 import { Traces } from "./traces.ts";
@@ -144,7 +144,7 @@ export function createConsole(options: ConsoleOptions): Console {
       spansReceived: traces.received,
       events: recorder.newest(EVENTS_IN_SNAPSHOT_MAX),
       lines: control.history(),
-      processes: control.processes() as ProcessState[],
+      processes: control.processes(),
       figures: recorder.figures(),
       database: figures,
       jobs: jobs.list(),
@@ -176,7 +176,7 @@ export function createConsole(options: ConsoleOptions): Console {
       }
     });
   const showProcesses = () => {
-    const now = control.processes() as ProcessState[];
+    const now = control.processes();
     const text = JSON.stringify(now);
     if (text === processes) return;
     processes = text;

@@ -1,6 +1,7 @@
 /** The stream of server-sent events for the pages: batches each 100 ms, bounded buffers, a snapshot for clients that missed too much. */
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { Batch, EventSummary, Job, LogLine, Snapshot } from "./protocol.ts";
+import type { LogEvent } from "../local/status.ts";
+import type { Batch, EventSummary, Job, Snapshot } from "./protocol.ts";
 
 const BATCH_MILLISECONDS = 100;
 /** A client with more unsent bytes receives no further batch until it has read them. */
@@ -38,7 +39,7 @@ export class Stream {
   readonly #clients = new Set<Client>();
   readonly #kept: Kept[] = [];
   readonly #events = new Map<string, EventSummary>();
-  #lines: LogLine[] = [];
+  #lines: LogEvent[] = [];
   #changes: Change = {};
   readonly #jobs = new Map<number, Job>();
   #dropped = 0;
@@ -70,7 +71,7 @@ export class Stream {
   }
 
   /** Adds a log line. */
-  line(line: LogLine): void {
+  line(line: LogEvent): void {
     if (this.#lines.length >= LINES_PER_BATCH_MAX) this.#dropped++;
     else this.#lines.push(line);
     this.#soon();

@@ -9,20 +9,12 @@ export function addressOf(url: string): DatabaseAddress {
   return readDatabaseAddress(url, process.env.DATABASE_CA_FILE || undefined);
 }
 
-/** Makes a client that is not connected yet. */
-function clientOf(url: string): Client {
+/** Returns the options of `pg` that a URL states. */
+export function connectionOf(url: string) {
   const address = addressOf(url);
   const { host, port, user, password, database } = address;
-  return new Client({
-    host,
-    port,
-    user,
-    password,
-    database,
-    // `false` also keeps PGSSLMODE out.
-    ssl: tlsOptions(address) ?? false,
-    connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX,
-  });
+  // `false` also keeps PGSSLMODE out.
+  return { host, port, user, password, database, ssl: tlsOptions(address) ?? false };
 }
 
 /** An error of Postgres or Node while a connection opens. */
@@ -75,7 +67,7 @@ export function explainConnection(error: unknown, address: DatabaseAddress): Err
  * @throws {Error} a sentence
  */
 export async function connectTo(url: string): Promise<Client> {
-  const client = clientOf(url);
+  const client = new Client({ ...connectionOf(url), connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX });
   // A connection that is cut fails the next statement; without a listener it would end the process.
   client.on("error", () => undefined);
   try {

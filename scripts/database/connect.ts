@@ -4,6 +4,7 @@ import { join } from "node:path";
 import type { Client } from "pg";
 import { readDatabaseAddress } from "#kernel/database-url";
 import { messageOf, Refusal, UsageError } from "../cli/errors.ts";
+import { readFolder } from "../cli/options.ts";
 import { connectTo } from "./client.ts";
 
 /** Which database a command works on: a URL, else the run of a folder. */
@@ -14,6 +15,12 @@ export interface Target {
   readonly folder: string;
   /** Whether the command line names the folder: then it takes precedence over DATABASE_ADMIN_URL. */
   readonly folderGiven: boolean;
+}
+
+/** Returns the target that the options of a command name. */
+export function targetOf(options: { database: string | undefined; folder: string | undefined }): Target {
+  const { database: url, folder } = options;
+  return { url, folder: readFolder(folder), folderGiven: folder !== undefined };
 }
 
 /**

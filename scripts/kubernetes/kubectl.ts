@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { parseAllDocuments, stringify } from "yaml";
 import { Refusal } from "../cli/errors.ts";
 import { attempt, run, runJson } from "../process/run.ts";
+import { waitFor } from "../process/wait.ts";
 import { ROOT } from "../project/paths.ts";
 
 let current = "lotus";
@@ -132,6 +133,8 @@ export async function waitForRollout(kind: "deployment" | "statefulset", name: s
 }
 
 /** The label of a Job whose name ends in a hash of its content. */
+const JOB_MILLISECONDS_MAX = 600_000;
+const JOB_STEP_MILLISECONDS = 500;
 const JOB_LABEL = "app.kubernetes.io/name";
 
 /** Removes earlier Jobs of this kind, runs this one and waits for its end. The last lines of its pod are part of the error. */
@@ -140,22 +143,18 @@ export async function runJob(job: KubernetesObject): Promise<string> {
   const selector = `${JOB_LABEL}=${job.metadata.labels?.[JOB_LABEL]},app.kubernetes.io/part-of=lotus`;
   await run("kubectl", ["delete", "job", "-l", selector, "-n", current, "--ignore-not-found", "--wait"]);
   await apply([job]);
-  const until = Date.now() + 600_000;
-  for (;;) {
-    const conditions: { type: string; status: string; message?: string }[] =
-      (await get("job", name))?.status?.conditions ?? [];
-    const holds = (type: string) =>
-      conditions.find((condition) => condition.type === type && condition.status === "True");
-    const failed = holds("Failed");
-    const over = Date.now() > until;
-    if (holds("Complete") || failed || over) {
-      const { stdout } = await attempt("kubectl", ["logs", `job/${name}`, "-n", current, "--tail=10"]);
-      if (!failed && !over) return stdout.trim().replaceAll("\n", "; ");
-      throw new Refusal(
-        `The job ${name} failed: ${failed?.message ?? "it did not end in ten minutes"}\n  ${stdout.trim().replaceAll("\n", "\n  ")}\n` +
-          `Details: kubectl -n ${current} describe job/${name} pods`,
-      );
-    }
-    await new Promise((resolve) => setTimeout(resolve, 500));
-  }
+  const end = await waitFor<{ type: string; message?: string }>(
+    async () => {
+      const conditions: { type: string; status: string; message?: string }[] =
+        (await get("job", name))?.status?.conditions ?? [];
+      return conditions.find(({ type, status }) => status === "True" && (type === "Complete" || type === "Failed"));
+    },
+    { millisecondsMax: JOB_MILLISECONDS_MAX, stepMilliseconds: JOB_STEP_MILLISECONDS },
+  );
+  const { stdout } = await attempt("kubectl", ["logs", `job/${name}`, "-n", current, "--tail=10"]);
+  if (end?.type === "Complete") return stdout.trim().replaceAll("\n", "; ");
+  throw new Refusal(
+    `The job ${name} failed: ${end === undefined ? "it did not end in ten minutes" : (end.message ?? "no reason was given")}\n  ${stdout.trim().replaceAll("\n", "\n  ")}\n` +
+      `Details: kubectl -n ${current} describe job/${name} pods`,
+  );
 }

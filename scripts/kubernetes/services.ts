@@ -2,7 +2,8 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Refusal } from "../cli/errors.ts";
-import { attempt, eachOf, run } from "../process/run.ts";
+import { eachOf } from "../process/concurrency.ts";
+import { attempt, run } from "../process/run.ts";
 import { ROOT } from "../project/paths.ts";
 import { get, list, namespace, toYaml } from "./kubectl.ts";
 import type { FunctionPlan } from "./plan.ts";

@@ -1,7 +1,8 @@
 import { request } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterEach, describe, expect, it } from "vitest";
-import { type Control, createControl, type LogEvent } from "./control.ts";
+import { type Control, createControl } from "./control.ts";
+import type { LogEvent } from "./status.ts";
 
 const endings: (() => void)[] = [];
 afterEach(() => {

@@ -4,9 +4,9 @@ import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as delay } from "node:timers/promises";
 import { guardChild } from "../process/child.ts";
 import { freePorts } from "../process/ports.ts";
+import { waitFor } from "../process/wait.ts";
 
 /** The user that PgBouncer runs as, when root starts it: it refuses to run as root. */
 const NOBODY = 65534;
@@ -75,14 +75,12 @@ server_login_retry = 1
       child.once("error", (error) => over(error.message));
       child.once("exit", (code) => over(`exit code ${code}: ${said}`));
     });
-    const until = performance.now() + START_MILLISECONDS_MAX;
-    while (!(await accepts())) {
-      if (end === undefined && performance.now() < until) await delay(LOOK_MILLISECONDS);
-      else
-        throw new Error(
-          `PgBouncer did not start (${end ?? said}). Install it (apt-get install pgbouncer), or skip its tests with PGBOUNCER=skip.`,
-        );
-    }
+    const limits = { millisecondsMax: START_MILLISECONDS_MAX, stepMilliseconds: LOOK_MILLISECONDS };
+    const started = await waitFor(async () => (await accepts()) || (end === undefined ? undefined : "ended"), limits);
+    if (started !== true)
+      throw new Error(
+        `PgBouncer did not start (${end ?? said}). Install it (apt-get install pgbouncer), or skip its tests with PGBOUNCER=skip.`,
+      );
     return { child, ended };
   };
   let running = await begin();

@@ -93,16 +93,3 @@ export async function runText(command: readonly string[], millisecondsMax?: numb
   const { ok, text } = await ask(command, millisecondsMax);
   return ok ? text : undefined;
 }
-
-/** Works through a list, a few items at a time, and stops at the first failure. */
-export async function eachOf<T>(items: readonly T[], atOnce: number, work: (item: T) => Promise<void>): Promise<void> {
-  const left = [...items];
-  const worker = async () => {
-    for (let item = left.shift(); item !== undefined; item = left.shift()) await work(item);
-  };
-  try {
-    await Promise.all(Array.from({ length: atOnce }, worker));
-  } finally {
-    left.length = 0;
-  }
-}

@@ -3,6 +3,7 @@ import { setMaxListeners } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Consumer, EachBatchPayload, KafkaMessage } from "kafkajs";
 import { kafkaClient } from "#kernel/kafka";
+import { Slots } from "../process/concurrency.ts";
 import { type KafkaRecord, toMessage } from "./cloud-event.ts";
 import {
   type Delivered,
@@ -12,7 +13,7 @@ import {
   type Message,
   type Resolve,
 } from "./delivery.ts";
-import { Progress, Slots } from "./offsets.ts";
+import { Progress } from "./offsets.ts";
 import { readPastUndecodable, undecodableReason } from "./undecodable.ts";
 
 /** The real data plane polls as many records at once. A function serves at most this many requests of one source at a time. */
