@@ -6,8 +6,13 @@ const HEIGHT = 220;
 
 /** Draws the chart into an element. Returns the function that removes it. */
 export function drawChart(element: HTMLElement, points: readonly LoadPoint[]): () => void {
-  const style = getComputedStyle(document.documentElement);
-  const colour = (name: string) => style.getPropertyValue(name).trim();
+  // The value of a variable names the colours of both themes. The computed colour is that of the theme.
+  const colour = (name: string) => {
+    element.style.color = `var(${name})`;
+    const { color } = getComputedStyle(element);
+    element.style.color = "";
+    return color;
+  };
   const axis = {
     stroke: colour("--dim"),
     grid: { stroke: colour("--line"), width: 1 },
@@ -25,7 +30,12 @@ export function drawChart(element: HTMLElement, points: readonly LoadPoint[]): (
         {},
         { label: "answered", stroke: colour("--good"), width: 2 },
         { label: "failed or repeated", stroke: colour("--bad"), width: 2, dash: [4, 4] },
-        { label: "outbox", stroke: colour("--busy"), width: 2, fill: `${colour("--busy")}30` },
+        {
+          label: "outbox",
+          stroke: colour("--busy"),
+          width: 2,
+          fill: `color-mix(in srgb, ${colour("--busy")} 19%, transparent)`,
+        },
       ],
     },
     [

@@ -1,7 +1,7 @@
 /** The diagram of the overview: endpoints → topics → triggers. A node and its lines flash when an event passes. */
 import { useEffect, useState } from "preact/hooks";
 import { href } from "./route.ts";
-import { figures, processes, topology, touched } from "./store.ts";
+import { processes, recentRequests, topology, touched } from "./store.ts";
 
 const ROW = 26;
 const TOP = 30;
@@ -99,7 +99,7 @@ export function Diagram() {
           const { x, width } = COLUMNS[column];
           const state = states.get(name);
           const isWarm = state !== undefined && state !== "zero";
-          const isLit = lit.has(name) || (isFunction && (figures.value.get(name)?.perSecond.at(-1) ?? 0) > 0);
+          const isLit = lit.has(name) || (isFunction && recentRequests(name) > 0);
           const shape = (
             <>
               <rect x={x} y={y - NODE_HEIGHT / 2} width={width} height={NODE_HEIGHT} rx="4" />

@@ -6,14 +6,14 @@ import { demoUser, get, post } from "./api.ts";
 import { clock, count, money, short } from "./format.ts";
 import { Action, Copy, Problem, Status, sentenceOf, useData } from "./parts.tsx";
 import { href, route, setQuery } from "./route.ts";
-import { figures, jobs } from "./store.ts";
+import { figures, jobs, recentRequests } from "./store.ts";
 
 const HASH_DIGITS_SHOWN = 12;
 
 /** A number that changes at most once a second, while functions of the ledger answer requests. */
 function useMovement(): number {
   const [number, setNumber] = useState(0);
-  const rate = [...figures.value.values()].reduce((sum, { perSecond }) => sum + (perSecond.at(-1) ?? 0), 0);
+  const rate = [...figures.value.keys()].reduce((sum, name) => sum + recentRequests(name), 0);
   const at = Math.floor(Date.now() / 1000);
   useEffect(() => {
     if (rate > 0) setNumber(at);

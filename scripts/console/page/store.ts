@@ -1,13 +1,12 @@
 /** The state of the page, filled by the stream. Signals update the parts that read them. */
 import { computed, signal } from "@preact/signals";
+import type { LogEvent, ProcessStatus } from "../../local/status.ts";
 import type {
   Batch,
   DatabaseFigures,
   EventSummary,
   FunctionFigures,
   Job,
-  LogLine,
-  ProcessState,
   Snapshot,
   SpanTarget,
   Topology,
@@ -19,7 +18,7 @@ const JOBS_MAX = 20;
 const AGAIN_MILLISECONDS = 1_000;
 
 /** A log line with the fields that the page filters by. */
-export interface ParsedLine extends LogLine {
+export interface ParsedLine extends LogEvent {
   readonly level: string;
   readonly trace: string;
   readonly message: string;
@@ -37,7 +36,7 @@ export const ownPostgres = signal(false);
 export const spanTarget = signal<SpanTarget>("nowhere");
 /** Counts the spans that Lotus has received. */
 export const spansReceived = signal(0);
-export const processes = signal<readonly ProcessState[]>([]);
+export const processes = signal<readonly ProcessStatus[]>([]);
 export const figures = signal<ReadonlyMap<string, FunctionFigures>>(new Map());
 export const database = signal<DatabaseFigures | string>("");
 export const jobs = signal<readonly Job[]>([]);
@@ -53,6 +52,13 @@ export const lines: ParsedLine[] = [];
 /** The figures of the database; undefined while it does not answer. */
 export const databaseFigures = computed(() => (typeof database.value === "string" ? undefined : database.value));
 
+/** The figures come once a second and may lie a second apart from the counts: a request is in one of these. */
+const RECENT_SECONDS = 3;
+
+/** Returns the requests of a function in the last seconds. */
+export const recentRequests = (name: string): number =>
+  (figures.value.get(name)?.perSecond ?? []).slice(-RECENT_SECONDS).reduce((sum, count) => sum + count, 0);
+
 /** Requests of the last ten seconds, divided by ten. */
 export const requestsPerSecond = computed(() => {
   let sum = 0;
@@ -60,7 +66,7 @@ export const requestsPerSecond = computed(() => {
   return sum / 10;
 });
 
-function parse(line: LogLine): ParsedLine {
+function parse(line: LogEvent): ParsedLine {
   if (line.kind === "line" && line.text.startsWith("{")) {
     try {
       const fields = JSON.parse(line.text) as Record<string, string | number | undefined>;
@@ -85,7 +91,7 @@ function addEvents(changed: readonly EventSummary[]): void {
   eventsVersion.value++;
 }
 
-function addLines(added: readonly LogLine[]): void {
+function addLines(added: readonly LogEvent[]): void {
   for (const line of added) lines.push(parse(line));
   if (lines.length > LINES_MAX) lines.splice(0, lines.length - LINES_MAX);
   linesVersion.value++;
