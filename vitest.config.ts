@@ -5,17 +5,19 @@ import { defineConfig } from "vitest/config";
 const TIMEOUT_MILLISECONDS = 120_000;
 const CLUSTER_TIMEOUT_MILLISECONDS = 300_000;
 
-type Project = "unit" | "lotus" | "kafka" | "cluster";
+type Project = "unit" | "lotus" | "chaos" | "kafka" | "cluster";
 
 /** Returns the project of a test file: by its name, or by the parts that it imports. */
 function projectOf(file: string): Project {
   if (file.endsWith(".cluster.test.ts")) return "cluster";
   const text = readFileSync(file, "utf8");
   if (/testing\/kafka\.ts"|\.\.\/kafka\.ts"/.test(text)) return "kafka";
-  // An exhaustive model takes too long for a unit test.
-  if (file.startsWith("scripts/chaos/")) return "lotus";
-  // Tests of processes, bundles or the database are not unit tests.
-  if (/testing\/lotus\.ts"|\/lotus\.ts"|\binject\b|node:child_process|bundleOf|startPostgres/.test(text))
+  // Each starts several Lotus under load.
+  if (file.startsWith("scripts/chaos/")) return "chaos";
+  // Tests of sockets, processes, bundles or the database are not unit tests.
+  if (
+    /\/lotus\.ts"|testing\/database\.ts"|\binject\b|"node:(child_process|http|net)"|bundleOf|startPostgres/.test(text)
+  )
     return "lotus";
   return "unit";
 }
@@ -28,20 +30,31 @@ const files = ["functions", "triggers", "scripts"].flatMap((folder) =>
 const filesOf = (project: Project) => files.filter((file) => projectOf(file) === project);
 
 const limits = { testTimeout: TIMEOUT_MILLISECONDS, hookTimeout: TIMEOUT_MILLISECONDS, pool: "forks" } as const;
-/** One file at a time: the tests share a Postgres server and two cores. */
-const oneAtATime = (groupOrder: number) => ({ maxWorkers: 1, sequence: { groupOrder } });
+/** The files of a project run after those of lower groups: the tests share a Postgres server and two cores. */
+const group = (groupOrder: number, maxWorkers = 1) => ({ maxWorkers, sequence: { groupOrder } });
+/** Half of the time of such a test is a wait for a limit to pass. */
+const LOTUS_FILES_AT_ONCE = 2;
 
 export default defineConfig({
   test: {
     projects: [
-      { test: { name: "unit", include: filesOf("unit"), ...limits, sequence: { groupOrder: 0 } } },
+      { test: { name: "unit", include: filesOf("unit"), ...limits, pool: "threads", sequence: { groupOrder: 0 } } },
       {
         test: {
           name: "lotus",
           include: filesOf("lotus"),
           globalSetup: "scripts/testing/setup.ts",
           ...limits,
-          ...oneAtATime(1),
+          ...group(1, LOTUS_FILES_AT_ONCE),
+        },
+      },
+      {
+        test: {
+          name: "chaos",
+          include: filesOf("chaos"),
+          globalSetup: "scripts/testing/setup.ts",
+          ...limits,
+          ...group(2),
         },
       },
       {
@@ -50,7 +63,7 @@ export default defineConfig({
           include: filesOf("kafka"),
           globalSetup: "scripts/testing/setup.ts",
           ...limits,
-          ...oneAtATime(2),
+          ...group(3),
         },
       },
       {
@@ -61,7 +74,7 @@ export default defineConfig({
           ...limits,
           testTimeout: CLUSTER_TIMEOUT_MILLISECONDS,
           hookTimeout: CLUSTER_TIMEOUT_MILLISECONDS,
-          ...oneAtATime(3),
+          ...group(4),
         },
       },
     ],

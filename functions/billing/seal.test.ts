@@ -144,7 +144,8 @@ describe("a seal", () => {
     });
     await eventually("the second run waits or has begun", async () => {
       const { rowCount } = await lotus.database.query(
-        "select from pg_locks where not granted and relation = 'billing.seals'::regclass",
+        `select from pg_locks where not granted and relation = 'billing.seals'::regclass
+         and database = (select oid from pg_database where datname = current_database())`,
       );
       return ended || rowCount === 1;
     });

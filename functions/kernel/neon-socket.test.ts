@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, expect, inject, it, vi } from "vitest"
 import { WebSocketServer } from "ws";
 import { startWebSocketPostgres, type WebSocketPostgres } from "../../scripts/testing/websocket-server.ts";
 
-const postgres = new URL(inject("templateUrl"));
+const postgres = new URL(inject("templateUrl").replace(/\/lotus$/, "/postgres"));
 let server: WebSocketPostgres;
 
 beforeEach(async () => {

@@ -1,13 +1,14 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { cp, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { cp, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
-import { ROOT } from "../project/paths.ts";
+import { type CheckoutCopy, copyCheckout } from "../testing/checkout.ts";
+import { createTestDatabase, type TestDatabase } from "../testing/database.ts";
 import { call, eventually } from "../testing/lotus.ts";
 
-/** A copy, so that a killed test does not leave a change in the checkout. */
+let checkout: CheckoutCopy;
 let copy: string;
+let database: TestDatabase;
 let dev: ChildProcess;
 let output = "";
 let ended: Promise<unknown>;
@@ -16,14 +17,12 @@ let source: string;
 const FILE = "functions/order/subscriptions.ts";
 
 beforeAll(async () => {
-  copy = await mkdtemp(join(tmpdir(), "lotus-watch-"));
-  for (const part of ["functions", "triggers", "scripts", "knative", "docs", "package.json", "tsconfig.json"]) {
-    await cp(join(ROOT, part), join(copy, part), { recursive: true });
-  }
-  await symlink(join(ROOT, "node_modules"), join(copy, "node_modules"));
+  checkout = await copyCheckout();
+  copy = checkout.folder;
   await cp(inject("secrets"), join(copy, ".lotus/secrets"), { recursive: true });
   source = await readFile(join(copy, FILE), "utf8");
-  const flags = ["--port", "0", "--database", inject("templateUrl")];
+  database = await createTestDatabase();
+  const flags = ["--port", "0", "--database", database.url];
   dev = spawn(process.execPath, [join(copy, "scripts/lotus.mjs"), "dev", ...flags], { cwd: copy });
   for (const stream of [dev.stdout, dev.stderr]) stream?.on("data", (chunk: Buffer) => (output += chunk));
   ended = new Promise((resolve) => dev.once("close", resolve));
@@ -35,7 +34,8 @@ beforeAll(async () => {
 afterAll(async () => {
   dev.kill("SIGTERM");
   await ended;
-  await rm(copy, { recursive: true, force: true });
+  await database.drop();
+  await checkout.remove();
 });
 
 const ask = async () => (await call({ url }, "GET /order/subscriptions")).body;

@@ -223,7 +223,7 @@ describe("npm start", () => {
       const { stdout } = await run(process.execPath, [PROGRAM, "ps", "--json", "--folder", folder], { cwd: ROOT });
       const processes = JSON.parse(stdout) as { name: string; inFlight?: number }[];
       const withdraw = processes.find(({ name }) => name === "billing-withdraw-money");
-      const { rows } = await database.query("select from pg_locks where not granted");
+      const { rows } = await database.query("select from pg_locks where not granted and pid <> pg_backend_pid()");
       return withdraw?.inFlight === users.length && rows.length > 0;
     });
     lotus.child.kill("SIGTERM");

@@ -120,7 +120,7 @@ describe("functions.sql", () => {
 });
 
 describe("a migration", () => {
-  it("that fails names the file, the line and the statement, and leaves nothing behind", async () => {
+  it("that fails names the file, the line and the statement, and leaves the database unchanged", async () => {
     const broken = migration("900-broken", 'create table "order".half ();\n\nselect 1,\n  missing;');
     await expect(apply(withMigrations(broken))).rejects.toThrow(
       'functions/order/schema/900-broken.sql:4: column "missing" does not exist. The statement: select 1, missing',
@@ -131,7 +131,7 @@ describe("a migration", () => {
     expect(rows).toEqual([{ half: null, orders: '"order".orders' }]);
   });
 
-  it("keeps what was applied before it: an edit of that is refused although a later one failed", async () => {
+  it("keeps the migrations before a failed one: an edit of them is refused", async () => {
     const [first, broken] = [
       migration("901-first", 'create table "order".first ()'),
       migration("902-broken", "select missing"),
@@ -193,7 +193,7 @@ describe("a migration", () => {
 });
 
 describe("the subscribers of a topic", () => {
-  it("change in one statement: an event of that moment awaits the old or the new ones, never none", async () => {
+  it("change in one statement: a concurrent event awaits the old or the new subscribers", async () => {
     await client.query("update events.subscriptions set subscriber = 'formerly' where topic = 'user-registered'");
     const emit = () => other.query("select events.emit('user-registered', 1, 'test', gen_random_uuid(), null, '{}')");
     await emit();

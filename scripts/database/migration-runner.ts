@@ -5,7 +5,7 @@ import { type Client, type DatabaseError, escapeIdentifier } from "pg";
 import { findFunctions } from "../project/functions.ts";
 import { readSqlFiles, runFile, type SqlFile, type SqlFiles } from "./sql.ts";
 
-/** A statement that waits for a lock makes all later statements on the table wait as well: it gives up early and tries again. */
+/** A statement that waits for a lock delays all later statements on the table. It therefore stops waiting early, and tries again. */
 const LOCK_MILLISECONDS_MAX = 500;
 const ATTEMPTS_MAX = 12;
 const BACK_OFF_MILLISECONDS = 250;

@@ -15,14 +15,14 @@ import { SERVICES } from "./sql.ts";
 
 const PGBOUNCER = "/usr/sbin/pgbouncer";
 
-const serverUrl = new URL(inject("templateUrl"));
+const serverUrl = new URL(inject("templateUrl").replace(/\/lotus$/, "/postgres"));
 const passwordsOf = (password: string) => Object.fromEntries(SERVICES.map((service) => [service, password]));
 
 let server: Client;
 const databases: string[] = [];
 const owners: string[] = [];
 beforeAll(async () => {
-  server = new Client({ connectionString: serverUrl.href.replace(/\/lotus$/, "/postgres") });
+  server = new Client({ connectionString: serverUrl.href });
   await server.connect();
 });
 afterEach(async () => {
@@ -256,7 +256,12 @@ auth_type = plain\nauth_file = ${folder}/users\npool_mode = transaction\ndefault
           }),
       );
       await expect(migrate(pooled, passwordsOf("password"))).rejects.toThrow(/^The URL leads to a transaction pooler/);
-      expect((await server.query("select from pg_locks where locktype = 'advisory'")).rowCount).toBe(0);
+      const locks = await server.query(
+        `select from pg_locks where locktype = 'advisory'
+         and database = (select oid from pg_database where datname = $1)`,
+        [databaseOf(url.href)],
+      );
+      expect(locks.rowCount).toBe(0);
     } finally {
       const ended = new Promise((resolve) => pooler.once("exit", resolve));
       pooler.kill("SIGKILL");

@@ -2,9 +2,10 @@
 import { readdirSync } from "node:fs";
 import type { Connection, QueryResult, Submittable } from "pg";
 import { Client } from "pg";
-import { afterAll, beforeAll, describe, expect, inject, it, vi } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { type StatementCall, statementCalls } from "../check/statements.ts";
 import { ROOT } from "../project/paths.ts";
+import { createTestDatabase, type TestDatabase } from "../testing/database.ts";
 
 /** Postgres cuts a longer name of a prepared statement. */
 const NAME_BYTES_MAX = 63;
@@ -44,9 +45,11 @@ const files = ["functions", "triggers"].flatMap((folder) =>
 const calls = statementCalls(files);
 const described: Described[] = [];
 let database: Client;
+let copy: TestDatabase;
 
 beforeAll(async () => {
-  database = new Client({ connectionString: inject("templateUrl") });
+  copy = await createTestDatabase();
+  database = new Client({ connectionString: copy.url });
   await database.connect();
   for (const file of files) await import(`${ROOT}/${file}`);
   for (const { place, file, callee, name, text, columns } of calls) {
@@ -60,7 +63,10 @@ beforeAll(async () => {
     }
   }
 });
-afterAll(() => database.end());
+afterAll(async () => {
+  await database.end();
+  await copy.drop();
+});
 
 interface Field {
   readonly name: string;

@@ -1,44 +1,30 @@
 import { execFile } from "node:child_process";
-import { cp, mkdtemp, readFile, rm, symlink } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { ROOT } from "../project/paths.ts";
+import { type CheckoutCopy, copyCheckout } from "../testing/checkout.ts";
 
 const run = promisify(execFile);
-let copy: string;
+let copy: CheckoutCopy;
 
 /** lotus new, in a copy of the checkout. */
-const create = (...words: string[]) => run(process.execPath, ["scripts/lotus.mjs", "new", ...words], { cwd: copy });
+const create = (...words: string[]) =>
+  run(process.execPath, ["scripts/lotus.mjs", "new", ...words], { cwd: copy.folder });
 
 beforeAll(async () => {
-  copy = await mkdtemp(join(tmpdir(), "lotus-new-"));
-  const parts = [
-    "functions",
-    "triggers",
-    "scripts",
-    "knative",
-    "docs",
-    "postman",
-    "README.md",
-    "package.json",
-    "package-lock.json",
-  ];
-  for (const part of [...parts, "tsconfig.json", "biome.json", "vitest.config.ts"])
-    await cp(join(ROOT, part), join(copy, part), { recursive: true });
-  await symlink(join(ROOT, "node_modules"), join(copy, "node_modules"));
+  copy = await copyCheckout();
 });
-afterAll(() => rm(copy, { recursive: true, force: true }));
+afterAll(() => copy.remove());
 
 describe("lotus new", () => {
   it("writes an endpoint, an event and a service that compile, are formatted and pass their tests", async () => {
     await create("endpoint", "order/cheapest");
     await create("event", "order/order-shipped");
     await create("service", "gift");
-    await run("npx", ["tsc", "-p", "."], { cwd: copy });
-    await run("npx", ["biome", "check", "--vcs-enabled=false", "functions", "triggers"], { cwd: copy });
-    await run(process.execPath, ["scripts/lotus.mjs", "generate", "--check"], { cwd: copy });
+    await run("npx", ["tsc", "-p", "."], { cwd: copy.folder });
+    await run("npx", ["biome", "check", "--vcs-enabled=false", "functions", "triggers"], { cwd: copy.folder });
+    await run(process.execPath, ["scripts/lotus.mjs", "generate", "--check"], { cwd: copy.folder });
     const tests = [
       "functions/order/cheapest",
       "functions/gift",
@@ -47,11 +33,11 @@ describe("lotus new", () => {
       "scripts/database/sql",
     ];
     const { stdout } = await run("npx", ["vitest", "run", "--project", "unit", "--project", "lotus", ...tests], {
-      cwd: copy,
+      cwd: copy.folder,
       env: { ...process.env, NO_COLOR: "1", CI: "" },
     });
     expect(stdout).toMatch(/Test Files +\d+ passed/);
-    expect(await readFile(join(copy, "README.md"), "utf8")).toContain("| `GET /order/cheapest` |");
+    expect(await readFile(join(copy.folder, "README.md"), "utf8")).toContain("| `GET /order/cheapest` |");
   });
 
   it.each([

@@ -3,11 +3,12 @@ import { randomUUID } from "node:crypto";
 import { cp, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as delay } from "node:timers/promises";
 import { Client, escapeIdentifier } from "pg";
 import { inject } from "vitest";
-import { databaseOf, roleName, rolesOf } from "../database/roles.ts";
+import { databaseOf, roleName } from "../database/roles.ts";
 import { type Lotus, type LotusOptions, startLotus } from "../local/lotus.ts";
+import { waitFor } from "../process/wait.ts";
+import { createTestDatabase } from "./database.ts";
 import { type Network, startNetwork } from "./network.ts";
 
 /** More than the 70 s in which the relay publishes an event again: it runs every minute, for events older than 10 s. */
@@ -30,15 +31,10 @@ export interface TestLotus extends Lotus {
 
 /** Starts a Lotus. `stop` also drops its database. */
 export async function startTestLotus(options: Partial<LotusOptions> = {}): Promise<TestLotus> {
-  const template = inject("templateUrl");
-  const name = `test_${randomUUID().replaceAll("-", "")}`;
-  const server = new Client({ connectionString: template.replace(/\/lotus$/, "/postgres") });
-  await server.connect();
-  await server.query(`create database ${name} template lotus`);
+  const { url: databaseUrl, drop } = await createTestDatabase();
   const folder = await mkdtemp(join(tmpdir(), "lotus-test-"));
   await cp(inject("secrets"), join(folder, "secrets"), { recursive: true });
-  const databaseUrl = template.replace(/\/lotus$/, `/${name}`);
-  const network = await startNetwork(Number(new URL(template).port));
+  const network = await startNetwork(Number(new URL(databaseUrl).port));
   const behindNetwork = Object.assign(new URL(databaseUrl), { port: String(network.port) }).href;
   const lines = new Map<string, string[]>();
   const news: string[] = [];
@@ -68,14 +64,7 @@ export async function startTestLotus(options: Partial<LotusOptions> = {}): Promi
       await lotus.stop();
       await network.stop();
       await database.end();
-      // The sessions of functions that were killed end by themselves; the owner may not end those of other roles.
-      await eventually("all connections are closed", async () => {
-        const { rowCount } = await server.query("select from pg_stat_activity where datname = $1", [name]);
-        return rowCount === 0;
-      });
-      await server.query(`drop database ${name}`);
-      await server.query(`drop role ${[...rolesOf(name).values()].join(", ")}`);
-      await server.end();
+      await drop();
       await rm(folder, { recursive: true, force: true });
     },
   };
@@ -157,13 +146,9 @@ export async function eventually<T>(
   look: () => Promise<T | undefined | false> | T | undefined | false,
   millisecondsMax = EVENTUALLY_MILLISECONDS_MAX,
 ): Promise<T> {
-  const until = performance.now() + millisecondsMax;
-  for (;;) {
-    const seen = await look();
-    if (seen !== undefined && seen !== false) return seen;
-    if (performance.now() > until) throw new Error(`Not reached within ${millisecondsMax / 1000} s: ${what}.`);
-    await delay(EVENTUALLY_STEP_MILLISECONDS);
-  }
+  const seen = await waitFor(look, { millisecondsMax, stepMilliseconds: EVENTUALLY_STEP_MILLISECONDS });
+  if (seen === undefined) throw new Error(`Not reached within ${millisecondsMax / 1000} s: ${what}.`);
+  return seen;
 }
 
 /** Resolves when the outbox is empty; fails with the events that wait, and with the last lines of their subscribers' logs. */

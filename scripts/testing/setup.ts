@@ -9,6 +9,9 @@ import { readPasswords } from "../database/roles.ts";
 import { startPostgres } from "../local/postgres.ts";
 import { ensureSecrets } from "../secrets/local.ts";
 
+/** Two files run at a time, and one of them may start several Lotus. */
+const CONNECTIONS_MAX = 600;
+
 declare module "vitest" {
   interface ProvidedContext {
     /** The server, as the owner of a migrated database without other connections. */
@@ -29,7 +32,8 @@ export default async function setup(project: TestProject): Promise<() => Promise
   // When root runs the tests, Postgres runs as another user, who must be able to enter the folder.
   await chmod(folder, 0o711);
   // Without fsync a power cut may lose test data. A killed server does not lose any.
-  const [postgres] = await Promise.all([startPostgres(join(folder, "postgres"), ["-c", "fsync=off"]), buildAll()]);
+  const flags = ["-c", "fsync=off", "-c", `max_connections=${CONNECTIONS_MAX}`];
+  const [postgres] = await Promise.all([startPostgres(join(folder, "postgres"), flags), buildAll()]);
   project.onTestsRerun(buildAll);
   const secrets = join(folder, "secrets");
   await ensureSecrets(secrets, postgres.adminUrl);

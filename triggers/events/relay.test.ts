@@ -165,7 +165,9 @@ describe("the relay", () => {
       await one.query("select events.settle_many(true, array[$1]::uuid[], 'one')", [rows[0].id]);
       const settling = other.query("select events.settle_many(true, array[$1]::uuid[], 'other')", [rows[0].id]);
       await eventually("the other one waits", async () => {
-        const { rows: locks } = await lotus.database.query("select from pg_locks where not granted");
+        const { rows: locks } = await lotus.database.query(
+          "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'",
+        );
         return locks.length > 0;
       });
       await one.query("commit");

@@ -1,13 +1,15 @@
 import { execFile } from "node:child_process";
-import { cp, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { cp, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { findFunctions } from "../../project/functions.ts";
 import { ROOT } from "../../project/paths.ts";
+import { type CheckoutCopy, copyCheckout } from "../checkout.ts";
+import { createTestDatabase } from "../database.ts";
 
 const run = promisify(execFile);
+let checkout: CheckoutCopy;
 let copy: string;
 let readme: string;
 let contributing: string;
@@ -15,22 +17,10 @@ let contributing: string;
 beforeAll(async () => {
   readme = await readFile(join(ROOT, "README.md"), "utf8");
   contributing = await readFile(join(ROOT, "CONTRIBUTING.md"), "utf8");
-  copy = await mkdtemp(join(tmpdir(), "lotus-readme-"));
-  for (const part of [
-    "functions",
-    "triggers",
-    "scripts",
-    "knative",
-    "docs",
-    "package.json",
-    "tsconfig.json",
-    "biome.json",
-  ]) {
-    await cp(join(ROOT, part), join(copy, part), { recursive: true });
-  }
-  await symlink(join(ROOT, "node_modules"), join(copy, "node_modules"));
+  checkout = await copyCheckout();
+  copy = checkout.folder;
 });
-afterAll(() => rm(copy, { recursive: true, force: true }));
+afterAll(() => checkout.remove());
 
 describe("the documents", () => {
   it("show an endpoint that works when a reader pastes it", async () => {
@@ -50,11 +40,12 @@ describe("the documents", () => {
       console.log(answer.status + " " + await answer.text());
       await lotus.stop();`;
     await writeFile(join(copy, "try.mts"), program);
+    const database = await createTestDatabase();
     const { stdout } = await run(
       process.execPath,
-      ["--import", "./scripts/typescript.mjs", "try.mts", inject("templateUrl"), expected?.[1] ?? ""],
+      ["--import", "./scripts/typescript.mjs", "try.mts", database.url, expected?.[1] ?? ""],
       { cwd: copy },
-    );
+    ).finally(() => database.drop());
     expect(stdout.trim()).toBe(`200 ${expected?.[2]}`);
   });
 
