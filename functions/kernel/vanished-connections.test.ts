@@ -7,11 +7,10 @@ const SHORT = { STATEMENT_MILLISECONDS_MAX: 0 };
 
 let proxy: PostgresProxy;
 beforeEach(async () => {
-  const url = new URL(inject("templateUrl"));
+  const url = new URL(inject("templateUrl").replace(/\/lotus$/, "/postgres"));
   const port = Number(url.port);
   proxy = await startPostgresProxy(() => port);
   url.port = String(proxy.port);
-  url.pathname = "/postgres";
   vi.stubEnv("DATABASE_URL", url.href);
   vi.doMock("./settings.ts", async (original) => ({ ...(await original<object>()), ...SHORT }));
   vi.resetModules();
