@@ -25,9 +25,9 @@ describe.skipIf(!canStartKafka)("a restore to a point in time", () => {
   let url: string;
   beforeAll(async () => {
     kafka = await startTestKafka();
-    const template = inject("templateUrl");
-    url = template.replace(/\/lotus$/, `/${name}`);
-    server = new Client({ connectionString: template.replace(/\/lotus$/, "/postgres") });
+    const base = inject("templateUrl").replace(/\/lotus$/, "");
+    url = `${base}/${name}`;
+    server = new Client({ connectionString: `${base}/postgres` });
     await server.connect();
     await server.query(`create database ${name} template lotus`);
     folder = await mkdtemp(join(tmpdir(), "lotus-restore-"));
