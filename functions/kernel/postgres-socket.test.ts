@@ -1,5 +1,5 @@
 import { writeFile } from "node:fs/promises";
-import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
+import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Client } from "@neondatabase/serverless";
@@ -392,6 +392,30 @@ describe("a statement of several mebibytes", () => {
     await expect(echo(text + text)).rejects.toThrow("was not sent to the database");
     expect(await echo("x")).toBe(2);
     await (await import("./database.ts")).closeDatabase();
+    await postgres.stop();
+  });
+});
+
+describe("a statement", () => {
+  it("ends with Sync alone, so that its rows and its commit arrive in one packet", async () => {
+    const postgres = await startTestPostgres();
+    const url = new URL(await postgres.createDatabase("trusted"));
+    const port = Number(url.port);
+    const sent: Buffer[] = [];
+    const proxy = createServer((client) => {
+      const server = connect(port, "127.0.0.1").on("error", () => client.destroy());
+      client.on("error", () => server.destroy()).on("data", (data: Buffer) => sent.push(data));
+      client.pipe(server).pipe(client);
+    });
+    await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+    url.port = String((proxy.address() as AddressInfo).port);
+    const { query, closeDatabase } = await load(url.href);
+    expect(await query("one", "select 1 as one", [])).toEqual([{ one: 1 }]);
+    const last = sent.at(-1) ?? Buffer.alloc(0);
+    expect(last.subarray(-5)).toEqual(Buffer.from("S\0\0\0\x04", "latin1"));
+    expect(last.includes(Buffer.from("H\0\0\0\x04", "latin1"))).toBe(false);
+    await closeDatabase();
+    await new Promise((resolve) => proxy.close(resolve));
     await postgres.stop();
   });
 });
