@@ -50,6 +50,7 @@ describe("migrate", () => {
       "notification/002-by-age",
       "notification/functions",
       "order/001-orders",
+      "order/002-subscriptions-without-lock",
       "order/functions",
       "profile/001-users",
       "profile/functions",

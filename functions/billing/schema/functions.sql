@@ -158,7 +158,12 @@ begin
   moved_amounts := amounts;
   times := array_fill(null::timestamptz, array[calls]);
 
-  perform billing.open_registered_unchecked(user_ids || recipient_ids);
+  if exists (
+    select from unnest(user_ids || recipient_ids) u (id)
+    where u.id is not null and not exists (select from billing.accounts a where a.id = u.id)
+  ) then
+    perform billing.open_registered_unchecked(user_ids || recipient_ids);
+  end if;
 
   -- One order of locks for all statements. A statement that skips locked rows never waits for an account.
   if waits then
