@@ -198,7 +198,10 @@ export const SABOTAGES: readonly Sabotage[] = [
     summary: "a registration does not open an account",
     violates: ["I6"],
     faults: [],
-    edits: [["billing.open_account", /insert into billing\.accounts[^;]*;/, ""]],
+    edits: [
+      ["billing.open_account", /insert into billing\.accounts[^;]*;/, ""],
+      ["billing.open_accounts", /insert into billing\.accounts[^;]*;/, ""],
+    ],
   },
 ];
 

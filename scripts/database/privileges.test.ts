@@ -39,6 +39,7 @@ const MAY_EXECUTE: Readonly<Record<string, readonly string[]>> = {
     "billing.history",
     "billing.move_money",
     "billing.open_account",
+    "billing.open_accounts",
     "events.installation_id",
     "events.move_to_dead_letters",
   ],

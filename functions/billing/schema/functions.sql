@@ -64,7 +64,20 @@ begin
   end if;
 end $$;
 
--- Opens the account of a user once, and settles the event that requested it.
+-- Opens the accounts of users once, and settles the events that requested them. Returns the position of each call, except those
+-- whose events another transaction has locked and `waits` is false.
+create or replace function billing.open_accounts(waits boolean, user_ids uuid[], event_keys uuid[])
+returns table ("position" integer) language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  skipped uuid[];
+begin
+  -- Accounts before events, and accounts in the order of their ids, as billing.open_registered_unchecked: the two cannot deadlock.
+  insert into billing.accounts (id, kind) select u.id, 'user' from unnest(user_ids) u (id) order by u.id on conflict do nothing;
+  skipped := events.settle_many(waits, event_keys, 'billing-open-account');
+  return query select (r.n - 1)::integer from unnest(event_keys) with ordinality r (id, n) where r.id <> all (skipped);
+end $$;
+
+-- Opens the account of a user in a statement of another service, and settles the event that requested it.
 create or replace function billing.open_account(user_id uuid, event_key uuid)
 returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -555,5 +568,7 @@ $$;
 
 grant usage on schema billing to "lotus:billing", "lotus:events";
 grant execute on function billing.figures to "lotus:events";
-grant execute on function billing.open_account, billing.move_money, billing.balance, billing.history, billing.begin_seal,
+grant execute on function billing.open_accounts, billing.move_money, billing.balance, billing.history, billing.begin_seal,
   billing.continue_seal, billing.forget_published_seal to "lotus:billing";
+-- Processes that run during the migration call it.
+grant execute on function billing.open_account to "lotus:billing";
