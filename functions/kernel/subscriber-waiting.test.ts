@@ -1,4 +1,4 @@
-/** Which errors of the database a trigger waits for. The database is a mock: most of these errors cannot be caused. */
+/** The errors of the database that a trigger waits for, and batches of events. The database is a mock: a test cannot cause most errors. */
 import { randomUUID } from "node:crypto";
 import * as v from "valibot";
 import { describe, expect, it, vi } from "vitest";
@@ -88,5 +88,34 @@ describe("a trigger", () => {
   it("fails at once with an error of the function itself, and with one of Node", async () => {
     expect(await attemptsWith(new TypeError("a defect"))).toEqual([1, false]);
     expect(await attemptsWith(Object.assign(new Error("no file"), { code: "ENOENT" }))).toEqual([1, false]);
+  });
+
+  it("handles the events of a batch at the same time, and fails when one of them fails", async () => {
+    vi.spyOn(process.stdout, "write").mockReturnValue(true);
+    let begun = 0;
+    let allHaveBegun = () => {};
+    const together = new Promise<void>((resolve) => {
+      allHaveBegun = resolve;
+    });
+    const description = subscriber({
+      topic: "sold",
+      data: v.object({ fails: v.boolean() }),
+      async handle({ data }) {
+        if (++begun === 3) allHaveBegun();
+        await together;
+        if (data.fails) throw new TypeError("a defect");
+      },
+    });
+    const events = [false, true, false].map((fails) => ({
+      specversion: "1.0",
+      id: randomUUID(),
+      source: "/shop",
+      type: "sold",
+      data: { fails },
+    }));
+    const handle = toCloudEventFunction("test-waiting", description);
+    await expect(handle(Buffer.from(JSON.stringify(events)))).rejects.toThrow("test-waiting failed: a defect");
+    expect(begun).toBe(3);
+    vi.restoreAllMocks();
   });
 });

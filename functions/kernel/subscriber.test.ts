@@ -140,9 +140,10 @@ describe("an event of another producer", () => {
     });
     expect(status).toBe(204);
     expect(await stored(messages)).toBe(2);
-    const { rows } = await lotus.database.query("select reason from events.dead_letters where id > $1 order by id", [
-      before[0].last,
-    ]);
+    const { rows } = await lotus.database.query(
+      "select reason from events.dead_letters where id > $1 order by reason",
+      [before[0].last],
+    );
     expect(rows).toMatchObject([
       { reason: expect.stringMatching(/^The data is not that of notification-requested: /) },
       { reason: expect.stringMatching(/^The request is not a CloudEvent: /) },

@@ -10,6 +10,7 @@ import type { CloudEvent } from "./outbox.ts";
 import { fieldErrors, Problem } from "./problem.ts";
 import type { Schema } from "./request.ts";
 import {
+  BATCH_ROWS_MAX,
   DATABASE_AWAY_MILLISECONDS_MAX,
   DATABASE_AWAY_STEP_MILLISECONDS,
   DEAD_LETTER_ATTRIBUTE_LENGTH_MAX,
@@ -456,11 +457,14 @@ export function toCloudEventFunction(name: string, description: Subscriber) {
   return async (request: CloudEvent | Buffer): Promise<void> => {
     let failed: unknown;
     const deliveredBy = readTraceparent(traceparents.get(request));
-    for (const event of eventsOf(request)) {
-      // The other events of a batch are handled. A second delivery of them has no effect.
-      await handleEvent(name, description, event, deliveredBy).catch((error: unknown) => {
-        failed ??= error;
-      });
+    const events = eventsOf(request);
+    // The events of a batch share statements. After a failure the other events are handled. A second delivery of them has no effect.
+    for (let from = 0; from < events.length; from += BATCH_ROWS_MAX) {
+      const handled = events
+        .slice(from, from + BATCH_ROWS_MAX)
+        .map((event) => handleEvent(name, description, event, deliveredBy));
+      for (const result of await Promise.allSettled(handled))
+        if (result.status === "rejected") failed ??= result.reason;
     }
     if (failed === undefined) return;
     // The framework answers 500 and prints the message. The log line of the event contains the stack.
