@@ -16,10 +16,16 @@ import {
   BATCH_WAIT_MILLISECONDS_MAX,
   REQUEST_ANSWER_MILLISECONDS,
 } from "./settings.ts";
+import { isRecording, measure } from "./telemetry.ts";
 
 vi.mock("./database.ts", async (original) => {
   const actual = await original<typeof import("./database.ts")>();
   return { ...actual, query: vi.fn(actual.query) };
+});
+
+vi.mock("./telemetry.ts", async (original) => {
+  const actual = await original<typeof import("./telemetry.ts")>();
+  return { ...actual, isRecording: vi.fn(actual.isRecording), measure: vi.fn(actual.measure) };
 });
 
 interface Call {
@@ -195,6 +201,27 @@ describe("calls in shared statements, with a fake database", () => {
       [1, 2],
       [3, 4],
     ]);
+  });
+
+  it("measures the calls of a statement, those that wait for the next one, and those that wait for a locked row", async () => {
+    const run = batched<Call, Row>(description);
+    const flying = await occupy(run);
+    vi.mocked(isRecording).mockReturnValue(true);
+    vi.mocked(measure).mockClear();
+    const measured = (metric: string) =>
+      vi.mocked(measure).mock.calls.flatMap(([name, value]) => (name === metric ? [value] : []));
+    for (const value of [1, 2, 3]) void run(call(value));
+    await flying[0]?.answer();
+    void run(call(4));
+    void run(call(5));
+    expect(measured("lotus.batch.calls")).toEqual([3]);
+    await next().answer([2, 3]);
+    expect(measured("lotus.batch.calls").slice(1)).toEqual([1, 1, 2]);
+    expect(measured("lotus.queue.calls")).toEqual([0, 2, 2, 0]);
+    expect(Math.max(...measured("lotus.lane.calls"))).toBe(2);
+    await answerAll();
+    expect(measured("lotus.lane.calls").at(-1)).toBe(0);
+    vi.mocked(isRecording).mockReset();
   });
 
   it("goes on with other keys at once while two rows stay locked", async () => {

@@ -194,12 +194,17 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     return alone;
   }
 
+  function callsReady(): number {
+    return ready.reduce((sum, line) => sum + line.waiting.length, 0);
+  }
+
   /** Begins the statement in traces and metrics, and ends the wait of its calls. Undefined: telemetry is off. */
   function beginStatement(entries: readonly Entry<Call, Row>[], text: string, inLane: boolean): Statement | undefined {
     if (!isRecording()) return undefined;
     const spans = entries.flatMap(({ call }) => statement.spanOf?.(call) ?? []);
     const begun = new Statement(name, text, spans, entries.length);
     measure("lotus.batch.calls", entries.length, { "db.query.summary": name });
+    measure("lotus.queue.calls", callsReady(), { "db.query.summary": name });
     // A single call that found the function idle did not wait.
     if (entries.length === 1 && !inLane) return begun;
     for (const { call, since } of entries)

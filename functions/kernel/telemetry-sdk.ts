@@ -52,6 +52,7 @@ export const METRICS: Readonly<Record<Metric, Description>> = {
     description: "Calls that share one statement.",
     boundaries: CALLS,
   },
+  "lotus.queue.calls": gauge("{call}", "Calls that wait for the next statement of a process."),
   "lotus.lane.calls": gauge("{call}", "Calls of a process that wait for a locked row."),
   "lotus.events.republished": counter("{event}", "Overdue events that the relay has published."),
   "lotus.outbox.rows": gauge("{row}", "Events that a subscriber has not settled yet."),

@@ -62,6 +62,7 @@ export type Metric =
   | "faas.init_duration"
   | "faas.coldstarts"
   | "lotus.batch.calls"
+  | "lotus.queue.calls"
   | "lotus.lane.calls"
   | "lotus.events.republished"
   | "lotus.outbox.rows"
