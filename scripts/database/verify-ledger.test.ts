@@ -158,6 +158,11 @@ describe("verify-ledger", () => {
       /each system account contains the sum of its transfers/,
     ],
     [
+      "two invented system accounts",
+      "insert into billing.accounts (id, kind, balance) values (gen_random_uuid(), 'cash-in', -100), (gen_random_uuid(), 'revenue', 100)",
+      /each system account contains the sum of its transfers/,
+    ],
+    [
       "the deletion of an order",
       `delete from "order".orders where status = 'paid'`,
       /no charge or refund lacks an order/,
