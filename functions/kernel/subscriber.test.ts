@@ -288,7 +288,6 @@ describe("an event of another producer", () => {
   });
 
   it.each([
-    ["9999-12-31T23:59:59.9999999Z", "9999-12-31T23:59:59.999Z"],
     ["2026-01-02T03:04:05.123456Z", "2026-01-02T03:04:05.123Z"],
     ["2026-01-02T05:04:05+02:00", "2026-01-02T03:04:05.000Z"],
   ])("of %s can be read as of %s", async (time, createdAt) => {
@@ -298,6 +297,23 @@ describe("an event of another producer", () => {
     expect(status).toBe(200);
     expect(body).toContainEqual(expect.objectContaining({ message, createdAt }));
   });
+
+  it.each(["9999-12-31T23:59:59.9999999Z", "2999-01-01T00:00:00Z"])(
+    "of %s, in the future, is stored as of the present, so that it expires like any other",
+    async (time) => {
+      const message = `of ${time}`;
+      const present = async () => (await lotus.database.query("select clock_timestamp() as at")).rows[0].at as Date;
+      const before = await present();
+      expect((await deliver(fact({ message }), { "ce-time": time })).status).toBe(204);
+      const { rows } = await lotus.database.query(
+        "select created_at from notification.notifications where message = $1",
+        [message],
+      );
+      expect(rows).toHaveLength(1);
+      expect(rows[0].created_at.getTime()).toBeGreaterThanOrEqual(before.getTime());
+      expect(rows[0].created_at.getTime()).toBeLessThanOrEqual((await present()).getTime());
+    },
+  );
 });
 
 /** Above DATABASE_AWAY_MILLISECONDS_MAX. */

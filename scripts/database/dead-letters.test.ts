@@ -147,6 +147,7 @@ describe("dead-letters", () => {
       id: "line\nbreak",
       source: "/acme",
       type: "sold\n",
+      time: "2999-01-01T00:00:00Z",
       subject: randomBytes(4_000).toString("hex"),
       traceparent: "00-no\ntrace",
     };
@@ -157,10 +158,11 @@ describe("dead-letters", () => {
     );
     expect((await command("replay", rows[0].id)).code).toBe(0);
     const { rows: envelopes } = await lotus.database.query(
-      "select events.envelope(o) -> 'event' as event, events.installation_id() as own from events.outbox o where id = $1",
+      "select events.envelope(o) -> 'event' as event, events.installation_id() as own, o.time <= clock_timestamp() as past from events.outbox o where id = $1",
       [rows[0].event_key],
     );
-    const { event, own } = envelopes[0];
+    const { event, own, past } = envelopes[0];
+    expect(past).toBe(true);
     expect(event).toMatchObject({
       id: rows[0].event_key,
       source: `/lotus/${own}/dead-letters`,

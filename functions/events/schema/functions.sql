@@ -290,7 +290,7 @@ $$;
 
 -- Puts a dead letter back into the outbox for its subscriber; the relay publishes it. Fails, and changes nothing, when the data is
 -- not JSON. The source becomes this installation's, because its outbox issues the event; extensions keep the original source and id.
--- A dead letter without a usable time receives the time of its move. The subject stays when it is a user's id. Only the owner may
+-- A dead letter without a usable time, or with a time after its move, receives the time of its move. The subject stays when it is a user's id. Only the owner may
 -- call this.
 create or replace function events.replay(letter_id bigint)
 returns boolean language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -306,7 +306,7 @@ begin
   exception when data_exception then
     occurred_at := null;
   end;
-  if occurred_at is null or not isfinite(occurred_at) then occurred_at := l.moved_at; end if;
+  if occurred_at is null or occurred_at = '-infinity' or occurred_at > l.moved_at then occurred_at := l.moved_at; end if;
   is_own := coalesce(starts_with(l.attributes ->> 'source', events.source_of('')), false);
   insert into events.outbox as o
     (id, topic, type, source, subject, time, traceparent, data, extensions, awaiting, attempted_at)

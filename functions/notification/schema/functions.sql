@@ -1,4 +1,5 @@
 -- Stores notifications once, and settles the events that requested them. A second delivery of an event changes nothing.
+-- Another producer may send any time. A time in the future becomes the present, so that every notification expires.
 -- Returns the position of each notification, except those whose events another transaction has locked and `waits` is false.
 create or replace function notification.store(waits boolean, ids uuid[], user_ids uuid[], emails text[], messages text[],
   times timestamptz[])
@@ -8,7 +9,7 @@ declare
 begin
   -- In the order of ids, so that two statements with the same events cannot deadlock.
   insert into notification.notifications (id, user_id, email, message, created_at)
-  select r.id, r.user_id, r.email, r.message, r.created_at
+  select r.id, r.user_id, r.email, r.message, least(r.created_at, clock_timestamp())
   from unnest(ids, user_ids, emails, messages, times) r (id, user_id, email, message, created_at)
   where r.id <> all (skipped)
   order by r.id
