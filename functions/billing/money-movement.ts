@@ -28,8 +28,10 @@ export interface MoneyCall {
 
 interface Moved {
   readonly answer: {
-    readonly outcome: "done" | "own-account" | CodeOf<400 | 404 | 409 | 422>;
+    readonly outcome: "done" | "own-account" | "too-many-attempts" | CodeOf<400 | 404 | 409 | 422>;
     readonly balance: number;
+    /** With `too-many-attempts`: the seconds until the user may name a recipient again. */
+    readonly wait?: number;
   };
   readonly emitted: Envelope[];
 }
@@ -62,12 +64,18 @@ export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: 
 }
 
 /** Words the refusal of a movement of money. */
-function refusal({ outcome, balance }: Moved["answer"], { money, recipient }: MoneyCall): Problem {
+function refusal({ outcome, balance, wait }: Moved["answer"], { money, recipient }: MoneyCall): Problem {
   switch (outcome) {
     case "own-account":
       return invalid([{ field: "to", detail: "must be the email of another user" }]);
     case "unknown-recipient":
       return new Problem(outcome, "No user has the email in `to`. The balance is unchanged.");
+    case "too-many-attempts":
+      return new Problem(
+        outcome,
+        `Too many of your transfers named an email without a user. This one was not made; try again in ${wait} seconds.`,
+        { headers: { "retry-after": String(wait) } },
+      );
     case "idempotency-key-expired":
       return expiredKey();
     case "insufficient-funds":

@@ -87,6 +87,34 @@ describe("POST /billing/transfer", () => {
     expect((await transfer(ada, 10, email, "k")).body).toEqual({ balance: 90 });
   });
 
+  it("lets a user look up a hundred emails an hour: afterwards no answer tells whether an email has a user", async () => {
+    const [prober, other, bob] = [await newUser(lotus, 10), await newUser(lotus, 10), await newUser(lotus)];
+    expect((await transfer(prober, 1, bob.email, "before")).body).toEqual({ balance: 9 });
+    const probe = (n: number) => transfer(prober, 1, `${n}-${prober.id}@example.com`, n % 2 ? `probe-${n}` : undefined);
+    for (let n = 0; n < 100; n += 20) {
+      const answers = await Promise.all(Array.from({ length: 20 }, (_, index) => probe(n + index)));
+      expect(answers.map(({ body }) => body.code)).toEqual(answers.map(() => "unknown-recipient"));
+    }
+    for (const to of [bob.email, "nobody@example.com", prober.email]) {
+      const { status, headers, body } = await transfer(prober, 1, to);
+      expect([to, status, body.code, body.balance]).toEqual([to, 429, "too-many-attempts", undefined]);
+      const wait = Number(headers.get("retry-after"));
+      expect(wait).toBeGreaterThan(3_000);
+      expect(wait).toBeLessThanOrEqual(3_600);
+      expect(body.detail).toContain(`try again in ${wait} seconds`);
+    }
+    // An answer that was given stays, and the limit concerns transfers of this user only.
+    expect((await transfer(prober, 1, bob.email, "before")).body).toEqual({ balance: 9 });
+    expect((await prober.call("POST /billing/withdraw-money?money=1")).body).toEqual({ balance: 8 });
+    expect((await transfer(other, 1, bob.email)).body).toEqual({ balance: 9 });
+    await lotus.database.query("update profile.attempts set forgotten_at = now() where bucket = $1", [
+      `recipients:${prober.id}`,
+    ]);
+    expect((await transfer(prober, 1, "nobody@example.com")).body.code).toBe("unknown-recipient");
+    expect((await transfer(prober, 1, bob.email)).body).toEqual({ balance: 7 });
+    await expectInvariants(lotus);
+  });
+
   // After the tests that expect the invariants: the relay publishes the events of this registration a minute later.
   it("opens the account of a recipient whose registration is on its way", async () => {
     const ada = await newUser(lotus, 10);

@@ -11,7 +11,7 @@ export default endpoint({
   caller: "user",
   summary: "Transfers money to another user.",
   description:
-    "`to` is the email of the recipient, compared as at login. Notifications report the transfer to both users, and a refusal to the caller.",
+    "`to` is the email of the recipient, compared as at login. Notifications report the transfer to both users, and a refusal to the caller. After a hundred emails without a user in an hour the caller waits.",
   idempotent: true,
   query: v.pipe(
     v.object({ ...MoneyQuery.entries, to: Email }),
@@ -22,6 +22,7 @@ export default endpoint({
     400: ["insufficient-funds", "balance-limit"],
     404: ["unknown-recipient"],
     409: ["account-not-open"],
+    429: ["too-many-attempts"],
   },
   handle: ({ query, ...request }) =>
     moveMoney(transfer, { ...request, money: query.money, recipient: normalEmail(query.to) ?? query.to }),

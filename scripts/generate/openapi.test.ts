@@ -22,6 +22,7 @@ interface Response {
 interface Parameter {
   name: string;
   in: string;
+  required?: boolean;
   example?: unknown;
   description?: string;
   schema: object;
@@ -247,6 +248,60 @@ describe("the document", () => {
     for (const number of [0, -1, 1e9 + 1]) expect([number, validate(number)]).toEqual([number, false]);
   });
 
+  it.each(operations)("limits each text and number that a client sends to $method $path", (operation) => {
+    const unlimited: string[] = [];
+    const look = (where: string, schema: Record<string, unknown>): void => {
+      for (const [name, property] of Object.entries(schema.properties ?? {})) look(`${where}.${name}`, property);
+      for (const one of (schema.anyOf ?? []) as Record<string, unknown>[]) look(where, one);
+      const types = [schema.type].flat();
+      // A pattern whose quantifiers all have an end limits the length as well.
+      const isLimited = schema.format === "uuid" || /^[^*+]*$/.test(String(schema.pattern ?? "*"));
+      if (types.includes("string") && schema.maxLength === undefined && !isLimited) unlimited.push(where);
+      const isNumber = types.includes("number") || types.includes("integer");
+      const least = schema.minimum ?? schema.exclusiveMinimum;
+      if (isNumber && (least === undefined || schema.maximum === undefined)) unlimited.push(where);
+    };
+    for (const { name, schema } of operation.parameters ?? []) look(name, schema as Record<string, unknown>);
+    const body = operation.requestBody?.content["application/json"].schema;
+    if (body !== undefined) look("body", body as Record<string, unknown>);
+    expect(unlimited).toEqual([]);
+  });
+
+  it("has the limits of parameters that the server enforces", async () => {
+    const { token } = await newUser(lotus);
+    const values: [operation: string, parameter: string, values: (string | number)[]][] = [
+      ["GET /billing/history", "limit", [-1, 0, 1, 100, 101, 1.5]],
+      ["GET /billing/history", "cursor", ["", "a b", "=", "é", "x".repeat(201)]],
+      ["POST /billing/add-money", "money", [0, 0.001, 0.01, 1e9, 1_000_000_000.01]],
+      ["POST /billing/add-money", "Idempotency-Key", ["!", "~", "a b", "é", "k".repeat(255), "k".repeat(256)]],
+      [
+        "POST /billing/transfer",
+        "to",
+        ["a", "a@b", `${"x".repeat(242)}@example.com`, `${"x".repeat(243)}@example.com`],
+      ],
+      ["POST /order/pay", "idSubscription", [-1, 0, 999_999_999, 1_000_000_000, 0.5]],
+      ["GET /order/get", "id", ["1", randomUUID(), `${randomUUID()}0`]],
+    ];
+    for (const [request, name, candidates] of values) {
+      const { parameters = [] } = operations.find(({ method, path }) => request === `${method} ${path}`) ?? {};
+      const parameter = parameters.find((one) => one.name === name);
+      expect([request, name, parameter?.in]).toEqual([request, name, name === "Idempotency-Key" ? "header" : "query"]);
+      for (const value of candidates) {
+        const search = new URLSearchParams();
+        const headers: Record<string, string> = {};
+        for (const { name: other, in: place, required, example } of parameters) {
+          if (other !== name && !required) continue;
+          const text = String(other === name ? value : example);
+          if (place === "query") search.set(other, text);
+          else headers[other] = text;
+        }
+        const { body } = await call(lotus, `${request}?${search}`, { token, headers });
+        const isValid = ajv.validate(parameter?.schema ?? {}, value);
+        expect([request, name, value, body.code !== "invalid-request"]).toEqual([request, name, value, isValid]);
+      }
+    }
+  });
+
   it("has an example of each parameter and body; it matches its schema, and the server accepts it", async () => {
     // The user whom the examples log in.
     const login = document.paths["/profile/login"]?.post?.requestBody?.content["application/json"].example;
@@ -281,7 +336,7 @@ describe("the API", () => {
       const [method = "", target = ""] = request.split(" ");
       await ask(target.split("?")[0] ?? "", method, request, options);
     }
-    const { token } = await newUser(lotus);
+    const { id, token } = await newUser(lotus);
     for (const { path, description } of endpoints) {
       const { method, caller } = description;
       await ask(path, method, `DELETE ${path}`, {});
@@ -292,6 +347,11 @@ describe("the API", () => {
     await lotus.database.query("update profile.attempts set failures = 1000000 where bucket like 'registration:%'");
     const body = { email: "late@example.com", password: "correct horse" };
     await ask("/profile/register", "POST", "POST /profile/register", { body });
+    await lotus.database.query(
+      "insert into profile.attempts values ('recipients:' || $1::uuid, 100, '{}', '-infinity', now() + interval '1 hour')",
+      [id],
+    );
+    await ask("/billing/transfer", "POST", "POST /billing/transfer?money=1&to=nobody@example.com", { token });
     for (const { path, description } of endpoints) {
       const { responses = {} } = document.paths[path]?.[description.method.toLowerCase()] ?? {};
       const documented = Object.keys(responses).filter(

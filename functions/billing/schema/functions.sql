@@ -357,6 +357,7 @@ declare
   calls constant integer := cardinality(user_ids);
   recipient_ids uuid[] := array_fill(null::uuid, array[calls]);
   recipient_emails text[];
+  waits_seconds integer[];
   refusals text[] := array_fill(null::text, array[calls]);
   outcomes text[];
   balances bigint[];
@@ -376,11 +377,14 @@ begin
     raise insufficient_privilege using message = format('billing.move_money moves no %s', kind);
   end if;
   if kind = 'transfer' then
-    select array_agg(u.id order by r.n), array_agg(u.registered_email order by r.n),
-      array_agg(case when u.id is null then 'unknown-recipient' when u.id = r.user_id then 'own-account' end order by r.n)
-    into recipient_ids, recipient_emails, refusals
+    -- The wait comes first: it must not tell whether the email has a user.
+    select array_agg(u.id order by r.n), array_agg(u.registered_email order by r.n), array_agg(w.seconds order by r.n),
+      array_agg(case when w.seconds > 0 then 'too-many-attempts' when u.id is null then 'unknown-recipient'
+        when u.id = r.user_id then 'own-account' end order by r.n)
+    into recipient_ids, recipient_emails, waits_seconds, refusals
     from unnest(recipients, user_ids) with ordinality r (email, user_id, n)
-    left join lateral profile.user_of_email_unchecked(r.email) u on true;
+    left join lateral profile.user_of_email_unchecked(r.email) u on true
+    cross join lateral profile.recipients_wait_unchecked(r.user_id) w (seconds);
   end if;
 
   select m.outcomes, m.balances, m.recipient_balances, m.times, m.recorded, m.leaders
@@ -392,6 +396,8 @@ begin
     outcome := outcomes[i];
     if outcome = 'repeated' then answers[i] := recorded[i];
     elsif outcome = 'twin' then answers[i] := answers[leaders[i]];
+    elsif outcome = 'too-many-attempts' then
+      answers[i] := jsonb_build_object('outcome', outcome, 'wait', waits_seconds[i]);
     elsif outcome is not null then answers[i] := jsonb_build_object('outcome', outcome, 'balance', balances[i]);
     end if;
     continue when outcome is null or outcome not in ('done', 'insufficient-funds', 'balance-limit');
@@ -412,6 +418,10 @@ begin
     end if;
   end loop;
 
+  if 'unknown-recipient' = any (outcomes) then
+    perform profile.count_unknown_recipients_unchecked(array(
+      select r.user_id from unnest(user_ids, outcomes) r (user_id, outcome) where r.outcome = 'unknown-recipient'));
+  end if;
   perform events.record_answers_unchecked('billing', user_ids, keys, fingerprints, effects);
   events_of_users := events.emit_many('notification-requested', 1, source, user_ids, traceparents, times, facts);
   if kind = 'transfer' then

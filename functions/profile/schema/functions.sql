@@ -129,6 +129,33 @@ returns table (id uuid, registered_email text) language sql stable security defi
   select u.id, u.email from profile.users u where u.normal_email = user_of_email_unchecked.normal_email
 $$;
 
+-- Counts transfers that named an email without a user. A count ends an hour after its first transfer. The bucket of profile.attempts is
+-- `recipients:<user>`. The rows are locked in the order of the users. For functions of billing.
+create or replace function profile.count_unknown_recipients_unchecked(user_ids uuid[])
+returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  memory constant interval := '1 hour';
+begin
+  insert into profile.attempts as a (bucket, failures, in_progress, refused_until, forgotten_at)
+  select 'recipients:' || u.id, count(*), '{}', '-infinity', clock_timestamp() + memory
+  from unnest(user_ids) u (id) group by u.id order by u.id
+  on conflict on constraint attempts_pkey do update set
+    failures = case when a.forgotten_at < clock_timestamp() then 0 else a.failures end + excluded.failures,
+    forgotten_at = case when a.forgotten_at < clock_timestamp() then excluded.forgotten_at else a.forgotten_at end;
+end $$;
+
+-- Returns the seconds for which a user may transfer no money, so that a user cannot look up which emails have users; 0 while the count
+-- is below its limit. For functions of billing.
+create or replace function profile.recipients_wait_unchecked(user_id uuid)
+returns integer language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  unknown_recipients_max constant integer := 100;
+begin
+  return coalesce((
+    select profile.seconds_until(a.forgotten_at) from profile.attempts a
+    where a.bucket = 'recipients:' || recipients_wait_unchecked.user_id and a.failures >= unknown_recipients_max), 0);
+end $$;
+
 -- Returns the email of the other user of a transfer. For functions of billing.
 create or replace function profile.email_of_user_unchecked(user_id uuid)
 returns text language sql stable security definer set search_path = pg_catalog, pg_temp as $$
