@@ -3,10 +3,15 @@ import { readdir, readFile } from "node:fs/promises";
 import type { Server } from "node:http";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import { join } from "node:path";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
 import { ROOT } from "../../scripts/project/paths.ts";
 import { createHttpServer } from "./listener.ts";
 import { CONNECTIONS_MAX, REQUEST_HEADER_BYTES_MAX } from "./settings.ts";
+
+vi.mock("./settings.ts", async (importOriginal) => ({
+  ...(await importOriginal<typeof import("./settings.ts")>()),
+  ANSWER_SEND_MILLISECONDS_MAX: 100,
+}));
 
 const LIMIT = 3;
 
@@ -74,6 +79,31 @@ describe("the connections of a server", () => {
     expect(await answerOf(await open(REQUEST))).toMatch(/^HTTP\/1\.1 200 /);
     last.write("Host: x\r\n\r\n");
     expect(await answerOf(last)).toMatch(/^HTTP\/1\.1 200 /);
+  });
+
+  it("close when a client does not read its answers, and stay open when it reads them", async () => {
+    server = createHttpServer(REQUEST_HEADER_BYTES_MAX, (_, response) => void response.end("x".repeat(10_000)));
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    const reading = await open("");
+    let received = 0;
+    reading.on("data", (data) => {
+      received += data.length;
+    });
+    const socket = await open("");
+    socket.on("error", () => undefined).pause();
+    await accepted(2);
+    // More answers than the buffers of both systems contain.
+    const write = () => {
+      while (!socket.destroyed && socket.write(REQUEST.repeat(100)));
+      socket.once("drain", write);
+    };
+    write();
+    await accepted(1);
+    reading.write(REQUEST);
+    await once(reading, "data");
+    while (received < 10_000) await once(reading, "data");
+    expect(reading.destroyed).toBe(false);
   });
 
   it("have a limit by default", async () => {

@@ -11,6 +11,7 @@ import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { encodeProblem, invalid, Problem, type ProblemCode, writeProblem } from "./problem.ts";
 import {
+  ANSWER_SEND_MILLISECONDS_MAX,
   CONNECTIONS_MAX,
   KEEP_ALIVE_MILLISECONDS,
   REQUEST_RECEIVE_CHECK_MILLISECONDS,
@@ -38,6 +39,7 @@ export function createHttpServer(
       connectionsCheckingInterval: REQUEST_RECEIVE_CHECK_MILLISECONDS,
     },
     (request, response) => {
+      limitSending(response);
       const malformed = malformedHead(request);
       if (malformed === undefined) return void listener(request, response);
       request.resume();
@@ -58,6 +60,15 @@ export function createHttpServer(
     if (++connections >= connectionsMax) server.closeIdleConnections();
   });
   return server;
+}
+
+/** Closes the connection of a client that does not read its answer: Node would keep answer and connection for ever. */
+function limitSending(response: ServerResponse): void {
+  // Node has handed the whole answer to the socket, after the answers to earlier requests of the connection.
+  response.once("prefinish", () => {
+    const late = setTimeout(() => response.destroy(), ANSWER_SEND_MILLISECONDS_MAX);
+    response.once("close", () => clearTimeout(late));
+  });
 }
 
 /** Headers that may occur once. Node joins several by a comma. */

@@ -14,6 +14,8 @@ export const REQUESTS_IN_FLIGHT_MAX = 1000;
 export const REQUESTS_OF_USER_MAX = 100;
 /** Limits the requests without a token from one address among them. Many clients may share an address. */
 export const REQUESTS_OF_ADDRESS_MAX = 500;
+/** Limits the time in which a client receives an answer that is complete. Then its connection closes. */
+export const ANSWER_SEND_MILLISECONDS_MAX = 30_000;
 /** Limits the time from the first byte of a request to its answer. Then the answer is 503 `outcome-unknown`. */
 export const REQUEST_MILLISECONDS_MAX = 20_000;
 /** Remains of that time when a call stops waiting for its statement, so that the answer can state that the request had no effect. */

@@ -76,7 +76,7 @@ export default endpoint({
     let matches: boolean;
     try {
       await delay(accountDelayMilliseconds(opened.account_failures));
-      matches = await passwordMatches(password, opened.password_hash);
+      matches = await passwordMatches(password, opened.password_hash, address);
     } catch (error) {
       // The attempt would otherwise count as in progress for ATTEMPT_LASTS. The first error is the answer.
       await endLogin(normal, address, attempt, "unknown", span).catch((second: Error) =>

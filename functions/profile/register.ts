@@ -49,7 +49,7 @@ export default endpoint({
         body.email,
         normalEmail(body.email),
         body.username ?? null,
-        await hashPassword(body.password),
+        await hashPassword(body.password, address),
         source,
         traceparent,
       ],

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { Agent, request } from "node:http";
+import { Agent, type IncomingMessage, request } from "node:http";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -9,7 +9,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { REQUEST_BODY_BYTES_MAX } from "#kernel/settings";
 import { call, eventually } from "../testing/lotus.ts";
 import { FunctionProcess, type FunctionProcessOptions } from "./function-process.ts";
-import { createGateway, listen } from "./gateway.ts";
+import { createGateway, listen, REQUESTS_OF_ADDRESS_MAX } from "./gateway.ts";
 
 /** A small program of a function. It returns its process id, and the path selects its behaviour. */
 const PROGRAM = `
@@ -222,6 +222,30 @@ describe("the gateway", () => {
     expect(alive(pid)).toBe(false);
     await expect(fn.acquire()).rejects.toThrow("fn does not start: Lotus is stopping.");
   });
+
+  // Other systems have no address 127.0.0.2.
+  it.skipIf(process.platform !== "linux")(
+    "leaves other addresses their answers while one address has many requests in progress on one connection",
+    async () => {
+      const { url, fn, lines } = await serve();
+      const { port } = new URL(url);
+      const held = () => lines.filter((line) => line === "held").length;
+      const statusOf = async (localAddress: string) => {
+        const sent = request(`${url}/fn/pid`, { localAddress, agent: false }).end();
+        const [answer] = (await once(sent, "response")) as [IncomingMessage];
+        answer.resume();
+        return answer.statusCode;
+      };
+      const greedy = connect(Number(port), "127.0.0.1").resume();
+      greedy.write("GET /fn/hold HTTP/1.1\r\nHost: x\r\n\r\n".repeat(REQUESTS_OF_ADDRESS_MAX));
+      await eventually("all are in progress", () => held() === REQUESTS_OF_ADDRESS_MAX);
+      expect(await statusOf("127.0.0.1")).toBe(429);
+      expect(await statusOf("127.0.0.2")).toBe(200);
+      process.kill(fn.running?.child.pid ?? 0, "SIGUSR2");
+      await eventually("they are answered", async () => (await statusOf("127.0.0.1")) === 200);
+      greedy.destroy();
+    },
+  );
 
   it("runs new code for the next request, and for those that wait for the old code to start", async () => {
     const program = slow(10_000);

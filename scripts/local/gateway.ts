@@ -5,21 +5,23 @@ import { allowOrigin } from "#kernel/cors";
 import { createHttpServer } from "#kernel/listener";
 import { Problem, quoted, writeProblem } from "#kernel/problem";
 import { Receiver } from "#kernel/receive";
-import { originForm } from "#kernel/request";
-
+import { addressOf, originForm } from "#kernel/request";
 import {
   CONNECTIONS_WAITING_MAX,
   REQUEST_BODY_BYTES_MAX,
   REQUEST_HEADER_BYTES_MAX,
   REQUESTS_INCOMPLETE_MAX,
 } from "#kernel/settings";
-import { forward, receive, unavailable } from "./forward.ts";
+import { Shares } from "#kernel/shares";
+import { forward, receive } from "./forward.ts";
 import type { FunctionProcess } from "./function-process.ts";
 import type { Manifests } from "./manifests.ts";
 import type { Observer, Page } from "./observer.ts";
 
-/** Complete requests in progress; one more is answered 503. Knative's activator has such a limit as well. */
+/** Limits the complete requests in progress. One more is answered 503. Knative's activator has such a limit as well. */
 const REQUESTS_IN_FLIGHT_MAX = 2_000;
+/** Limits the requests of one address among them. One connection can carry as many: Node reads pipelined requests at once. */
+export const REQUESTS_OF_ADDRESS_MAX = 1_500;
 
 /** A listening server. `stop` finishes requests in flight first. */
 export interface Listening {
@@ -59,7 +61,7 @@ export function createGateway(
 ): Server {
   const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, REQUEST_BODY_BYTES_MAX);
   const unfinished = new Set<ServerResponse>();
-  let inFlight = 0;
+  const shares = new Shares(REQUESTS_IN_FLIGHT_MAX);
   let closing = false;
   const serve = async (incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> => {
     const began = performance.now();
@@ -77,15 +79,14 @@ export function createGateway(
     }
     const received = await receive(receiver, incoming, outgoing);
     if (received === undefined) return;
-    if (inFlight >= REQUESTS_IN_FLIGHT_MAX)
-      return writeProblem(outgoing, unavailable(`There are ${REQUESTS_IN_FLIGHT_MAX} requests in progress already.`));
-    inFlight++;
+    const end = shares.begin(addressOf(incoming, 0), REQUESTS_OF_ADDRESS_MAX);
+    if (end instanceof Problem) return writeProblem(outgoing, end);
     let trace: string | undefined;
     const readTrace = ({ headers }: IncomingMessage) => {
       const { traceresponse } = headers;
       if (typeof traceresponse === "string") trace = traceresponse;
     };
-    await forward(fn, incoming, outgoing, target, received.body, readTrace).finally(() => inFlight--);
+    await forward(fn, incoming, outgoing, target, received.body, readTrace).finally(end);
     observer?.answered(name ?? "", outgoing.statusCode, performance.now() - began, trace);
   };
   const server = createHttpServer(REQUEST_HEADER_BYTES_MAX, (incoming, outgoing) => {
