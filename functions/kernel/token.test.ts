@@ -1,4 +1,4 @@
-import { createPublicKey } from "node:crypto";
+import { createPrivateKey, createPublicKey, sign as signBytes } from "node:crypto";
 import { readFile, rename, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { exportJWK, generateKeyPair, importJWK, type JWK, SignJWT, UnsecuredJWT } from "jose";
@@ -69,6 +69,55 @@ const ended = (key: FileKey) => ({
   retiredAt: Math.floor(Date.now() / 1000) - TOKEN_SECONDS - KEY_OVERLAP_SECONDS - 1,
 });
 
+const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
+
+/** The order of the group of Ed25519 (RFC 8032 §5.1), which may be added to the second half of a signature. */
+const GROUP_ORDER = 2n ** 252n + 27742317777372353535851937790883648493n;
+
+/** Returns a signature whose second half is greater by the order of the group: RFC 8032 §5.1.7 forbids it. */
+function malleated(signature: Buffer): Buffer {
+  const s = BigInt(`0x${Buffer.from(signature.subarray(32)).reverse().toString("hex")}`) + GROUP_ORDER;
+  return Buffer.concat([signature.subarray(0, 32), Buffer.from(s.toString(16).padStart(64, "0"), "hex").reverse()]);
+}
+
+/** Signs any header and any claims with the key of login, as no library would. */
+function sealed(header: object, claims: object, change = (signature: Buffer) => signature): string {
+  const text = `${encode({ alg: "EdDSA", kid: signingKey.kid, ...header })}.${encode({ ...genuineClaims(), ...claims })}`;
+  const key = createPrivateKey({ key: signingKey as never, format: "jwk" });
+  return `${text}.${change(signBytes(null, Buffer.from(text), key)).toString("base64url")}`;
+}
+
+function genuineClaims() {
+  const now = Math.floor(Date.now() / 1000);
+  return { iss: "lotus", aud: "lotus", sub: user.id, email: user.email, iat: now, exp: now + 600 };
+}
+
+/** Tokens with a valid signature of the key, except where the name says so, and a header or a claim that RFC 7515 or Lotus forbids. */
+const oddTokens = (): Record<string, string> => ({
+  "with another name of the algorithm": sealed({ alg: "Ed25519" }, {}),
+  "with a path as the key's name": sealed({ kid: `../${signingKey.kid}` }, {}),
+  "with __proto__ as the key's name": sealed({ kid: "__proto__" }, {}),
+  "with a list as the key's name": sealed({ kid: [signingKey.kid] }, {}),
+  "with a critical header that is unknown": sealed({ crit: ["x"], x: 1 }, {}),
+  "with a payload that is not encoded": sealed({ b64: false, crit: ["b64"] }, {}),
+  "with a text as its end": sealed({}, { exp: "2999-01-01" }),
+  "with null as its end": sealed({}, { exp: null }),
+  "with a beginning in the future": sealed({}, { nbf: Math.floor(Date.now() / 1000) + 300 }),
+  "with a text as its beginning": sealed({}, { nbf: "now" }),
+  "with a text as its time of issue": sealed({}, { iat: "now" }),
+  "with a list of issuers": sealed({}, { iss: ["lotus"] }),
+  "with a list of other audiences": sealed({}, { aud: ["another"] }),
+  "for a number": sealed({}, { sub: 1 }),
+  "for a list of users": sealed({}, { sub: [user.id] }),
+  "with an object as its email": sealed({}, { email: { toString: "x" } }),
+  "with a changed signature": sealed({}, {}, (bytes) =>
+    Buffer.from(bytes.map((byte, n) => (n === 5 ? byte ^ 1 : byte))),
+  ),
+  "with a signature of zeros": sealed({}, {}, (bytes) => Buffer.alloc(bytes.length)),
+  "with the other form of its signature": sealed({}, {}, malleated),
+  "encrypted (JWE)": `${encode({ alg: "dir", enc: "A256GCM" })}..AAAAAAAAAAAAAAAA.AAAA.AAAAAAAAAAAAAAAAAAAAAA`,
+});
+
 /** Authorization headers that an attacker would send, by name. */
 async function forgeries(): Promise<Record<string, string | undefined>> {
   const { d: _, ...publicJwk } = signingKey;
@@ -78,7 +127,6 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
   const hmac = (secret: string | Uint8Array, header = {}) =>
     sign({}, typeof secret === "string" ? new TextEncoder().encode(secret) : secret, { alg: "HS256", ...header });
   const [head = "", payload = "", signature = ""] = user.token.split(".");
-  const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
   const claims = JSON.parse(Buffer.from(payload, "base64url").toString());
   const tokens: Record<string, string> = {
     "of another key": await sign({}, stranger),
@@ -121,7 +169,9 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
     "without the form of a token": "x",
     "longer than the limit": await sign({ email: `${"x".repeat(TOKEN_LENGTH_MAX)}@example.com` }),
   };
-  const bearers = Object.entries(tokens).map(([name, token]) => [`a token ${name}`, `Bearer ${token}`] as const);
+  const bearers = Object.entries({ ...tokens, ...oddTokens() }).map(
+    ([name, token]) => [`a token ${name}`, `Bearer ${token}`] as const,
+  );
   return {
     ...Object.fromEntries(bearers),
     "no header": undefined,
@@ -136,7 +186,7 @@ async function forgeries(): Promise<Record<string, string | undefined>> {
 
 describe("a token", () => {
   it("is accepted when login issued it", async () => {
-    for (const authorization of [user.token, await sign({})].flatMap((token) => [
+    for (const authorization of [user.token, await sign({}), sealed({}, {})].flatMap((token) => [
       `Bearer ${token}`,
       `bearer  ${token}`,
     ])) {
@@ -190,6 +240,28 @@ describe("a token", () => {
     expect([(await me(cached)).status, (await me(await forge())).status]).toEqual([401, 401]);
     expect(JSON.stringify((await call(lotus, "GET /profile/jwks")).body)).not.toContain(stolen.kid);
     signingKey = JSON.parse(await readFile(join(secrets, "signing-key/key.json"), "utf8"));
+  });
+
+  it("is refused at the end of its key by a process that has verified it before, without a change of the file", async () => {
+    const file = lotus.manifests.functions.get("profile-me")?.JWKS_FILE ?? "";
+    const before = await readFile(file, "utf8");
+    const token = await sign({});
+    const me = () => call(lotus, "GET /profile/me", { token });
+    expect((await me()).status).toBe(200);
+    const secondsLeft = 5;
+    const retiredAt = Math.floor(Date.now() / 1000) - TOKEN_SECONDS - KEY_OVERLAP_SECONDS + secondsLeft;
+    const keys = (JSON.parse(before).keys as FileKey[]).map((key) =>
+      key.kid === signingKey.kid ? { ...key, retiredAt } : key,
+    );
+    await writeFile(file, JSON.stringify({ keys }));
+    const answer = await eventually("the key ends", async () => {
+      const seen = await me();
+      return seen.status !== 200 && seen;
+    });
+    expect([answer.status, answer.body.detail]).toEqual([401, expect.stringContaining("has expired")]);
+    expect(Date.now() / 1000).toBeGreaterThanOrEqual(retiredAt + TOKEN_SECONDS + KEY_OVERLAP_SECONDS);
+    await writeFile(file, before);
+    await eventually("the key is accepted again", async () => (await me()).status === 200);
   });
 
   it("is answered 500, not accepted, while the key file cannot be read", async () => {
