@@ -369,6 +369,15 @@ describe("a refusal", () => {
   });
 });
 
+describe("an answer", () => {
+  it("is not for caches, whether it succeeds or refuses", async () => {
+    for (const target of ["/order/subscriptions", "/profile/me", "/nothing"]) {
+      const { headers } = await send("GET", target, { authorization: `Bearer ${user.token}` });
+      expect([target, headers["cache-control"]]).toEqual([target, "no-store"]);
+    }
+  });
+});
+
 describe("a query", () => {
   it("names every parameter that is given twice", async () => {
     const { status, body } = await user.call(

@@ -1,6 +1,8 @@
 import type { IncomingMessage } from "node:http";
 import { describe, expect, it } from "vitest";
-import { addressOf } from "./request.ts";
+import type { Problem } from "./problem.ts";
+import { addressOf, readBody } from "./request.ts";
+import { REQUEST_BODY_BYTES_MAX } from "./settings.ts";
 
 const from = (remoteAddress: string | undefined, forwarded?: string) =>
   ({
@@ -41,5 +43,21 @@ describe("the address of a client", () => {
     const addresses = ["2001:db8::1", "2001:db8::ffff:1", "2001:DB8:0:0:ab::", "2001:0db8:0000:0000:1:2:3:4"];
     expect(new Set(addresses.map((address) => addressOf(from(address), 0)))).toEqual(new Set(["2001:db8:0:0::/64"]));
     expect(addressOf(from("2001:db8:0:1::1"), 0)).toBe("2001:db8:0:1::/64");
+  });
+});
+
+describe("a body that the functions framework has read by itself", () => {
+  it("has the limit of a function's server", () => {
+    const codeOf = (bytes: number) => {
+      const headers = { "content-type": "application/json" };
+      const rawBody = Buffer.from(`{}${" ".repeat(bytes - 2)}`);
+      try {
+        return readBody({ headers, rawBody } as IncomingMessage & { rawBody: Buffer });
+      } catch (error) {
+        return (error as Problem).code;
+      }
+    };
+    expect(codeOf(REQUEST_BODY_BYTES_MAX)).toEqual({});
+    expect(codeOf(REQUEST_BODY_BYTES_MAX + 1)).toBe("body-too-large");
   });
 });

@@ -102,7 +102,84 @@ describe("an incomplete request", () => {
   });
 });
 
+describe("the checks of a request before its body", () => {
+  /** Sends a head, and its body after `sendBody`; collects the answer. */
+  async function announce(port: number, line: string, headers: string) {
+    const socket = connect(port, "127.0.0.1");
+    endings.push(async () => socket.destroy());
+    let text = "";
+    socket.on("error", () => undefined).setEncoding("latin1");
+    socket.on("data", (chunk) => (text += chunk));
+    await once(socket, "connect");
+    socket.write(`${line} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n${headers}\r\n`);
+    const status = () => /^HTTP\/1\.1 (\d+) /.exec(text)?.[1];
+    return {
+      socket,
+      status,
+      answered: () => eventually(`${line} is answered`, status),
+    };
+  }
+  const FRAMES = ["Content-Length: 12\r\n", "Transfer-Encoding: chunked\r\n"];
+
+  it.each(FRAMES)("answer for path, method and token while the body is missing: %j", async (frame) => {
+    const { port, url } = await start("order-create");
+    // The process loads what it needs to verify tokens before the time of the first body runs.
+    await call({ url }, "POST /order/create", { token: "x.y.z" });
+    const expected = [
+      ["POST /order/nothing", "", "404"],
+      ["POST /order/create/", "", "404"],
+      ["PUT /order/create", "", "405"],
+      ["GET /order/create", "", "405"],
+      ["OPTIONS /order/create", "", "204"],
+      ["POST /order/create", "", "401"],
+      ["POST /order/create", "Authorization: Bearer x.y.z\r\n", "401"],
+    ] as const;
+    for (const [line, header, status] of expected) {
+      const { answered } = await announce(port, line, header + frame);
+      expect([line, await answered()]).toEqual([line, status]);
+    }
+  });
+
+  it("answer for a body that is announced too long while it is missing", async () => {
+    const { port } = await start("profile-register");
+    const length = `Content-Length: ${REQUEST_BODY_BYTES_MAX + 1}\r\n`;
+    expect(await (await announce(port, "POST /profile/register", length)).answered()).toBe("413");
+  });
+
+  it("let a valid token wait for its body, and then count it", async () => {
+    const user = await newUser(lotus, 100);
+    const { port } = await start("order-create");
+    const token = `Authorization: Bearer ${user.token}\r\n`;
+    const { socket, status, answered } = await announce(port, "POST /order/create", `${token}${FRAMES[0]}`);
+    // The same process answers a later request first.
+    expect(await (await announce(port, "POST /order/create", FRAMES[0] ?? "")).answered()).toBe("401");
+    expect(status()).toBeUndefined();
+    socket.write('{"price": 5}');
+    expect(await answered()).toBe("201");
+    await settled(lotus);
+  });
+
+  it("are the gateway's for a path without a function; it receives the body for all others", async () => {
+    const port = Number(new URL(lotus.url).port);
+    for (const frame of FRAMES) expect(await (await announce(port, "POST /nothing", frame)).answered()).toBe("404");
+    const { socket, status, answered } = await announce(port, "POST /order/create", FRAMES[0] ?? "");
+    expect(await (await announce(port, "POST /nothing", FRAMES[0] ?? "")).answered()).toBe("404");
+    expect(status()).toBeUndefined();
+    socket.write('{"price": 5}');
+    expect(await answered()).toBe("401");
+  });
+});
+
 describe("a function's server", () => {
+  it("lets pages of the origins in CORS_ORIGINS read its answers, because a cluster has no gateway of Lotus", async () => {
+    const program = await start("order-subscriptions", { CORS_ORIGINS: "https://shop.example" });
+    const allowed = async (request: string, origin: string) =>
+      (await call(program, request, { headers: { origin } })).headers.get("access-control-allow-origin");
+    for (const request of ["GET /order/subscriptions", "GET /nothing", "OPTIONS /order/subscriptions"])
+      expect([request, await allowed(request, "https://shop.example")]).toEqual([request, "https://shop.example"]);
+    expect(await allowed("GET /order/subscriptions", "https://evil.example")).toBeNull();
+  });
+
   it("limits the time of a whole request", () => {
     const description = endpoint({
       method: "GET",

@@ -176,6 +176,24 @@ describe("a migration", () => {
     );
   }, 30_000);
 
+  it("waits half a second for a lock, with and without a transaction, and leaves no such limit to its session", async () => {
+    const record = (file: string, transaction: boolean) =>
+      migration(
+        file,
+        `${transaction ? "" : "-- lotus: no-transaction\n"}create table "order".${file.slice(4)} as select current_setting('lock_timeout') as wait`,
+        transaction,
+      );
+    await apply(withMigrations(record("911-inside", true), record("912-outside", false)));
+    const { rows } = await client.query(
+      `select i.wait as inside, o.wait as outside, current_setting('lock_timeout') as afterwards
+       from "order".inside i, "order".outside o`,
+    );
+    expect(rows).toEqual([{ inside: "500ms", outside: "500ms", afterwards: "0" }]);
+    await client.query(
+      `drop table "order".inside, "order".outside; delete from migrations.applied where name like 'order/91%'`,
+    );
+  });
+
   it("with the first line `-- lotus: no-transaction` may create an index concurrently", async () => {
     const index = migration(
       "920-index",

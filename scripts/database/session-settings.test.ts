@@ -1,8 +1,9 @@
 import { once } from "node:events";
-import { escapeIdentifier } from "pg";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { Client, escapeIdentifier } from "pg";
+import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { killFunction, newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../testing/lotus.ts";
-import { databaseOf } from "./roles.ts";
+import { databaseOf, readPasswords, roleUrl } from "./roles.ts";
+import { SERVICES } from "./sql.ts";
 
 const PATHS = [
   "/profile/me",
@@ -42,17 +43,47 @@ async function endFunctions(): Promise<void> {
   }
 }
 
+/** A setting of the database, and the value that each role has instead. */
+const SETTINGS = [
+  ["datestyle", "SQL, DMY", "ISO, MDY"],
+  ["intervalstyle", "iso_8601", "postgres"],
+  ["timezone", "Asia/Kolkata", "UTC"],
+  ["bytea_output", "escape", "hex"],
+  ["default_transaction_isolation", "repeatable read", "read committed"],
+  ["lock_timeout", "1ms", "1s"],
+  ["statement_timeout", "1ms", "10s"],
+  ["search_path", "nowhere", "pg_catalog"],
+] as const;
+
+describe("a session", () => {
+  it("of each role has the settings of the role, whatever the database says", async () => {
+    const database = escapeIdentifier(databaseOf(lotus.adminUrl));
+    const passwords = await readPasswords(inject("secrets"));
+    for (const [name, value] of SETTINGS)
+      await lotus.database.query(`alter database ${database} set ${name} = '${value}'`);
+    try {
+      for (const service of SERVICES) {
+        const url = Object.assign(new URL(roleUrl(lotus.adminUrl, service)), { password: passwords[service] });
+        const role = new Client({ connectionString: url.href });
+        await role.connect();
+        const { rows } = await role.query<{ name: string; value: string }>(
+          "select name, current_setting(name) as value from unnest($1::text[]) name",
+          [SETTINGS.map(([name]) => name)],
+        );
+        await role.end();
+        expect([service, rows.map(({ name, value }) => [name, value])]).toEqual([
+          service,
+          SETTINGS.map(([name, , ofRole]) => [name, ofRole]),
+        ]);
+      }
+    } finally {
+      await lotus.database.query(`alter database ${database} reset all`);
+    }
+  });
+});
+
 describe("a setting of the database does not change an answer:", () => {
-  it.each([
-    ["datestyle", "SQL, DMY"],
-    ["intervalstyle", "iso_8601"],
-    ["timezone", "Asia/Kolkata"],
-    ["bytea_output", "escape"],
-    ["default_transaction_isolation", "repeatable read"],
-    ["lock_timeout", "1ms"],
-    ["statement_timeout", "1ms"],
-    ["search_path", "nowhere"],
-  ])("%s = '%s'", async (name, value) => {
+  it.each(SETTINGS)("%s = '%s'", async (name, value) => {
     const before = await answers();
     expect(before.map(([, status]) => status)).toEqual(PATHS.map(() => 200));
     const database = escapeIdentifier(databaseOf(lotus.adminUrl));

@@ -1,8 +1,19 @@
+import { fork } from "node:child_process";
+import { once } from "node:events";
 import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { bundleOf } from "../../scripts/build/bundles.ts";
 import type { Kafka } from "../../scripts/kafka/cluster.ts";
-import { canStartKafka, endOf, leaveInOutbox, makeTopic, startTestKafka } from "../../scripts/testing/kafka.ts";
 import {
+  canStartKafka,
+  endOf,
+  leaveInOutbox,
+  makeTopic,
+  startSink,
+  startTestKafka,
+} from "../../scripts/testing/kafka.ts";
+import {
+  call,
   eventually,
   makeOverdue,
   newUser,
@@ -319,6 +330,64 @@ describe("the relay", () => {
   });
 
   refusesWhatIsTooLarge(() => lotus);
+});
+
+describe("the relay, before a sink that refuses one topic,", () => {
+  let lotus: TestLotus;
+  beforeAll(async () => {
+    lotus = await startTestLotus({ scheduled: false });
+  });
+  afterAll(() => lotus.stop());
+
+  it("publishes the events of all other topics of the same batch", async () => {
+    const sink = await startSink(({ headers }, response) => {
+      response.writeHead(headers["lotus-topic"] === "missing" ? 404 : 204).end();
+    });
+    const relay = fork(bundleOf("events-relay"), [], {
+      env: { ...lotus.manifests.functions.get("events-relay"), RUN_SECRET_FILE: "", K_SINK: sink.url, PORT: "0" },
+      execArgv: [],
+      stdio: ["ignore", "pipe", "inherit", "ipc"],
+    });
+    try {
+      let output = "";
+      relay.stdout?.on("data", (chunk: Buffer) => (output += chunk));
+      const [{ port }] = (await once(relay, "message")) as [{ port: number }];
+      // The missing topic is the first and the last of the batch.
+      for (const topic of ["missing", "first", "second", "first", "missing"])
+        await lotus.database.query("select events.emit($1, 1, 'test', gen_random_uuid(), null, '{}')", [topic]);
+      await makeOverdue(lotus.database);
+      const tick = { "ce-specversion": "1.0", "ce-id": "1", "ce-source": "/ping", "ce-type": "ping" };
+      const { status } = await call({ url: `http://127.0.0.1:${port}` }, "POST /", { headers: tick, body: {} });
+      expect(status).toBe(204);
+      const { rows } = await lotus.database.query("select topic, attempts from events.outbox");
+      expect(rows).toEqual([
+        { topic: "missing", attempts: 0 },
+        { topic: "missing", attempts: 0 },
+      ]);
+      expect(sink.taken.map(({ headers }) => headers["lotus-topic"]).sort()).toEqual([
+        "first",
+        "first",
+        "missing",
+        "missing",
+        "second",
+      ]);
+      const lines = await eventually("the relay has written its lines", () => {
+        const whole = output
+          .split("\n")
+          .slice(0, -1)
+          .map((line) => JSON.parse(line) as Line);
+        return whole.some(({ message }) => message === "published overdue events") && whole;
+      });
+      expect(lines).toContainEqual(expect.objectContaining({ message: NOT_PUBLISHED, topic: "missing", count: 2 }));
+      expect(lines).toContainEqual(expect.objectContaining({ message: "published overdue events", count: 3 }));
+    } finally {
+      const ended = once(relay, "exit");
+      relay.kill();
+      await ended;
+      await sink.stop();
+      await lotus.database.query("delete from events.outbox");
+    }
+  });
 });
 
 describe.skipIf(!canStartKafka)("the relay, before a real Kafka,", () => {
