@@ -14,7 +14,7 @@ export class Shares {
   /** @param requestsMax requests in progress of all clients together */
   constructor(requestsMax: number) {
     this.#requestsMax = requestsMax;
-    const detail = `This function works on ${requestsMax} requests already. The request had no effect; try again in a moment.`;
+    const detail = `${requestsMax} requests are in progress already. The request had no effect; try again in a moment.`;
     this.#overload = new Problem("unavailable", detail, later);
   }
 
