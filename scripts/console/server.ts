@@ -18,6 +18,7 @@ import { Assets, CONSOLE_PATH, docsHtml, pageHtml, securityHeaders } from "./ass
 import { ConsoleDatabase } from "./database.ts";
 import { type FaultOptions, Faults } from "./faults.ts";
 import { Jobs } from "./jobs.ts";
+import { isOfThisUser } from "./local-user.ts";
 import type { DatabaseFigures, Snapshot, SpanTarget, Topology, TraceDetail } from "./protocol.ts";
 import { Recorder } from "./recorder.ts";
 import { Stream } from "./stream.ts";
@@ -289,7 +290,6 @@ export function createConsole(options: ConsoleOptions): Console {
   const answer = async (incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> => {
     const { pathname, searchParams } = new URL(originForm(incoming.url), "http://localhost");
     const { method = "GET", headers } = incoming;
-    incoming.resume();
     const isRead = method === "GET" || method === "HEAD";
     const isApi = pathname.startsWith(API_PATH);
     if (!isRead && !(method === "POST" && isApi))
@@ -325,11 +325,12 @@ export function createConsole(options: ConsoleOptions): Console {
     page: {
       has: (path) => path === "/" || path === "/docs" || path === "/openapi.json" || path.startsWith(CONSOLE_PATH),
       serve(incoming, outgoing) {
-        if (!isOwn(incoming)) {
+        const serve = async () => {
           incoming.resume();
-          return writeProblem(outgoing, forbidden());
-        }
-        answer(incoming, outgoing).catch((error: unknown) => {
+          if (!isOwn(incoming) || !(await isOfThisUser(incoming.socket))) throw forbidden();
+          await answer(incoming, outgoing);
+        };
+        serve().catch((error: unknown) => {
           if (outgoing.headersSent) return void outgoing.destroy();
           if (error instanceof Problem) return writeProblem(outgoing, error);
           if (error instanceof Refusal) return writeProblem(outgoing, new Problem("invalid-request", error.message));
