@@ -2,6 +2,7 @@ import { type ChildProcess, fork, spawn } from "node:child_process";
 import { once } from "node:events";
 import { Agent, createServer, type IncomingMessage, type RequestOptions, request } from "node:http";
 import { type AddressInfo, connect, type Socket } from "node:net";
+import { join } from "node:path";
 import * as v from "valibot";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { bundleOf } from "../../scripts/build/bundles.ts";
@@ -309,6 +310,20 @@ describe("a function's listener", () => {
     for await (const chunk of socket) text += chunk;
     expect(text).toMatch(/^HTTP\/1\.1 200 OK\r\n/);
   });
+
+  it.each(["JWKS_FILE", "DATABASE_PASSWORD_FILE"])(
+    "ends with a sentence when the file of %s is missing",
+    async (name) => {
+      const missing = join(ROOT, "missing-file");
+      const child = spawn(process.execPath, [bundleOf("profile-me")], {
+        env: { ...lotus.manifests.functions.get("profile-me"), [name]: missing, PORT: "0" },
+      });
+      let written = "";
+      child.stderr.on("data", (chunk) => (written += chunk));
+      expect(await once(child, "close")).toEqual([1, null]);
+      expect(written).toMatch(new RegExp(`^The file that ${name} names, .*missing-file, cannot be read: `));
+    },
+  );
 
   it("names the port that is taken", async () => {
     const other = createServer().listen(0);
