@@ -14,7 +14,7 @@ const PASSWORD = "correct horse battery";
 
 /** Gives every user the same password. A login of each user is then right. */
 async function logins(users: readonly User[], { admin }: Database): Promise<LoadRequest[]> {
-  const hash = await hashPassword(PASSWORD);
+  const hash = await hashPassword(PASSWORD, "127.0.0.1");
   await admin.query(
     "insert into profile.users (id, email, normal_email, password_hash) select id, email, email, $3 from unnest($1::uuid[], $2::text[]) u (id, email)",
     [users.map(({ id }) => id), users.map(({ email }) => email), hash],
