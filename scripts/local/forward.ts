@@ -7,7 +7,7 @@ import { addressOf } from "#kernel/request";
 import type { FunctionProcess, Running } from "./function-process.ts";
 
 /** Creates the refusal of a request that never reached a function. */
-export const unavailable = (detail: string) => new Problem("unavailable", detail, { headers: { "retry-after": "1" } });
+const unavailable = (detail: string) => new Problem("unavailable", detail, { headers: { "retry-after": "1" } });
 
 /** Headers of one connection, not of the request (RFC 9110 §7.6.1); `expect` is over once the body is complete. */
 const HOP_BY_HOP = [
