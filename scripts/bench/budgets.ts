@@ -13,8 +13,9 @@ export const about = "the budgets of .ci/run: CPU per payment, cold start, bytes
 
 const USERS = 200;
 const CONNECTIONS = 16;
-const PAYMENT_CPU_TO_FLOOR_MAX = 5;
-const COLD_START_TO_FLOOR_MAX = 4.5;
+const PAYMENT_CPU_TO_FLOOR_MAX = 2.5;
+/** CPU time, because other work of the machine changes the duration of a start by a factor of three. */
+const COLD_START_CPU_TO_FLOOR_MAX = 2.8;
 const BUNDLE_BYTES_MAX = 1_100_000;
 
 async function paymentCpu({ node, rounds, seconds }: BenchOptions): Promise<Figure> {
@@ -34,15 +35,17 @@ async function paymentCpu({ node, rounds, seconds }: BenchOptions): Promise<Figu
   });
 }
 
-async function paymentColdStart(options: BenchOptions): Promise<Figure> {
-  const figure = (await coldStart(options)).find(({ what }) => /^cold start .*a payment$/.test(what));
-  if (figure === undefined) throw new Error("The row cold-start has no figure for a payment.");
-  const targets = [{ of: "floor" as const, max: COLD_START_TO_FLOOR_MAX }];
-  return { ...figure, what: "budget: cold start until a payment is answered, ms", targets };
+async function coldStartCpu(options: BenchOptions): Promise<Figure> {
+  const figure = (await coldStart(options)).find(({ what }) =>
+    /^CPU until the answer.*without the database$/.test(what),
+  );
+  if (figure === undefined) throw new Error("The row cold-start has no CPU time of a refusal.");
+  const targets = [{ of: "floor" as const, max: COLD_START_CPU_TO_FLOOR_MAX }];
+  return { ...figure, what: "budget: CPU of a cold start until a refusal is answered, ms", targets };
 }
 
 export default async function budgets(options: BenchOptions): Promise<Figure[]> {
-  const figures = [await paymentCpu(options), await paymentColdStart(options)];
+  const figures = [await paymentCpu(options), await coldStartCpu(options)];
   // The benches above have built it.
   const bytes = statSync(bundleOf("order-pay")).size;
   const targets = [{ of: "lotus" as const, max: BUNDLE_BYTES_MAX }];

@@ -2,6 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { request } from "node:http";
 import { programOf } from "../build/bundles.ts";
+import { threadMilliseconds } from "../testing/process.ts";
 import type { BenchOptions } from "./flags.ts";
 import type { Figure } from "./report.ts";
 import { program, start, withWorld } from "./world.ts";
@@ -17,6 +18,8 @@ const MEMORY_MEBIBYTES_MAX = { 20: 55, 24: 70 };
 export interface Start {
   readonly listening: number;
   readonly answered: number;
+  /** CPU time until the answer. */
+  readonly processor: number;
   readonly mebibytes: number;
 }
 
@@ -52,9 +55,10 @@ export async function measure(what: Case, environment: Readonly<Record<string, s
   const listening = performance.now() - began;
   await call(port, what);
   const answered = performance.now() - began;
+  const processor = await threadMilliseconds(child.pid ?? 0);
   const status = await readFile(`/proc/${child.pid}/status`, "utf8").catch(() => "");
   await stop();
-  return { listening, answered, mebibytes: Number(/VmRSS:\s*(\d+)/.exec(status)?.[1] ?? Number.NaN) / 1024 };
+  return { listening, answered, processor, mebibytes: Number(/VmRSS:\s*(\d+)/.exec(status)?.[1] ?? Number.NaN) / 1024 };
 }
 
 export default async function coldStart({ node, nodeMajor, rounds }: BenchOptions): Promise<Figure[]> {
@@ -87,6 +91,7 @@ export default async function coldStart({ node, nodeMajor, rounds }: BenchOption
           ...both("answered"),
           targets: [{ of: "floor", max: RATIO_MAX }],
         },
+        { what: `CPU until the answer, ms: ${one.what}`, ...both("processor") },
         {
           what: `memory after it, MiB: ${one.what}`,
           ...both("mebibytes"),

@@ -31,6 +31,15 @@ export async function processorMilliseconds(pid: number): Promise<number> {
   return (await readStat(pid)).milliseconds;
 }
 
+/** Returns the CPU time of the threads of a process, in milliseconds, from the nanoseconds of /proc/PID/task/TID/schedstat. */
+export async function threadMilliseconds(pid: number): Promise<number> {
+  const threads = await readdir(`/proc/${pid}/task`);
+  const texts = await Promise.all(
+    threads.map((thread) => readFile(`/proc/${pid}/task/${thread}/schedstat`, "utf8").catch(() => "0")),
+  );
+  return texts.reduce((sum, text) => sum + Number(text.split(" ", 1)[0]), 0) / 1_000_000;
+}
+
 /** Returns the CPU time that a process and its children have used, in milliseconds: all of Postgres, given its first process. */
 export async function treeProcessorMilliseconds(pid: number): Promise<number> {
   const processes = (await readdir("/proc")).filter((name) => /^\d+$/.test(name));
