@@ -122,6 +122,17 @@ export function traceOf({ headers }: Answer): string {
 
 export const bearer = (user: DemoUser) => ({ authorization: `Bearer ${user.token}` });
 
+/** Makes the failure of an answer: a sentence with the status and the detail of the problem (RFC 9457). */
+function failureOf(what: string, { status, text }: Pick<Answer, "status" | "text">): Failure {
+  let detail: string | undefined;
+  try {
+    detail = (JSON.parse(text) as { detail?: string }).detail;
+  } catch {
+    // Another server than Lotus answered.
+  }
+  return new Failure(`The ${what} was answered ${status}.${detail === undefined ? "" : ` ${detail}`}`);
+}
+
 async function logIn(email: string, password: string, id: string): Promise<DemoUser | undefined> {
   const body = JSON.stringify({ email, password });
   const { status, text } = await callFunction({ method: "POST", path: "/profile/login", body });
@@ -134,7 +145,7 @@ async function register(): Promise<DemoUser> {
   const password = `${randomHex(8)} Demo`;
   const body = JSON.stringify({ email, password });
   const { status, text } = await callFunction({ method: "POST", path: "/profile/register", body });
-  if (status !== 201) throw new Failure(`The registration was answered ${status}: ${text}`);
+  if (status !== 201) throw failureOf("registration", { status, text });
   const user = await logIn(email, password, (JSON.parse(text) as { id: string }).id);
   if (user === undefined) throw new Failure("The demo user cannot log in.");
   return user;
@@ -162,7 +173,7 @@ export async function makePayment(): Promise<string> {
     await new Promise((resolve) => setTimeout(resolve, OPEN_STEP_MILLISECONDS));
     added = await callFunction(deposit);
   }
-  if (added.status !== 200) throw new Failure(`The deposit was answered ${added.status}: ${added.text}`);
+  if (added.status !== 200) throw failureOf("deposit", added);
   const subscriptions = await callFunction({ method: "GET", path: "/order/subscriptions" });
   const [cheapest] = [...(JSON.parse(subscriptions.text) as { id: number; price: number }[])].sort(
     (a, b) => a.price - b.price,
@@ -172,6 +183,6 @@ export async function makePayment(): Promise<string> {
     path: `/order/pay?idSubscription=${cheapest?.id ?? 1}`,
     headers: bearer(user),
   });
-  if (paid.status !== 200) throw new Failure(`The payment was answered ${paid.status}: ${paid.text}`);
+  if (paid.status !== 200) throw failureOf("payment", paid);
   return traceOf(paid);
 }

@@ -111,7 +111,9 @@ function Chart({ job }: { job: Job }) {
   );
 }
 
-/** Shows the faults. */
+const isRunning = ({ state }: Job) => state === "running";
+
+/** Shows the faults. A job in progress stands above the buttons, where the person who started it looks. */
 export function Break() {
   const target = useSignal("order-pay");
   const rate = useSignal("50");
@@ -119,6 +121,7 @@ export function Break() {
   const running = jobs.value.find(({ state, points }) => state === "running" && points !== undefined);
   const chart = running ?? jobs.value.find(({ points }) => points !== undefined);
   const isBusy = jobs.value.some(({ state, name }) => state === "running" && name !== "Verify the ledger");
+  const results = jobs.value.filter((job) => !isRunning(job));
   const functions = processes.value.filter(({ kind }) => kind === "function");
   const start = async (path: string) => {
     announce("The job has begun.");
@@ -133,6 +136,9 @@ export function Break() {
         until it is answered. The result states how many payments were answered, when the outbox was empty again, and
         that no cent is missing.
       </p>
+      {jobs.value.filter(isRunning).map((job) => (
+        <JobLine key={job.id} job={job} />
+      ))}
       <div class="cards">
         {FAULTS.map(({ name, title, effect, undo, aimed, disabled }) => (
           <section key={name} class="card">
@@ -208,8 +214,8 @@ export function Break() {
         </section>
       </div>
       <h2>Results</h2>
-      {jobs.value.length === 0 && <p class="empty">Runs appear here after their end.</p>}
-      {jobs.value.map((job) => (
+      {results.length === 0 && <p class="empty">Runs appear here after their end.</p>}
+      {results.map((job) => (
         <JobLine key={job.id} job={job} />
       ))}
       {chart && <Chart job={chart} />}

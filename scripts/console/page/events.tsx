@@ -24,7 +24,14 @@ function Detail({ id }: { id: string }) {
     `${id} ${known?.state} ${known?.attempts} ${known?.microseconds}`,
   );
   const formatted = useSignal(true);
-  if (data === undefined) return problem === "" ? <p class="empty">Loading …</p> : <Problem text={problem} />;
+  const close = <a href={href("events", "", Object.fromEntries(route.value.query))}>Close</a>;
+  if (data === undefined)
+    return (
+      <article class="detail" aria-label={`Event ${id}`}>
+        {problem === "" ? <p class="empty">Loading …</p> : <Problem text={problem} />}
+        <p>{close}</p>
+      </article>
+    );
   const { event, spans, attributes, body, bodyBytes, related, lines } = data;
   const shownBytes = new TextEncoder().encode(body).length;
   return (
@@ -36,7 +43,7 @@ function Detail({ id }: { id: string }) {
         <p class="actions">
           <Copy text={event.id} label="Copy id" />
           <Copy text={location.href} label="Copy link" />
-          <a href={href("events", "", Object.fromEntries(route.value.query))}>Close</a>
+          {close}
         </p>
       </header>
       <Problem text={event.reason ?? ""} />
@@ -243,7 +250,7 @@ function DeadLetters() {
       {data?.map((letter) => (
         <details key={letter.id} class="letter">
           <summary>
-            <Status word="dead letter" /> <strong>{letter.attributes.type ?? "no type"}</strong> for {letter.subscriber}
+            <Status word="dead letter" /> <strong>{letter.attributes.type ?? "no type"}</strong> for {letter.subscriber}{" "}
             <small>{clock(Date.parse(letter.movedAt) * 1000)}</small>
             <span class="reason">{letter.reason}</span>
           </summary>

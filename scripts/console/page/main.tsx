@@ -5,13 +5,13 @@ import { render } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { Break } from "./break.tsx";
 import { Events } from "./events.tsx";
-import { count, duration, money, toggleUtc, utc } from "./format.ts";
+import { clock, count, duration, money, toggleUtc, utc } from "./format.ts";
 import { Ledger } from "./ledger.tsx";
 import { Logs } from "./logs.tsx";
 import { Overview } from "./overview.tsx";
 import { announce, announcement, Status } from "./parts.tsx";
 import { href, route } from "./route.ts";
-import { connect, connection, database, databaseFigures, dropped, run } from "./store.ts";
+import { connect, connection, database, databaseFigures, dropped, lastMessageAt, run } from "./store.ts";
 import { Traces } from "./traces.tsx";
 import { Try } from "./try.tsx";
 
@@ -105,6 +105,12 @@ function Frame() {
   );
 }
 
+/** Says that the figures on the page are old. */
+function Banner() {
+  const since = lastMessageAt.value === 0 ? "" : ` The page shows the state of ${clock(lastMessageAt.value)}.`;
+  return <p class="banner">Lotus does not answer; the page connects again by itself.{since}</p>;
+}
+
 function Help() {
   const element = useRef<HTMLDialogElement>(null);
   // A modal dialog takes the focus, keeps it, closes at Escape, and gives the focus back.
@@ -178,6 +184,7 @@ function App() {
         Skip to the content
       </a>
       <Frame />
+      {connection.value === "reconnecting" && <Banner />}
       <div class="body">
         <nav class="pages" aria-label="Pages">
           {PAGES.map(([page, title]) => (

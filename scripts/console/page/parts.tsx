@@ -35,7 +35,6 @@ const WORDS: Readonly<Record<string, string>> = {
   running: "good",
   live: "good",
   done: "good",
-  ok: "good",
   balanced: "good",
   "not balanced": "bad",
   starting: "busy",
@@ -116,6 +115,7 @@ export function Action({
   const busy = useSignal(false);
   const problem = useSignal("");
   const click = async () => {
+    if (busy.value) return;
     busy.value = true;
     problem.value = "";
     try {
@@ -132,8 +132,9 @@ export function Action({
         type="button"
         class={kind}
         aria-label={label}
-        disabled={busy.value || disabled !== ""}
-        aria-busy={busy.value}
+        disabled={disabled !== ""}
+        // A disabled button would lose the focus.
+        aria-disabled={busy.value || undefined}
         title={disabled || undefined}
         onClick={() => void click()}
       >

@@ -28,6 +28,8 @@ export type ConnectionState = "connecting" | "live" | "reconnecting";
 export const connection = signal<ConnectionState>("connecting");
 /** Counts the returns of the stream. Data that failed to load meanwhile is read again. */
 export const reconnections = signal(0);
+/** The moment of the last message, in microseconds since 1970 by the clock of the browser. */
+export const lastMessageAt = signal(0);
 export const run = signal("");
 export const dropped = signal(0);
 export const topology = signal<Topology>({ endpoints: [], topics: [], triggers: [], others: [] });
@@ -137,6 +139,7 @@ function reset(snapshot: Snapshot): void {
 }
 
 function receive(kind: string, text: string): void {
+  lastMessageAt.value = Date.now() * 1_000;
   if (kind === "reset") reset(JSON.parse(text) as Snapshot);
   else apply(JSON.parse(text) as Batch);
 }

@@ -71,7 +71,9 @@ function Tree({ steps }: { steps: readonly TraceStep[] }) {
           <th scope="col" class="lane">
             Time
           </th>
-          <th scope="col">Begins</th>
+          <th scope="col" class="optional">
+            Begins
+          </th>
           <th scope="col">Duration</th>
         </tr>
       </thead>
@@ -96,7 +98,7 @@ function Tree({ steps }: { steps: readonly TraceStep[] }) {
                 />
               </svg>
             </td>
-            <td>+{duration(step.at - start)}</td>
+            <td class="optional">+{duration(step.at - start)}</td>
             <td>
               {duration(step.microseconds)}
               {step.failed && <strong class="bad"> failed</strong>}
@@ -162,7 +164,7 @@ export function TraceList() {
   if (spanTarget.value !== "console") return <Missing />;
   const words = filter.split(/\s+/).filter(Boolean);
   const rows = (data ?? []).filter(({ id, name, who, failed }) => {
-    const text = `${id} ${name} ${who} ${failed ? "failed" : "ok"}`;
+    const text = `${id} ${name} ${who} ${failed ? "failed" : ""}`;
     return words.every((word) => text.includes(word));
   });
   return (
@@ -195,12 +197,19 @@ export function TraceList() {
         }
         columns={[
           { title: "Time", class: "time", cell: (row) => <a href={href("traces", row.id)}>{clock(row.at)}</a> },
-          { title: "First span", class: "grow", cell: (row) => row.name },
+          {
+            title: "First span",
+            class: "grow",
+            cell: (row) => (
+              <>
+                {row.failed && <Status word="failed" />} {row.name}
+              </>
+            ),
+          },
           { title: "Function", class: "grow from optional", cell: (row) => row.who },
-          { title: "State", class: "state", cell: (row) => <Status word={row.failed ? "failed" : "ok"} /> },
           { title: "Spans", class: "number optional", cell: (row) => row.spans },
           { title: "Answer", class: "number", cell: (row) => duration(row.microseconds) },
-          { title: "Whole", class: "number", cell: (row) => duration(row.wholeMicroseconds) },
+          { title: "Whole", class: "number optional", cell: (row) => duration(row.wholeMicroseconds) },
         ]}
       />
     </section>
