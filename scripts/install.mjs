@@ -61,7 +61,7 @@ function npm() {
 if (!isInstalled()) {
   console.error("Installing packages, once (about half a minute) …");
   const [program, ...first] = npm();
-  // Development packages as well, whatever NODE_ENV says: tsx and esbuild are among them.
+  // Development packages too, for every NODE_ENV: tsx and esbuild are among them.
   const { status, error } = spawnSync(program, [...first, "ci", "--include=dev", "--no-audit", "--no-fund"], {
     cwd: root,
     stdio: ["ignore", 2, 2],

@@ -175,7 +175,7 @@ describe("calls in shared statements, with a fake database", () => {
     expect(sent).toEqual([]);
   });
 
-  it("sends a call whose row is locked alone, while the others go on in batches", async () => {
+  it("sends a call whose row is locked alone, while the others continue in batches", async () => {
     const run = batched<Call, Row>(description);
     const [first] = await occupy(run);
     const locked = run(call(1));
@@ -224,7 +224,7 @@ describe("calls in shared statements, with a fake database", () => {
     vi.mocked(isRecording).mockReset();
   });
 
-  it("goes on with other keys at once while two rows stay locked", async () => {
+  it("continues with other keys at once while two rows stay locked", async () => {
     const run = batched<Call, Row>(description);
     const stuck = [run(call(1)), run(call(2))];
     const outcomes = stuck.map(codeOf);

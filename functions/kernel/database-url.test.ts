@@ -50,7 +50,7 @@ describe("a database URL", () => {
       "password in the database URL is not percent-encoded",
     ],
     ["with an authority that does not exist", "postgres://a@db.example/c?sslrootcert=/none.pem", "cannot be read"],
-  ])("%s is refused with a sentence", (_, url, sentence) => {
+  ])("%s is refused with an error message", (_, url, sentence) => {
     expect(() => readDatabaseAddress(url)).toThrow(DatabaseUrlError);
     expect(() => readDatabaseAddress(url)).toThrow(sentence);
   });

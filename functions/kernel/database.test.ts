@@ -12,7 +12,7 @@ afterAll(() => lotus.stop());
 /** More reports than a statement is repeated. */
 const ALWAYS = 1_000;
 
-/** Orders of a user in `testing.reports` fail, as often as it says. A sequence counts, because a rollback does not reset it. */
+/** Orders of a user in `testing.reports` fail the stored number of times. A sequence counts, because a rollback does not reset it. */
 const REPORTS = `
   create schema testing;
   create table testing.reports (user_id uuid primary key, state text, message text, times int);

@@ -49,7 +49,7 @@ function sasl(): SASLOptions | undefined {
   return { mechanism, username, password };
 }
 
-/** Stops the timer of idle connections: kafkajs looks into the queue of each every millisecond, which costs 3 % of a core. */
+/** Stops the timer of idle connections: kafkajs polls the queue of each every millisecond, which costs 3 % of a core. */
 async function quietenEmptyQueues(): Promise<void> {
   // @ts-expect-error kafkajs does not describe what is inside it
   const { default: RequestQueue } = await import("kafkajs/src/network/requestQueue/index.js");

@@ -99,7 +99,7 @@ describe("a socket whose server does not read", () => {
     socket.close();
   });
 
-  it("sends no byte of a statement above the limit, and ends with a sentence", async () => {
+  it("sends no byte of a statement above the limit, and ends with an error message", async () => {
     const { socket, failed, closed, NotSentError } = await openSocket();
     socket.send(new Uint8Array(10 * MEBIBYTE));
     await new Promise((resolve) => setImmediate(resolve));

@@ -23,7 +23,7 @@ function upgrade(tcp: Socket, address: DatabaseAddress, secureContext: SecureCon
     tcp.once("close", () => reject(new Error("The database closed the connection before TLS began.")));
     tcp.once("data", (answer: Buffer) => {
       const word = answer.toString("latin1");
-      // Bytes after the answer would be plain text that somebody injected before TLS (CVE-2021-23222).
+      // Bytes after the answer would be plain text that an attacker injected before TLS (CVE-2021-23222).
       if (word !== ACCEPTED)
         return reject(
           new Error(

@@ -95,7 +95,7 @@ export function readQuery(search: string): Record<string, string> {
 
 const utf8 = new TextDecoder("utf-8", { fatal: true });
 
-/** Numbers stay text, so that an amount is read exactly as it was written. Two values for one key are an error. */
+/** Numbers stay text, so that an amount is exact. Two values for one key are an error. */
 export function readBody(request: IncomingMessage & { rawBody?: Buffer }): unknown {
   const mediaType = request.headers["content-type"]?.split(";")[0]?.trim().toLowerCase();
   if (mediaType !== "application/json") {
@@ -124,7 +124,7 @@ export function readBody(request: IncomingMessage & { rawBody?: Buffer }): unkno
   return value;
 }
 
-/** A number of a JSON body, as it was written. */
+/** A number of a JSON body, with its exact text. */
 class JsonNumber {
   readonly text: string;
   constructor(text: string) {

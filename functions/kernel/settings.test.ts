@@ -52,7 +52,7 @@ describe("the settings", () => {
       { K_SINK: "broker" },
       'The environment variable K_SINK must be a URL that begins with http:// or https://; "broker" is not.',
     ],
-  ])("refuse %j with a sentence", (environment, sentence) => {
+  ])("refuse %j with an error message", (environment, sentence) => {
     expect(() => readSettings(environment)).toThrow(new SettingsError(sentence));
   });
 

@@ -37,7 +37,7 @@ export const FORWARDED_HEADER_BYTES_MAX = 24 * 1024;
 export const EVENT_HEADER_BYTES_MAX = 2 * RECORD_BYTES_MAX + 1024 * 1024;
 /** Limits the time from the first byte of a request to the last byte of its body. Then the answer is 408. */
 export const REQUEST_RECEIVE_MILLISECONDS_MAX = 5_000;
-/** States how often Node looks for requests that exceed REQUEST_RECEIVE_MILLISECONDS_MAX. */
+/** States how often Node searches for requests that exceed REQUEST_RECEIVE_MILLISECONDS_MAX. */
 export const REQUEST_RECEIVE_CHECK_MILLISECONDS = 500;
 /** Keeps an idle connection open. It is above the 90 s of queue-proxy, so that the proxy closes it first. */
 export const KEEP_ALIVE_MILLISECONDS = 95_000;
@@ -181,7 +181,7 @@ export const SEAL_ACCOUNTS_MAX = 10_000;
 export const SEAL_RUN_MILLISECONDS_MAX = 45_000;
 /** Limits the wait of one run for transactions that may write an earlier entry. They take milliseconds unless one waits for a lock. */
 export const SEAL_WAIT_MILLISECONDS_MAX = 1_000;
-/** Pauses between two looks at these transactions. */
+/** Pauses between two checks of these transactions. */
 export const SEAL_WAIT_MILLISECONDS_STEP = 50;
 
 /** Is the number of rows of a page when the request has no `limit`. */

@@ -111,7 +111,7 @@ describe("a foreign producer's message", () => {
     expect((await deliver({ ...fact, message: "NUL: \u0000" })).status).toBe(204);
     const { body } = await user.call("GET /notification");
     expect(body[0].message).toBe("\u{1f44b} to <you>\n");
-    const letters = await eventually("the dead letter is there", async () => {
+    const letters = await eventually("the dead letter exists", async () => {
       const { rows } = await lotus.database.query("select subscriber, reason from events.dead_letters");
       return rows.length > 0 && rows;
     });

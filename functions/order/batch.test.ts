@@ -125,7 +125,7 @@ describe("payments while two accounts are locked", () => {
     );
   }
 
-  it("go on for all other users, and charge a locked user exactly when they answer with success", async () => {
+  it("continue for all other users, and charge a locked user exactly when they answer with success", async () => {
     const others = await Promise.all(Array.from({ length: 14 }, () => newUser(lotus, 1_000_000)));
     const locked = users.slice(0, 2);
     const before = await charges(locked);

@@ -6,7 +6,7 @@ import { Problem } from "#kernel/problem";
 import { User } from "./user.ts";
 
 interface Row extends Omit<v.InferInput<typeof User>, "createdAt"> {
-  /** ISO 8601, whatever the session's date style is. */
+  /** ISO 8601, independent of the session's date style. */
   created_at: string;
 }
 

@@ -26,7 +26,7 @@ beforeAll(async () => {
   dev = spawn(process.execPath, [join(copy, "scripts/lotus.mjs"), "dev", ...flags], { cwd: copy });
   for (const stream of [dev.stdout, dev.stderr]) stream?.on("data", (chunk: Buffer) => (output += chunk));
   ended = new Promise((resolve) => dev.once("close", resolve));
-  url = await eventually("it is there", () => {
+  url = await eventually("Lotus prints its address", () => {
     if (dev.exitCode !== null) throw new Error(output);
     return /Lotus is at (\S+) /.exec(output)?.[1];
   });

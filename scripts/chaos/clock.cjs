@@ -1,5 +1,5 @@
 // A clock that jumps: `node --require clock.cjs`. SIGUSR2 moves the wall clock of the process by ten minutes, forward and backward
-// by turns, and the next SIGUSR2 moves it back. Timers and performance.now() go on, as on a machine whose clock is set.
+// by turns, and the next SIGUSR2 moves it back. Timers and performance.now() continue, as on a machine whose clock is set.
 "use strict";
 const JUMP_MILLISECONDS = 600_000;
 const RealDate = Date;

@@ -22,7 +22,7 @@ export interface StartOptions {
   readonly functionOptions: readonly string[];
 }
 
-/** A message to the process. `replace` stops a function in order, so that its next request starts another process. */
+/** A message to the process. `replace` stops a function cleanly, so that its next request starts another process. */
 export type Question = { readonly id: number } & Action;
 type Action =
   | { readonly kind: "tick" | "functions" | "stop" }
@@ -67,7 +67,7 @@ export interface LotusProcess {
   readonly insideUrl: string;
   readonly sources: readonly Source[];
   functions(): Promise<readonly RunningFunction[]>;
-  /** Stops a function in order; its next request starts another process. */
+  /** Stops a function cleanly; its next request starts another process. */
   replace(name: string): Promise<void>;
   /** Changes how the event bus treats published events. A new process delivers them. */
   disturbBus(state: BusState): Promise<void>;
@@ -75,7 +75,7 @@ export interface LotusProcess {
   tick(): Promise<void>;
   /** Sends SIGKILL to the process. Its functions end with it. */
   kill(): void;
-  /** Halts the process with SIGSTOP, and continues it. Its functions go on. */
+  /** Halts the process with SIGSTOP, and continues it. Its functions continue. */
   freeze(): void;
   thaw(): void;
   /** Starts the process again, at the same port, after it was killed. */

@@ -33,7 +33,7 @@ process.on("message", async (question: Question) => {
   tell({ kind: "answer", id: question.id, ...answer });
   if (question.kind === "stop") process.disconnect();
 });
-// Chaos was killed: its Postgres is gone as well.
+// Chaos was killed, so its Postgres has ended too.
 process.on("disconnect", () => process.exit());
 
 tell({

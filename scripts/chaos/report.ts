@@ -39,7 +39,7 @@ export interface Report {
   readonly violations: readonly (Violation & { readonly operations: readonly string[] })[];
 }
 
-/** Returns the value below which the given share of the numbers lies; NaN for no numbers. */
+/** Returns the quantile of the numbers for a share from 0 to 1; NaN for an empty list. */
 export function quantile(numbers: readonly number[], share: number): number {
   const sorted = [...numbers].sort((a, b) => a - b);
   return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? Number.NaN;

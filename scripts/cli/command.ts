@@ -47,7 +47,7 @@ interface Description<O extends Options> {
 }
 
 /**
- * Defines a command. `--help` prints the help and does nothing else, whatever other arguments there are.
+ * Defines a command. `--help` prints the help and ignores all other arguments.
  * @param description the options with one line of help each, and the work
  */
 export function command<const O extends Options>(description: Description<O>): Command {

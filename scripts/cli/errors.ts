@@ -40,7 +40,7 @@ export function sentenceOf(error: unknown): string {
   return messageOf(error);
 }
 
-/** Returns the text of an error for a person: a sentence, or the stack of a defect. */
+/** Returns the text of an error for a person: the message of an expected failure, or the stack of a defect. */
 export function describeError(error: unknown): string {
   if (!isProgrammingError(error)) return sentenceOf(error);
   return error instanceof Error ? (error.stack ?? error.message) : String(error);

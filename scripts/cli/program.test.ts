@@ -101,7 +101,7 @@ describe("a command", () => {
 });
 
 describe("an error", () => {
-  it("shows a sentence for a fault of the user, and a stack for a fault of the program", () => {
+  it("shows the message of an expected failure, and the stack of a defect", () => {
     expect(describeError(new Refusal("The port is busy."))).toBe("The port is busy.");
     expect(describeError(Object.assign(new Error("no"), { code: "EACCES", path: "/x" }))).toMatch(
       /^Permission denied: \/x/,

@@ -42,7 +42,7 @@ Exit code 0: every invariant holds. 1: a violation, which the output names. 2: a
     minutes: number("how long it injects faults", String(MINUTES)),
     seed: { type: "string", value: "N", about: "repeat the choices of an earlier run (default: a random number)" },
     clients: number("clients that call at the same time", String(CLIENTS)),
-    operations: { type: "string", value: "N", about: "go on after the minutes until N operations have an outcome" },
+    operations: { type: "string", value: "N", about: "continue after the minutes until N operations have an outcome" },
     faults: { type: "string", value: "A,B", about: "only these faults (default: all)" },
     overlap: number("faults that are active at the same time", String(OVERLAP)),
     disk: { type: "boolean", about: "keep the database on a small filesystem, so that it can be full (needs root)" },

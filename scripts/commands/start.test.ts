@@ -165,7 +165,7 @@ describe("npm start", () => {
     const postmaster = /\) \S (\d+)/.exec(await readFile(`/proc/${rows[0].pid}/stat`, "utf8"))?.[1];
     process.kill(Number(postmaster), "SIGKILL");
     await eventually("the restart is printed", () =>
-      /postgres +ended, SIGKILL; it is started again.+postgres +is there again/s.test(lotus.output()),
+      /postgres +ended, SIGKILL; it is started again.+postgres +runs again/s.test(lotus.output()),
     );
     const { body } = await eventually("the balance is served again", async () => {
       const answer = await user.call("GET /billing/balance");
@@ -316,7 +316,7 @@ describe("npm start", () => {
     [["--folder="], /--folder must name a folder/],
     [["--database", "mysql://x/y"], /--database must be a URL such as postgres:/],
     [["--port", "x"], /--port must be a whole number from 0 to 65535; "x" is not/],
-  ])("refuses %j with a sentence", async (flags, sentence) => {
+  ])("refuses %j with an error message", async (flags, sentence) => {
     const { code, text } = await refused(...flags);
     expect([code, text]).toEqual([2, expect.stringMatching(sentence)]);
   });

@@ -33,7 +33,7 @@ export interface LoadOptions {
   readonly url: string;
   readonly perSecond: number;
   readonly seconds: number;
-  /** Works while the load runs. The load goes on until it has ended. */
+  /** Works while the load runs. The load continues until the work has ended. */
   readonly meanwhile?: (stop: AbortSignal) => Promise<void>;
   figures(): Promise<DatabaseFigures>;
   onPoints(points: readonly LoadPoint[]): void;

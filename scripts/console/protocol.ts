@@ -80,7 +80,7 @@ export interface TraceDetail {
   readonly events: readonly EventSummary[];
 }
 
-/** Where the spans of a run go: into the memory of the console, to another collector, or nowhere. */
+/** The destination of the spans of a run: the memory of the console, another collector, or none. */
 export type SpanTarget = "console" | "elsewhere" | "nowhere";
 
 /** The requests of one function in the last minute. */

@@ -28,7 +28,7 @@ describe("the database of a command", () => {
     expect(await adminUrl({ url: given, folder, folderGiven: true })).toBe(given);
   });
 
-  it("is refused with a sentence when the folder has no run, or the URL is wrong", async () => {
+  it("is refused with an error message when the folder has no run, or the URL is wrong", async () => {
     const target = { url: undefined, folder: join(folder, "none"), folderGiven: true };
     await expect(adminUrl(target)).rejects.toThrow(`No Lotus has run in ${join(folder, "none")}.`);
     await expect(adminUrl({ ...target, url: "5432" })).rejects.toThrow("--database must be a URL such as postgres://");
@@ -62,7 +62,7 @@ describe("the URL of a pooler", () => {
       expect(readPoolerUrl("--pooler", url)).toBe(url);
   });
 
-  it("is refused with a sentence that names the option", () => {
+  it("is refused with an error that names the option", () => {
     expect(() => readPoolerUrl("--pooler", "6432")).toThrow("--pooler must be a URL such as postgres://");
     expect(() => readPoolerUrl("DATABASE_POOLER_URL", "postgres://a@b?pgbouncer=true")).toThrow(
       "DATABASE_POOLER_URL: The database URL has the parameter pgbouncer.",

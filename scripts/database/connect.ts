@@ -40,7 +40,7 @@ export function readDatabaseUrl(where: string, text: string): string {
 }
 
 /**
- * Returns the URL of a pooler as a person gave it. It may name no database, and a user such as `{role}.project-ref`.
+ * Checks the URL of a pooler that a person has written. It may name no database, and a user such as `{role}.project-ref`.
  * @param where the option or the variable, for the message
  * @throws {UsageError} when the text is not such a URL
  */

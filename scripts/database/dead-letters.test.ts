@@ -103,7 +103,7 @@ describe("dead-letters", () => {
     [["show", "999"], "No dead letter has the id 999."],
     [["replay", "99999999999999999999"], "No dead letter has the id 99999999999999999999."],
     [["show", "99999999999999999999"], "No dead letter has the id 99999999999999999999."],
-  ])("refuses %j with a sentence", async (words, sentence) => {
+  ])("refuses %j with an error message", async (words, sentence) => {
     const { code, out, err } = await command(...words);
     const isUsage = sentence.includes("is not an action");
     expect([code, err]).toEqual([isUsage ? 2 : 1, expect.stringContaining(sentence)]);
@@ -134,7 +134,7 @@ describe("dead-letters", () => {
     expect(shown + (await command()).out).not.toMatch(/(?!\n)\p{Cc}/u);
     expect((await command("replay", rows[0].id)).code).toBe(0);
     await relayNow(lotus);
-    await eventually("the message is there", async () => {
+    await eventually("the message is stored", async () => {
       const { body } = await user.call("GET /notification");
       return body.some((notification: { message: string }) => notification.message === message);
     });
@@ -220,7 +220,7 @@ describe("dead-letters", () => {
       expect.stringMatching(/\n1 put back into the outbox; the relay publishes them in about a minute\.\n$/),
     ]);
     await relayNow(lotus);
-    await eventually("the message is there", async () => {
+    await eventually("the message is stored", async () => {
       const { body } = await user.call("GET /notification");
       return body.some(({ message }: { message: string }) => message === "from afar");
     });

@@ -42,7 +42,7 @@ export async function inTransaction<T>(client: Client, lock: string | undefined,
       if (!isConflict(error)) throw error;
       if (attempt === ATTEMPTS_MAX)
         throw new Error(
-          `Other sessions kept a lock through ${ATTEMPTS_MAX} attempts: ${(error as Error).message} Look for long transactions in pg_stat_activity, and migrate again.`,
+          `Other sessions kept a lock during ${ATTEMPTS_MAX} attempts: ${(error as Error).message} Look for long transactions in pg_stat_activity, and migrate again.`,
         );
       await delay(Math.min(BACK_OFF_MILLISECONDS * 2 ** (attempt - 1), BACK_OFF_MILLISECONDS_MAX));
     }

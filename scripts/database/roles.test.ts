@@ -232,7 +232,7 @@ describe("a password", () => {
 });
 
 describe.skipIf(!existsSync(PGBOUNCER))("a transaction pooler", () => {
-  it.each([1, 4])("with %i server connections is refused with a sentence, and no lock stays behind", async (size) => {
+  it.each([1, 4])("with %i server connections is refused, and no lock stays behind", async (size) => {
     const url = new URL(await newDatabase());
     const folder = await mkdtemp(join(tmpdir(), "lotus-test-"));
     const [port = 0] = await freePorts(1);

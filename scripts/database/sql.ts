@@ -110,7 +110,7 @@ class SqlFileError extends Error {
   }
 }
 
-/** SQLSTATE of a changed result, parameter name or default. The hint names the function in SQL, whatever the server's language is. */
+/** SQLSTATE of a changed result, parameter name or default. The hint names the function in SQL, also when the server speaks another language. */
 const INVALID_FUNCTION_DEFINITION = "42P13";
 const DROP_HINT = /DROP (?:FUNCTION|PROCEDURE|ROUTINE) (.+\))/;
 

@@ -46,7 +46,7 @@ describe("lotus new", () => {
     [["endpoint", "order/pay"], 1, /functions\/order\/pay\.ts exists already/],
     [["service", "gift-cards"], 2, /A service has a name of the letters a to z/],
     [["table", "x"], 2, /Name the kind and the name/],
-  ])("refuses %j with a sentence", async (words, code, sentence) => {
+  ])("refuses %j with an error message", async (words, code, sentence) => {
     const failed = await create(...words).catch((error) => error);
     expect([failed.code, failed.stderr]).toEqual([code, expect.stringMatching(sentence)]);
   });

@@ -85,13 +85,16 @@ describe.skipIf(kafkaSource === undefined)("npm run topics", () => {
     });
   });
 
-  it("are checked by one event each; a missing topic is named in a sentence", async () => {
+  it("are checked by one event each; an error names a missing topic", async () => {
     const topics = await createTopics(kafka.bootstrap, { prefix: "checked." });
     expect(await topicFaults(kafka.bootstrap, "checked.")).toEqual([]);
     for (const topic of topics) expect(await endOf(kafka.bootstrap, topic)).toBe(1);
     await asAdmin(kafka.bootstrap, async (admin) => {
       await admin.deleteTopics({ topics: ["checked.user-registered"] });
-      await eventually("it is gone", async () => !(await admin.listTopics()).includes("checked.user-registered"));
+      await eventually(
+        "the topic is deleted",
+        async () => !(await admin.listTopics()).includes("checked.user-registered"),
+      );
     });
     expect(await topicFaults(kafka.bootstrap, "checked.")).toEqual([
       expect.stringMatching(/^The topic checked\.user-registered at \S+ accepts no record: This server does not host/),
@@ -104,7 +107,7 @@ describe.skipIf(kafkaSource === undefined)("npm run topics", () => {
   it("makes the broker decompress the records of an existing topic, and keeps the topic's other settings", async () => {
     await asAdmin(kafka.bootstrap, async (admin) => {
       await admin.deleteTopics({ topics: ["user-registered"] });
-      await eventually("it is gone", async () => !(await admin.listTopics()).includes("user-registered"));
+      await eventually("the topic is deleted", async () => !(await admin.listTopics()).includes("user-registered"));
       const configEntries = [{ name: "retention.ms", value: "1234567" }];
       await admin.createTopics({ waitForLeaders: true, topics: [{ topic: "user-registered", configEntries }] });
       expect(await createTopics(kafka.bootstrap)).toEqual([]);
@@ -124,7 +127,7 @@ describe.skipIf(kafkaSource === undefined)("npm run topics", () => {
   it("reports too few brokers for three copies", async () => {
     await asAdmin(kafka.bootstrap, async (admin) => {
       await admin.deleteTopics({ topics: await findTopics() });
-      await eventually("they are gone", async () => (await admin.listTopics()).length === 0);
+      await eventually("the topics are deleted", async () => (await admin.listTopics()).length === 0);
     });
     await expect(createTopics(kafka.bootstrap, { replication: 3 })).rejects.toThrow(
       /could not be created at .*eplication/,

@@ -70,7 +70,7 @@ export interface TopicOptions {
 const NOT_YET = ["UNKNOWN_TOPIC_OR_PARTITION", "LEADER_NOT_AVAILABLE"];
 const LEADERS_PAUSE_MILLISECONDS = 100;
 
-/** Waits until every partition of new topics has a leader. kafkajs gives up after a few tries, which a busy broker exceeds. */
+/** Waits until every partition of new topics has a leader. kafkajs stops after a few tries, and a busy broker needs more. */
 async function waitForLeaders(admin: Admin, topics: string[]): Promise<void> {
   const until = performance.now() + LEADERS_MILLISECONDS_MAX;
   for (;;) {

@@ -178,7 +178,7 @@ function refuseMove({ database, kafka }: Backends, previous: Previous, environme
   if (before !== undefined && before !== here)
     throw new Refusal(
       `This installation keeps its ledger in ${before}. The deployment names ${here}, which does not contain it. ` +
-        "docs/operations.md describes the move. When the data is there: --move.",
+        "docs/operations.md describes the move. After the data is copied, add --move.",
     );
   const hostsBefore = former.kafka === "outside" ? (former["kafka-brokers"] ?? "").split(",") : [];
   const hosts = kafka.kind === "outside" ? kafka.hosts : [];

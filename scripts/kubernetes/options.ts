@@ -98,7 +98,7 @@ export const DEPLOY_OPTIONS = {
     type: "boolean",
     about: "use no prepared statements: for a transaction pooler that does not keep them",
   },
-  "kafka-tls": { type: "boolean", about: "speak TLS to the brokers" },
+  "kafka-tls": { type: "boolean", about: "use TLS for the brokers" },
   "kafka-authority": {
     type: "string",
     value: "FILE",

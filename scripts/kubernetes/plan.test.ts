@@ -87,7 +87,7 @@ describe("options", () => {
     [["--replicas", "2"], "--replicas must be 1 or 3"],
     [["--builder", "make"], "--builder must be docker or minikube or buildah"],
     [["--registry", "https://x"], "--registry must be a host and a path"],
-  ])("%j is refused with a sentence", async (args, sentence) => {
+  ])("%j is refused with an error message", async (args, sentence) => {
     await expect(options(...args)).rejects.toThrow(sentence);
   });
 });

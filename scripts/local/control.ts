@@ -35,7 +35,7 @@ export interface Controlled {
   stop(): void;
 }
 
-/** An action of a caller on a process. Only functions can be stopped in order, frozen and thawed. */
+/** An action of a caller on a process. Only functions can be stopped cleanly, halted and continued. */
 export type ProcessAction = "kill" | "stop" | "freeze" | "thaw";
 
 /** The result of an action: `done`, an unknown name, or a process that is not in a state for this action. */

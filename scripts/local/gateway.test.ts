@@ -162,7 +162,7 @@ describe("the gateway", () => {
       /^fn did not listen within 2 s\.$/,
     ],
   ])(
-    "answers 503 with a sentence for a program that %s, and starts it again at the next request",
+    "answers 503 with a message for a program that %s, and starts it again at the next request",
     async (_, program, startMillisecondsMax, sentence) => {
       const { url, fn, crashes } = await serve(program, { startMillisecondsMax, idleMilliseconds: 10 });
       for (const times of [1, 2]) {

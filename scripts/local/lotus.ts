@@ -134,7 +134,7 @@ async function runPostgres(
       try {
         postgres = await startPostgres(folder, [], postgres.port);
         starts++;
-        onNews("postgres", "is there again");
+        onNews("postgres", "runs again");
         return watch();
       } catch (error) {
         onNews("postgres", `does not start: ${(error as Error).message}`);

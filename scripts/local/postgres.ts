@@ -274,7 +274,7 @@ export async function startPostgres(
   const where = await place(folder);
   const passwordFile = join(folder, "passwords.json");
   if (!existsSync(join(where.data, "PG_VERSION"))) {
-    if (wanted !== undefined) throw new Refusal(`The data in ${where.data} is gone.`);
+    if (wanted !== undefined) throw new Refusal(`The data in ${where.data} is missing.`);
     const made = { superuser: randomBytes(24).toString("base64url"), owner: randomBytes(24).toString("base64url") };
     // The passwords come first, because a database without them cannot be used.
     await rm(passwordFile, { force: true });

@@ -130,7 +130,7 @@ describe("a function without telemetry", () => {
     ]);
   });
 
-  it("refuses a sampler, a protocol and an endpoint that it does not know, with a sentence", async () => {
+  it("refuses a sampler, a protocol and an endpoint that it does not know, with an error message", async () => {
     const refused = [
       ["OTEL_TRACES_SAMPLER", "sometimes"],
       ["OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"],
@@ -197,7 +197,7 @@ describe("a collector", () => {
     expect(await running.stop()).toBeLessThan(SHUTDOWN_MILLISECONDS_MAX);
   });
 
-  it("that comes back receives the spans that follow, and every span before the end", async () => {
+  it("that starts again receives the following spans, and every span before the end", async () => {
     const receiver = await startOtlpReceiver();
     receivers.push(receiver);
     let away = true;

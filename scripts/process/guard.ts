@@ -1,6 +1,6 @@
 /**
  * Ends child processes when this process ends, however it ends. A small shell reads the list of children from a pipe; the end of
- * the pipe means that this process is gone. Windows has no such shell: there a function ends when its IPC channel closes.
+ * the pipe means that this process has ended. Windows has no such shell: there a function ends when its IPC channel closes.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import type { Writable } from "node:stream";

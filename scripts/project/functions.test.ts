@@ -25,7 +25,7 @@ describe("the file of a function", () => {
     ["functions/lonely.ts", SERVED, "a function is a file of a service folder"],
     ["functions/order/cheapest.ts", "export const cheapest = endpoint({});\n", "it has no default export"],
     ["triggers/order/ship.ts", "const x = 1;\n", "it has no default export. Write: export default subscriber("],
-  ])("%s is refused with a sentence", (file, text, sentence) => {
+  ])("%s is refused with an error message", (file, text, sentence) => {
     expect(() => functionOf(file, text)).toThrow(sentence);
     expect(() => functionOf(file, text)).toThrow(`${file} is not served`);
   });

@@ -52,7 +52,7 @@ describe("keys", () => {
       expect((await stat(join(folder, file))).mode & 0o077).toBe(0);
   });
 
-  it("are created anew when the public keys do not contain the signing key", async () => {
+  it("are created again when the public keys do not contain the signing key", async () => {
     await writeFile(join(folder, "public-keys/jwks.json"), JSON.stringify({ keys: [] }));
     await ensureKeys(folder);
     await expectConsistent(folder);

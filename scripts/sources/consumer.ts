@@ -131,7 +131,7 @@ export class KafkaConsumer implements RunningSource {
     this.#ended = this.#run();
   }
 
-  /** Runs one consumer after the other: the restarts of kafkajs give up on some errors. */
+  /** Runs one consumer after the other: kafkajs does not restart after some errors. */
   async #run(): Promise<void> {
     while (!this.#stop.signal.aborted) {
       try {

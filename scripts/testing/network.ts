@@ -5,7 +5,7 @@ export interface Network {
   readonly port: number;
   /** Ends every connection at once, as a broken network does. New connections succeed. */
   cut(): void;
-  /** Stops carrying bytes on every connection, and closes none: a machine or a firewall that is gone. New connections succeed. */
+  /** Stops forwarding bytes on every connection without closing it, as after the loss of a machine or a firewall. New connections succeed. */
   freeze(): void;
   /** Leads new connections to another port of this machine. */
   lead(postgresPort: number): void;

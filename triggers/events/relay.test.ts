@@ -213,7 +213,7 @@ describe("the relay", () => {
     await lotus.database.query("delete from events.outbox");
   });
 
-  it("publishes an event whose last attempt lies in the future, because a clock was wrong", async () => {
+  it("publishes an event whose last attempt is in the future, because a clock was wrong", async () => {
     const user = await newUser(lotus);
     await settled(lotus);
     await leaveInOutbox(lotus.database, user.id, numbered(1));

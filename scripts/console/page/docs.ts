@@ -9,7 +9,7 @@ document.documentElement.classList.toggle("dark-mode", chosen === "dark" || (cho
 
 SwaggerUIBundle({ url: "/openapi.json", dom_id: "#docs", validatorUrl: null, tryItOutEnabled: true });
 
-// The label of the server list has no text for screen readers, and Swagger UI draws the list anew after each change.
+// The label of the server list has no text for screen readers, and Swagger UI draws the list again after each change.
 new MutationObserver(() => {
   const servers = document.querySelector("select#servers:not([aria-label])");
   servers?.setAttribute("aria-label", "Server");

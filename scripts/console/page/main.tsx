@@ -166,7 +166,7 @@ function App() {
     return () => removeEventListener("keydown", key);
   }, []);
   const { page, id } = route.value;
-  // A link or a button that opened this page may be gone; the focus would begin again at the top of the document.
+  // The link or button that opened this page may be removed. The focus would then move to the top of the document.
   useEffect(() => {
     if (document.activeElement === document.body) document.querySelector<HTMLElement>("main")?.focus();
   }, [page, id]);

@@ -19,7 +19,7 @@ function setState(next: string): void {
   tell({ kind: "state", state });
 }
 
-/** EventSource gives up after an answer such as 503; it is created again then. Every new tab needs a snapshot. */
+/** EventSource does not reconnect after an answer such as 503, so it is created again. Every new tab needs a snapshot. */
 function connect(): void {
   source?.close();
   const opened = new EventSource("/console/stream");

@@ -140,7 +140,7 @@ async function makeSecrets(environment: Environment): Promise<void> {
   await ensureSecrets(database, none, environment, { password });
 }
 
-/** Stands in for the data plane of KafkaSource. It reads the rendered sources of one environment. */
+/** Replaces the data plane of KafkaSource. It reads the rendered sources of one environment. */
 function startSources(name: Name, path: string): void {
   const template = `http://{name}.${namespaceOf(name)}.svc.cluster.local`;
   const args = [PROGRAM, "kafka-source", "--sources", join(path, "kafka-sources"), "--sink-template", template];

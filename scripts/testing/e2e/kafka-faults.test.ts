@@ -115,7 +115,7 @@ describe.skipIf(!canStartKafka)("Lotus on a Kafka that fails", () => {
       const peak = await memoryOf("order-pay");
       // The function is killed between commit and publication, so only the outbox contains its events.
       childOf("order-pay")?.kill("SIGKILL");
-      await eventually("it is gone", () => childOf("order-pay") === undefined);
+      await eventually("the process has ended", () => childOf("order-pay") === undefined);
       await Promise.all([kafka.restart(0), pay(user, 40)]);
       const paying = pay(user, 40);
       kafka.kill(0);

@@ -41,7 +41,7 @@ describe.skipIf(!canStartKafka)("a restore to a point in time", () => {
     await rm(folder, { recursive: true, force: true });
   });
 
-  /** Runs Lotus while the work goes on. Without `deliver` the events stay in the outbox and in Kafka. */
+  /** Runs Lotus during the work. Without `deliver` the events stay in the outbox and in Kafka. */
   async function withLotus<T>(
     deliver: boolean,
     work: (lotus: Lotus & { readonly database: Client }) => Promise<T>,
@@ -99,7 +99,7 @@ describe.skipIf(!canStartKafka)("a restore to a point in time", () => {
       const topics = (await admin.listTopics()).filter((topic) => topic.startsWith(PREFIX));
       await admin.deleteTopics({ topics });
       await eventually(
-        "the topics are gone",
+        "the topics are deleted",
         async () => !(await admin.listTopics()).some((topic) => topic.startsWith(PREFIX)),
       );
     });
