@@ -10,6 +10,8 @@ export const FINDINGS_PER_1000_LINES_MAX = 2;
 export const SENTENCE_WORDS_MAX = 40;
 /** Files without prose of the project. The tests of this check contain wrong sentences on purpose. */
 const EXCLUDED = /^(?:LICENSE|package-lock\.json|\.gitignore|scripts\/check\/prose\.(?:test\.)?ts)$/;
+/** The files without an extension that contain comments. Others may be data, such as that of a run in another folder. */
+const WITHOUT_EXTENSION = /^\.ci\/|(?:^|\/)(?:Dockerfile|\.editorconfig)$/;
 /** A table cell of so few words is a label such as "what happens", not a sentence. */
 const CELL_WORDS_MAX = 4;
 /** A text in quotes with fewer words is a name or a value. */
@@ -278,6 +280,7 @@ function main(): void {
       : execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard"], { encoding: "utf8" })
           .split("\n")
           .filter((file) => file !== "" && !EXCLUDED.test(file))
+          .filter((file) => extname(file) !== "" || WITHOUT_EXTENSION.test(file))
           .filter((file) => extname(file) in TOKENS || extname(file) === ".md");
   const findings: Finding[] = [];
   let lines = 0;
