@@ -60,7 +60,7 @@ async function chaos(sabotage?: Sabotage): Promise<Report> {
       minutes: MINUTES,
       clients: CLIENTS,
       faults: sabotage === undefined ? FAULTS : FAULTS.filter((fault) => sabotage.faults.includes(fault.name)),
-      overlap: 2,
+      overlap: 3,
       kafka: false,
       ...(!isOwn && { database: { adminUrl } }),
       folder,
@@ -70,7 +70,8 @@ async function chaos(sabotage?: Sabotage): Promise<Report> {
         settleMillisecondsMax: SABOTAGED_SETTLE_MILLISECONDS_MAX,
         repeatMillisecondsMax: REPEAT_MILLISECONDS_MAX,
       }),
-      operationsMin: OPERATIONS_MIN,
+      // The operations before the fault are lost. Most later ones fail, and slowly.
+      operationsMin: isOwn ? 1 : OPERATIONS_MIN,
       built: true,
       onProgress: () => undefined,
       interrupted: new AbortController().signal,
