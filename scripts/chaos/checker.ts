@@ -7,8 +7,8 @@ import type { Entry } from "./history.ts";
 
 /** Lotus may answer 5xx for this long after a fault, while connections and processes start again. */
 const RECOVERY_MILLISECONDS_MAX = 10_000;
-/** A function notices a vanished connection at its next use: it keeps an idle one for 30 s, and ends a statement after 11 s. */
-const VANISHED_RECOVERY_MILLISECONDS_MAX = 30_000 + 11_000 + RECOVERY_MILLISECONDS_MAX;
+/** A function ends a statement on a vanished connection after 11 s, and drops the other connections of that time. */
+const VANISHED_RECOVERY_MILLISECONDS_MAX = 11_000 + RECOVERY_MILLISECONDS_MAX;
 const recoveryOf = (fault: string) =>
   fault === "vanish-database" ? VANISHED_RECOVERY_MILLISECONDS_MAX : RECOVERY_MILLISECONDS_MAX;
 
