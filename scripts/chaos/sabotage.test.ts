@@ -70,8 +70,7 @@ async function chaos(sabotage?: Sabotage): Promise<Report> {
         settleMillisecondsMax: SABOTAGED_SETTLE_MILLISECONDS_MAX,
         repeatMillisecondsMax: REPEAT_MILLISECONDS_MAX,
       }),
-      // The operations before the fault are lost. Most later ones fail, and slowly.
-      operationsMin: isOwn ? 1 : OPERATIONS_MIN,
+      operationsMin: OPERATIONS_MIN,
       built: true,
       onProgress: () => undefined,
       interrupted: new AbortController().signal,

@@ -17,8 +17,8 @@ export interface Sabotage {
   readonly edits?: readonly (readonly [name: string, text: string | RegExp, replacement: string])[];
   /** Further statements, run as the superuser. */
   readonly statements?: readonly string[];
-  /** Halts the processes of this `backend_type` of the server, until the server ends them. */
-  readonly halts?: string;
+  /** Halts the processes of these kinds (`backend_type`) of the server, until the server ends them. */
+  readonly halts?: readonly string[];
 }
 
 const NO_SUM_TRIGGERS = [
@@ -154,9 +154,14 @@ export const SABOTAGES: readonly Sabotage[] = [
     summary: "a request is answered before its transaction is durable",
     violates: ["I2", "I6", "I4", "reads"],
     faults: ["stop-postgres-immediate"],
-    statements: ["alter system set synchronous_commit = off", "select pg_reload_conf()"],
-    // It would make every transaction durable that is 10 s old, and perhaps each one before the fault.
-    halts: "walwriter",
+    statements: [
+      "alter system set synchronous_commit = off",
+      "alter system set wal_writer_delay = '10s'",
+      "alter system set wal_writer_flush_after = '1GB'",
+      "select pg_reload_conf()",
+    ],
+    // Each of them writes the log to the disk, and perhaps just before the fault.
+    halts: ["walwriter", "background writer", "checkpointer"],
   },
   {
     name: "notification-stored-twice",
@@ -224,7 +229,9 @@ export async function applySabotage(sabotage: Sabotage, url: string): Promise<()
       await client.query(changed);
     }
     for (const statement of sabotage.statements ?? []) await client.query(statement);
-    const { rows } = await client.query("select pid from pg_stat_activity where backend_type = $1", [sabotage.halts]);
+    const { rows } = await client.query("select pid from pg_stat_activity where backend_type = any ($1)", [
+      sabotage.halts ?? [],
+    ]);
     for (const { pid } of rows) sendSignal(pid, "SIGSTOP");
     return () => {
       for (const { pid } of rows) sendSignal(pid, "SIGCONT");
