@@ -20,17 +20,19 @@ const KEY_CHANGES_MAX = 5;
 
 /**
  * Writes Secrets. Their values are never printed and never part of a command line.
+ * @param within the namespace; the default is that of the command
  * @param version makes Kubernetes refuse the change of a Secret that has another version
  */
 export async function writeSecrets(
   values: ReadonlyMap<string, Readonly<Record<string, string>>>,
   version?: string,
+  within = namespace(),
 ): Promise<void> {
   if (values.size === 0) return;
   const secrets = [...values].map(([name, stringData]): KubernetesObject => {
     const metadata = {
       name,
-      namespace: namespace(),
+      namespace: within,
       labels: { "app.kubernetes.io/part-of": "lotus" },
       ...(version !== undefined && { resourceVersion: version }),
     };
@@ -42,10 +44,10 @@ export async function writeSecrets(
 }
 
 /** The Secrets of the keys, as the cluster has them now. */
-export async function readKeys(): Promise<{ keys: Keys; version: string | undefined }> {
+export async function readKeys(within = namespace()): Promise<{ keys: Keys; version: string | undefined }> {
   // In this order: a version older than the signing key is refused when it is written.
-  const publicKeys = await get("secret", "public-keys");
-  const signingKey = secretValue(await get("secret", "signing-key"), "key.json");
+  const publicKeys = await get("secret", "public-keys", within);
+  const signingKey = secretValue(await get("secret", "signing-key", within), "key.json");
   return {
     keys: parseKeys(secretValue(publicKeys, "jwks.json"), signingKey),
     version: publicKeys?.metadata.resourceVersion,
@@ -100,8 +102,10 @@ export async function ensureSecrets(
   environment: Environment,
   { pooler, authority, password: given }: DatabaseExtras = {},
 ): Promise<string[]> {
+  // Not the namespace of the command: two environments may be prepared at the same time.
+  const { namespace: within } = environment;
   const missing = new Map<string, Record<string, string>>();
-  const owner = await get("secret", "database-admin");
+  const owner = await get("secret", "database-admin", within);
   let adminUrl = secretValue(owner, "url");
   if (database.kind === "cluster" && adminUrl === undefined) {
     const password = newPassword();
@@ -126,24 +130,27 @@ export async function ensureSecrets(
     missing.set("database-admin", { url: adminUrl, password, "ca.crt": authority });
   }
   // The superuser of the cluster's own Postgres. Only that Postgres mounts this Secret.
-  if (database.kind === "cluster" && (await get("secret", "database-superuser")) === undefined)
+  if (database.kind === "cluster" && (await get("secret", "database-superuser", within)) === undefined)
     missing.set("database-superuser", { password: newPassword() });
   const known = missing.get("database-admin")?.["ca.crt"] ?? authority ?? secretValue(owner, "ca.crt");
   for (const role of SERVICES) {
     const name = `database-${role}`;
-    const found = await get("secret", name);
+    const found = await get("secret", name, within);
     const url = roleUrl(adminUrl ?? "", role, pooler);
     const password = secretValue(found, "password");
     if (password === undefined || secretValue(found, "url") !== url || secretValue(found, "ca.crt") !== known) {
       missing.set(name, { url, password: password ?? newPassword(), ...(known !== undefined && { "ca.crt": known }) });
     }
   }
-  if ((await get("secret", "public-keys")) === undefined || (await get("secret", "signing-key")) === undefined) {
-    const keys = retireOthers(await addKey((await readKeys()).keys));
+  if (
+    (await get("secret", "public-keys", within)) === undefined ||
+    (await get("secret", "signing-key", within)) === undefined
+  ) {
+    const keys = retireOthers(await addKey((await readKeys(within)).keys));
     missing.set("public-keys", { "jwks.json": publicKeysText(keys) });
     missing.set("signing-key", { "key.json": signingKeyText(keys) });
   }
   if (securityOf(kafka) !== undefined) missing.set("kafka", secretOf(kafka));
-  await writeSecrets(missing);
+  await writeSecrets(missing, undefined, within);
   return [...missing.keys()];
 }

@@ -14,7 +14,7 @@ import { rolesOf, roleUrl } from "../../database/roles.ts";
 import { verifyLedger } from "../../database/verify-ledger.ts";
 import { backendsOf } from "../../kubernetes/backends.ts";
 import { type Environment, parseEnvironment } from "../../kubernetes/environment.ts";
-import { get, type KubernetesObject, list, secretValue, useNamespace } from "../../kubernetes/kubectl.ts";
+import { get, type KubernetesObject, list, secretValue } from "../../kubernetes/kubectl.ts";
 import type { ImageUse } from "../../kubernetes/plan.ts";
 import { render, STAGES } from "../../kubernetes/render.ts";
 import { attempt, run } from "../../process/run.ts";
@@ -133,7 +133,6 @@ async function waitForReady(object: string, namespace: string): Promise<void> {
 }
 
 async function makeSecrets(environment: Environment): Promise<void> {
-  useNamespace(environment.namespace);
   const { database } = backendsOf(environment);
   const password = decodeURIComponent(new URL(backends?.databaseUrl ?? "").password);
   const none = { tls: false, authority: undefined, client: undefined, user: undefined };
@@ -282,7 +281,6 @@ describe.skipIf(backends === undefined)("staging and production on one cluster, 
     await removeAll(server);
     await server.end();
     await rm(folder, { recursive: true, force: true });
-    useNamespace("lotus");
   }, APPLY_MILLISECONDS_MAX);
 
   it("both play the scenario at the same time", async () => {
