@@ -90,3 +90,23 @@ describe("a database that is reached over a WebSocket", () => {
     await expect(query("one", "select 1 as one", [], "once")).rejects.toMatchObject({ code: "unavailable" });
   });
 });
+
+describe("a WebSocket to Neon", () => {
+  it("compresses no message, and ends at once when it is written to while it closes", async () => {
+    const server = new WebSocketServer({ host: "127.0.0.1", port: 0, perMessageDeflate: true });
+    await once(server, "listening");
+    // Such a server does not answer the closing handshake, for which ws waits 30 s.
+    server.on("connection", (socket) => socket.pause());
+    const { NeonSocket } = await import("./neon-socket.ts");
+    const socket = new NeonSocket(`ws://127.0.0.1:${(server.address() as AddressInfo).port}`);
+    await once(socket, "open");
+    expect(socket.extensions).toBe("");
+    const began = performance.now();
+    socket.close();
+    socket.send(new Uint8Array(1));
+    await once(socket, "close");
+    expect(performance.now() - began).toBeLessThan(15_000);
+    for (const client of server.clients) client.terminate();
+    server.close();
+  });
+});

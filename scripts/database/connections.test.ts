@@ -40,4 +40,19 @@ describe("the connection budget", () => {
     const [, connections] = /to at most (\d+) together/.exec(String(refused)) ?? [];
     await checkBudget(client, { connections: Number(connections), revisions: 2 });
   });
+
+  it("is compared with the limit of the database, when that is lower", async () => {
+    const name = `budget_${process.pid}`;
+    await client.query(`create database ${name} connection limit 50`);
+    const limited = await connectTo(inject("templateUrl").replace(/\/lotus$/, `/${name}`));
+    try {
+      await checkBudget(limited, { connections: 38, revisions: 1 });
+      await expect(checkBudget(limited, { connections: 39, revisions: 1 })).rejects.toThrow(
+        /The server allows 50 .*; the database at most 50\)\. Raise the connection limit of the database to 51, lower/,
+      );
+    } finally {
+      await limited.end();
+      await client.query(`drop database ${name}`);
+    }
+  });
 });

@@ -58,9 +58,13 @@ export async function checkBudget(client: Client, budget: ConnectionBudget): Pro
   const needed = connectionsOf(budget);
   if (needed <= available) return;
   const { connections, revisions } = budget;
+  const raise = [
+    server < needed && `max_connections to ${needed + limits.reserved}`,
+    limits.database >= 0 && limits.database < needed && `the connection limit of the database to ${needed}`,
+  ].filter((part) => part !== false);
   throw new Error(
     `All pods may open ${connections} connections × ${revisions} revisions during a rollout + ${JOB_CONNECTIONS} for jobs = ${needed} connections. ` +
       `The server allows ${available} (max_connections ${limits.most} − ${limits.reserved} reserved${limits.database >= 0 ? `; the database at most ${limits.database}` : ""}). ` +
-      `Raise max_connections to ${needed + limits.reserved}, lower maxPods and connections of the functions to at most ${Math.max(0, Math.floor((available - JOB_CONNECTIONS) / revisions))} together, or put a pooler between.`,
+      `Raise ${raise.join(" and ")}, lower maxPods and connections of the functions to at most ${Math.max(0, Math.floor((available - JOB_CONNECTIONS) / revisions))} together, or put a pooler between.`,
   );
 }

@@ -27,9 +27,14 @@ const quote = (text: string) => `"${text.replaceAll('"', '""')}"`;
 /**
  * Starts one in front of a port of this machine.
  * @param users passwords by role name
+ * @param more settings, such as { server_round_robin: "1" }
  * @throws {Error} a sentence, when PgBouncer is not installed
  */
-export async function startPgBouncer(postgresPort: number, users: ReadonlyMap<string, string>): Promise<PgBouncer> {
+export async function startPgBouncer(
+  postgresPort: number,
+  users: ReadonlyMap<string, string>,
+  more: Readonly<Record<string, string>> = {},
+): Promise<PgBouncer> {
   const folder = await mkdtemp(join(tmpdir(), "lotus-pgbouncer-"));
   await chmod(folder, 0o755);
   const [port = 0] = await freePorts(1);
@@ -44,7 +49,9 @@ auth_file = ${join(folder, "users")}
 pool_mode = transaction
 default_pool_size = 4
 server_login_retry = 1
-`;
+${Object.entries(more)
+  .map(([name, value]) => `${name} = ${value}\n`)
+  .join("")}`;
   await writeFile(join(folder, "users"), [...users].map((user) => user.map(quote).join(" ")).join("\n"));
   await writeFile(join(folder, "pgbouncer.ini"), ini);
   const path = `${process.env.PATH}:/usr/sbin`;

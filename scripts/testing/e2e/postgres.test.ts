@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { escapeIdentifier, escapeLiteral } from "pg";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
+import { connectTo } from "../../database/client.ts";
 import { migrate } from "../../database/migrate.ts";
 import { readPasswords, roleName, rolesOf, rolesSql } from "../../database/roles.ts";
 import { type Lotus, type LotusOptions, startLotus } from "../../local/lotus.ts";
@@ -137,5 +138,21 @@ describe.skipIf(process.env.PGBOUNCER === "skip")("Lotus behind PgBouncer in tra
     await expectScenario(lotus);
     const noticed = lines.filter((line) => line.includes("DATABASE_PREPARE=false"));
     expect(noticed.length > 0).toBe(prepare === "true");
+  });
+
+  it.each([
+    ["the last used", "0"],
+    ["the next", "1"],
+  ])("refuses to migrate through it when it gives each transaction %s session", async (_, server_round_robin) => {
+    const database = `pooled_${server_round_robin}`;
+    const url = await postgres.createDatabase(database);
+    const pooler = await startPgBouncer(postgres.port, new Map([[database, "owner"]]), { server_round_robin });
+    endings.push(() => pooler.stop());
+    const pooled = url.replace(String(postgres.port), String(pooler.port));
+    // Several sessions are idle.
+    const clients = await Promise.all([1, 2, 3].map(() => connectTo(pooled)));
+    for (const sql of ["begin", "rollback"]) await Promise.all(clients.map((client) => client.query(sql)));
+    await Promise.all(clients.map((client) => client.end()));
+    await expect(migrate(pooled, {})).rejects.toThrow("leads to a transaction pooler");
   });
 });
