@@ -23,6 +23,8 @@ const MAY_EXECUTE: Readonly<Record<string, readonly string[]>> = {
   ],
   profile: [
     "events.emit",
+    "events.installation_id",
+    "events.move_to_dead_letters",
     "events.uuid_v7",
     "profile.begin_login",
     "profile.count_failure",
@@ -43,7 +45,7 @@ const MAY_EXECUTE: Readonly<Record<string, readonly string[]>> = {
     "events.installation_id",
     "events.move_to_dead_letters",
   ],
-  order: ['"order".place', '"order".refund'],
+  order: ['"order".place', '"order".refund', "events.installation_id", "events.move_to_dead_letters"],
   notification: [
     "events.installation_id",
     "events.move_to_dead_letters",

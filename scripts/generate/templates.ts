@@ -98,6 +98,9 @@ create table ${service}.items (
 
 const functionsOf = (service: string) => `grant usage on schema ${service} to "lotus:${service}";
 grant select on ${service}.items to "lotus:${service}";
+-- Every trigger compares the id with the source of an event, and moves an event that it cannot handle to the dead letters.
+grant usage on schema events to "lotus:${service}";
+grant execute on function events.installation_id, events.move_to_dead_letters to "lotus:${service}";
 `;
 
 const listOf = (service: string) => `/** GET /${service}/list. */

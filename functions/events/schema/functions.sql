@@ -382,8 +382,8 @@ $$;
 grant usage on schema events to "lotus:profile", "lotus:billing", "lotus:order", "lotus:notification", "lotus:events";
 grant execute on function events.emit, events.uuid_v7 to "lotus:profile";
 grant execute on function events.settle_many, events.unsettled to "lotus:notification";
-grant execute on function events.move_to_dead_letters to "lotus:billing", "lotus:notification", "lotus:events";
 grant execute on function events.figures, events.claim, events.release, events.give_up, events.forget_unawaited,
   events.move_unpublishable_to_dead_letters, events.trim_dead_letters, events.forget_keys to "lotus:events";
--- Triggers compare the id with the source of an event.
-grant execute on function events.installation_id to "lotus:billing", "lotus:notification", "lotus:events";
+-- Every trigger compares the id with the source of an event, and moves an event that it cannot handle to the dead letters.
+grant execute on function events.installation_id, events.move_to_dead_letters
+  to "lotus:profile", "lotus:billing", "lotus:order", "lotus:notification", "lotus:events";
