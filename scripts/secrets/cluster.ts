@@ -102,7 +102,7 @@ export async function ensureSecrets(
   environment: Environment,
   { pooler, authority, password: given }: DatabaseExtras = {},
 ): Promise<string[]> {
-  // Not the namespace of the command: two environments may be prepared at the same time.
+  // An explicit namespace, because two environments may be prepared at the same time.
   const { namespace: within } = environment;
   const missing = new Map<string, Record<string, string>>();
   const owner = await get("secret", "database-admin", within);
