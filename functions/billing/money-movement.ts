@@ -73,7 +73,7 @@ function refusal({ outcome, balance, wait }: Moved["answer"], { money, recipient
     case "too-many-attempts":
       return new Problem(
         outcome,
-        `Too many of your transfers named an email without a user. This one was not made; try again in ${wait} seconds.`,
+        `Too many of your transfers named an email without a user. The balance is unchanged; try again in ${wait} seconds.`,
         { headers: { "retry-after": String(wait) } },
       );
     case "idempotency-key-expired":

@@ -87,7 +87,7 @@ describe("POST /billing/transfer", () => {
     expect((await transfer(ada, 10, email, "k")).body).toEqual({ balance: 90 });
   });
 
-  it("lets a user look up a hundred emails an hour: afterwards no answer tells whether an email has a user", async () => {
+  it("lets a user look up a hundred emails an hour: afterwards answers do not reveal whether an email has a user", async () => {
     const [prober, other, bob] = [await newUser(lotus, 10), await newUser(lotus, 10), await newUser(lotus)];
     expect((await transfer(prober, 1, bob.email, "before")).body).toEqual({ balance: 9 });
     const probe = (n: number) => transfer(prober, 1, `${n}-${prober.id}@example.com`, n % 2 ? `probe-${n}` : undefined);

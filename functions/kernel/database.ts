@@ -173,7 +173,7 @@ function pauseMilliseconds(attempts: number): number {
 
 /** The last moment at which the server answered on a connection, on the clock of `performance.now()`. */
 const answeredAt = new WeakMap<PoolClient, number>();
-/** A connection died without a sign. Others that the server has not answered since this moment have probably died with it. */
+/** A connection was lost without FIN or RST. Others without an answer since this moment are probably lost too. */
 let suspectBefore = Number.NEGATIVE_INFINITY;
 
 /**

@@ -62,7 +62,7 @@ export function createHttpServer(
   return server;
 }
 
-/** Closes the connection of a client that does not read its answer: Node would keep answer and connection for ever. */
+/** Closes the connection of a client that does not read its answer: Node would keep both without a time limit. */
 function limitSending(response: ServerResponse): void {
   // Node has handed the whole answer to the socket, after the answers to earlier requests of the connection.
   response.once("prefinish", () => {

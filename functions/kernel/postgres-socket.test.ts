@@ -352,7 +352,7 @@ describe("a connection that carries no more bytes, and does not close", () => {
     expect(performance.now() - began).toBeLessThan(MILLISECONDS_MAX);
   });
 
-  it("while it is idle: one connection is asked, and the others of that time are replaced", async () => {
+  it("while it is idle: one connection is tested, and the others of that time are replaced", async () => {
     const { query } = await load(url, FROZEN);
     const sent = vi.spyOn(Client.prototype, "query");
     await openFour(query);
@@ -380,7 +380,7 @@ describe("a connection that carries no more bytes, and does not close", () => {
 });
 
 describe("a statement of several mebibytes", () => {
-  it("is sent and answered whole; one above the limit fails at once, and the next statement succeeds", async () => {
+  it("is sent and answered; a statement above the limit fails at once, and the next one succeeds", async () => {
     const postgres = await startTestPostgres();
     const { query } = await load(await postgres.createDatabase("trusted"));
     const text = "x".repeat(12 * 1024 * 1024);

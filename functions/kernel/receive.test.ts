@@ -99,7 +99,7 @@ describe("a receiver", () => {
     expect(outcomes).toEqual(["first: unavailable", "modest: abc", "second: abc", "other: abc"]);
   });
 
-  it("counts a body no longer when it is complete, refused or broken off", async () => {
+  it("stops counting a body when it is complete, refused or aborted", async () => {
     const receiver = new Receiver(1, 6);
     const ends: ((incoming: PassThrough) => void)[] = [
       (incoming) => incoming.end("abc"),

@@ -312,7 +312,7 @@ describe("a function's listener", () => {
   });
 
   it.each(["JWKS_FILE", "DATABASE_PASSWORD_FILE"])(
-    "ends with a sentence when the file of %s is missing",
+    "ends with an error message when the file of %s is missing",
     async (name) => {
       const missing = join(ROOT, "missing-file");
       const child = spawn(process.execPath, [bundleOf("profile-me")], {

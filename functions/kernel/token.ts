@@ -142,7 +142,7 @@ async function verify(token: string): Promise<Verified> {
   const { sub, email, exp = 0, iat = 0 } = payload;
   // The holder of a stolen key chooses `exp`; login never issues a token for longer.
   if (exp - iat > TOKEN_SECONDS) throw new errors.JWTInvalid("exp");
-  // A list of one text passes the regular expression as well.
+  // An array with one text also matches the regular expression.
   if (typeof sub !== "string" || !v.UUID_REGEX.test(sub) || typeof email !== "string")
     throw new errors.JWTInvalid("claims");
   const verified = { user: { id: sub, email }, expiresAtMilliseconds: Math.min(exp, keyEnd) * 1000 };

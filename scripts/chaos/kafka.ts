@@ -1,4 +1,4 @@
-/** Three brokers whose clients must prove who they are, so that a fault can refuse their credentials. */
+/** Three brokers whose clients authenticate, so that a fault can refuse their credentials. */
 import { randomBytes } from "node:crypto";
 import { type Kafka, startKafka } from "../kafka/cluster.ts";
 

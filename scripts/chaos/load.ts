@@ -71,7 +71,7 @@ interface PaidOrder {
   readonly amount: number;
 }
 
-/** Whether an answer says what happened. After 401, 429 and 5xx an earlier attempt may have succeeded. */
+/** Whether an answer states the outcome. After 401, 429 and 5xx an earlier attempt may have succeeded. */
 const isDecided = (status: number) => status !== 0 && status < 500 && status !== 401 && status !== 429;
 
 /** Logs a user in again, if that is possible now. */
@@ -362,7 +362,7 @@ export async function runLoad(options: LoadOptions, end: AbortSignal): Promise<R
 
 const RESOLVE_PAUSE_MILLISECONDS = 1_000;
 
-/** Sends a call until its answer says what happened. */
+/** Sends a call until its answer states the outcome. */
 async function untilAnswered(
   url: string,
   path: string,

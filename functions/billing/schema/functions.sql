@@ -377,7 +377,7 @@ begin
     raise insufficient_privilege using message = format('billing.move_money moves no %s', kind);
   end if;
   if kind = 'transfer' then
-    -- The wait comes first: it must not tell whether the email has a user.
+    -- The wait is checked first, so that the answer does not reveal whether the email has a user.
     select array_agg(u.id order by r.n), array_agg(u.registered_email order by r.n), array_agg(w.seconds order by r.n),
       array_agg(case when w.seconds > 0 then 'too-many-attempts' when u.id is null then 'unknown-recipient'
         when u.id = r.user_id then 'own-account' end order by r.n)
