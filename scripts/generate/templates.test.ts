@@ -38,6 +38,12 @@ describe("lotus new", () => {
     });
     expect(stdout).toMatch(/Test Files +\d+ passed/);
     expect(await readFile(join(copy.folder, "README.md"), "utf8")).toContain("| `GET /order/cheapest` |");
+    // The role of the new service may run triggers: usage of the schema, and the functions that every trigger calls.
+    const grants = await readFile(join(copy.folder, "functions/events/schema/functions.sql"), "utf8");
+    expect(grants.match(/^.*"lotus:gift";$/gm)).toEqual([
+      expect.stringMatching(/^grant usage on schema events to /),
+      expect.stringMatching(/^ {2}to /),
+    ]);
   });
 
   it.each([

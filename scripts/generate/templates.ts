@@ -98,9 +98,6 @@ create table ${service}.items (
 
 const functionsOf = (service: string) => `grant usage on schema ${service} to "lotus:${service}";
 grant select on ${service}.items to "lotus:${service}";
--- Every trigger compares the id with the source of an event, and moves an event that it cannot handle to the dead letters.
-grant usage on schema events to "lotus:${service}";
-grant execute on function events.installation_id, events.move_to_dead_letters to "lotus:${service}";
 `;
 
 const listOf = (service: string) => `/** GET /${service}/list. */
@@ -144,6 +141,21 @@ async function addRow(row: string): Promise<string> {
   return "README.md";
 }
 
+const EVENTS_FUNCTIONS = "functions/events/schema/functions.sql";
+/** The end of each list of all services in the grants of the schema `events`. */
+const EVERY_SERVICE = /("lotus:notification", "lotus:events"[^;]*);/g;
+
+/** Lets the role of a service run triggers. The grants of a schema are in its functions.sql: another file would lose them. */
+async function grantEvents(service: string): Promise<string> {
+  const file = join(ROOT, EVENTS_FUNCTIONS);
+  const text = await readFile(file, "utf8");
+  const granted = text.replace(EVERY_SERVICE, `$1, "lotus:${service}";`);
+  if (granted === text)
+    throw new Refusal(`${EVENTS_FUNCTIONS} has no grants for every service. Add "lotus:${service}" by hand.`);
+  await writeFile(file, granted);
+  return EVENTS_FUNCTIONS;
+}
+
 async function newEndpoint(service: string, name: string): Promise<string[]> {
   return [
     await write(`functions/${service}/${name}.ts`, endpointOf(service, name)),
@@ -170,6 +182,7 @@ async function newService(service: string): Promise<string[]> {
   return [
     await write(`functions/${service}/schema/001-${service}.sql`, migrationOf(service)),
     await write(`functions/${service}/schema/functions.sql`, functionsOf(service)),
+    await grantEvents(service),
     await write(`functions/${service}/list.ts`, listOf(service)),
     await write(`functions/${service}/list.test.ts`, listTestOf(service)),
     await addRow(rowOf(service, "list", "the items")),
