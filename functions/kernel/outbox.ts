@@ -1,4 +1,4 @@
-/** Publishes events after the answer, in the background, in small batches. A failure loses no event: its outbox row remains. */
+/** Publishes events in the background, after the answer. When it fails, the outbox rows remain and the relay publishes them. */
 import { Agent as HttpAgent, request as httpRequest } from "node:http";
 import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
 import { setTimeout as delay } from "node:timers/promises";
@@ -28,21 +28,21 @@ export interface CloudEvent {
   readonly [extension: string]: unknown;
 }
 
-/** An outbox row as `events.envelope` returns it. The topic has no prefix. */
+/** An outbox row as the SQL function `events.envelope` returns it. The topic is without KAFKA_PREFIX. */
 export interface Envelope {
   readonly topic: string;
   readonly event: CloudEvent;
 }
 
-/** Returns a CloudEvent in binary mode: its attributes by name, and its data as text. */
+/** Splits a CloudEvent for binary mode, in which the attributes are headers and the data is the body. */
 function encode({ data, datacontenttype: _alwaysJson, ...attributes }: CloudEvent) {
   return { attributes: Object.entries(attributes) as [string, string][], body: JSON.stringify(data) };
 }
 
-/** Below the five seconds after which Node's servers close an idle connection. */
+/** Closes an idle connection before the sink does: servers of Node close it after five seconds. */
 const SINK_IDLE_MILLISECONDS_MAX = 2_000;
 const SINK_CONNECTIONS_MAX = 16;
-const kept = { keepAlive: true, timeout: SINK_IDLE_MILLISECONDS_MAX, maxSockets: SINK_CONNECTIONS_MAX };
+const agentOptions = { keepAlive: true, timeout: SINK_IDLE_MILLISECONDS_MAX, maxSockets: SINK_CONNECTIONS_MAX };
 let agent: HttpAgent | undefined;
 
 interface Answer {
@@ -51,10 +51,10 @@ interface Answer {
   readonly retryAfter: number | undefined;
 }
 
-/** Sends a body. `fetch` would cost three times as much CPU as the payment itself. */
+/** Sends a POST request with node:http: `fetch` would cost three times as much CPU as the payment itself. */
 function post(to: URL, headers: Readonly<Record<string, string | number>>, body: string): Promise<Answer> {
   const secure = to.protocol === "https:";
-  agent ??= secure ? new HttpsAgent(kept) : new HttpAgent(kept);
+  agent ??= secure ? new HttpsAgent(agentOptions) : new HttpAgent(agentOptions);
   return new Promise((resolve, reject) => {
     const request = secure ? httpsRequest : httpRequest;
     const sending = request(to, { method: "POST", agent, headers }, (answer) => {
@@ -64,11 +64,11 @@ function post(to: URL, headers: Readonly<Record<string, string | number>>, body:
         resolve({ status: answer.statusCode ?? 0, retryAfter: seconds > 0 ? seconds : undefined }),
       );
     });
-    const late = setTimeout(
+    const timer = setTimeout(
       () => sending.destroy(new Error("the sink did not answer in time")),
       PUBLISH_MILLISECONDS_MAX,
     );
-    sending.once("error", reject).once("close", () => clearTimeout(late));
+    sending.once("error", reject).once("close", () => clearTimeout(timer));
     sending.end(body);
   });
 }
@@ -76,12 +76,15 @@ function post(to: URL, headers: Readonly<Record<string, string | number>>, body:
 /** Encodes the characters that a header cannot contain (CloudEvents HTTP binding §3.1.3.2). */
 const percentEncoded = (text: string) => text.replace(/[^!-~]|["%]/gu, encodeURIComponent);
 
-/** @param until of performance.now(): a sink that is busy (503 with Retry-After) is tried again until then */
+/**
+ * Publishes one event over HTTP.
+ * @param until the time of `performance.now()` at which the retries of a busy sink (503 with Retry-After) end
+ */
 async function publishToSink(sink: URL, { topic, event }: Envelope, until: number): Promise<void> {
   const { attributes, body } = encode(event);
   const headers = {
     ...Object.fromEntries(attributes.map(([name, value]) => [`ce-${name}`, percentEncoded(value)])),
-    // CloudEvents over HTTP have no topic, and the type of a foreign event does not name one.
+    // CloudEvents over HTTP have no topic, and the type of another producer's event does not name one.
     "lotus-topic": topic,
     "content-type": "application/json",
     "content-length": Buffer.byteLength(body),
@@ -91,13 +94,16 @@ async function publishToSink(sink: URL, { topic, event }: Envelope, until: numbe
     if (status >= 200 && status <= 299) return;
     if (status === 413) throw new Refused("The sink does not accept it: it is too large (413).");
     if (status === 400) throw new Refused("The sink does not accept it: it is not an event (400).");
-    const busy = status === 503 && retryAfter !== undefined && performance.now() + retryAfter * 1000 < until;
-    if (!busy) throw new Error(`the sink answered ${status}`);
+    const retries = status === 503 && retryAfter !== undefined && performance.now() + retryAfter * 1000 < until;
+    if (!retries) throw new Error(`the sink answered ${status}`);
     await delay(retryAfter * 1000);
   }
 }
 
-/** Uses the Kafka protocol binding of CloudEvents 1.0 in binary mode. KafkaSource does not deliver the key, so `partitionkey` repeats it. */
+/**
+ * Returns the record of an event in binary mode (CloudEvents 1.0, Kafka protocol binding). The attribute `partitionkey` repeats
+ * the key, because KafkaSource does not deliver the key.
+ */
 function toKafkaRecord({ topic, event }: Envelope, prefix: string) {
   const { attributes, body } = encode(event);
   const headers = Object.fromEntries(attributes.map(([name, value]) => [`ce_${name}`, value]));
@@ -122,30 +128,30 @@ async function send(envelopes: readonly Envelope[], until: number): Promise<void
   await Promise.all(envelopes.map((envelope) => publishToSink(to, envelope, until)));
 }
 
-/** An event that the broker will never accept, and the reason. */
+/** An event that the broker will never accept, with the reason. The relay moves it to the dead letters. */
 export interface Refusal {
   readonly envelope: Envelope;
   readonly reason: string;
 }
 
-/** Groups events by topic, so that a topic that the broker lacks delays no other. */
+/** Groups events by topic, so that a topic that is missing in Kafka does not delay the others. */
 export function byTopic(envelopes: readonly Envelope[]): [topic: string, envelopes: Envelope[]][] {
   const topics = new Map<string, Envelope[]>();
   for (const envelope of envelopes) {
-    const others = topics.get(envelope.topic);
-    if (others === undefined) topics.set(envelope.topic, [envelope]);
-    else others.push(envelope);
+    const group = topics.get(envelope.topic);
+    if (group === undefined) topics.set(envelope.topic, [envelope]);
+    else group.push(envelope);
   }
   return [...topics];
 }
 
 /**
- * Hands events of one topic to the broker: Kafka where KAFKA_BROKERS is set, else over HTTP to K_SINK. It halves a refused
- * batch until it has found the refused events.
- * @param until of performance.now(): a sink that is busy is tried again until then; by default it is not
- * @param relay the span of the relay's run, when the relay publishes the events again
- * @returns the refused events; all others were accepted
- * @throws {Error} when the broker failed: some events may have arrived, and all stay in the outbox until they are settled
+ * Publishes events of one topic: to Kafka when KAFKA_BROKERS is set, otherwise over HTTP to K_SINK. When the broker refuses a batch,
+ * `publish` halves the batch until it has found each refused event.
+ * @param until the time of `performance.now()` at which the retries of a busy sink end; by default it does not retry
+ * @param relay the span of the relay's run; only the relay passes it
+ * @returns the refused events; the broker accepted all others
+ * @throws {Error} when the broker failed. It may have accepted some of the events. All outbox rows remain
  */
 export async function publish(envelopes: readonly Envelope[], until = 0, relay?: Span): Promise<Refusal[]> {
   const traceparents = envelopes.map(({ event }) => event.traceparent);
@@ -167,7 +173,7 @@ export async function publish(envelopes: readonly Envelope[], until = 0, relay?:
 const queue: Envelope[] = [];
 let publishing: Promise<void> | undefined;
 
-/** Publishes events of one topic. Reports failures to the log: the outbox rows remain. */
+/** Publishes events of one topic. It logs failures and does not throw, because the outbox rows remain for the relay. */
 async function publishTopic(topic: string, envelopes: readonly Envelope[]): Promise<void> {
   try {
     for (const { envelope, reason } of await publish(envelopes)) {
@@ -185,7 +191,7 @@ async function publishTopic(topic: string, envelopes: readonly Envelope[]): Prom
   }
 }
 
-/** Publishes until the queue stays empty for a pause: the first event goes at once, and those that follow go together. */
+/** Publishes the queue: the first event at once. After each batch it pauses, so that later events share the next batch. */
 async function publishQueue(): Promise<void> {
   while (queue.length > 0) {
     const batch = queue.splice(0, PUBLISH_BATCH_EVENTS_MAX);
@@ -195,7 +201,7 @@ async function publishQueue(): Promise<void> {
   publishing = undefined;
 }
 
-/** Queues events that the database has just recorded. Call it after the answer. It never waits and never throws. */
+/** Queues events whose outbox rows are committed. Call it after the answer. It does not wait or throw. */
 export function publishLater(envelopes: readonly Envelope[]): void {
   const room = PUBLISH_QUEUE_EVENTS_MAX - queue.length;
   queue.push(...envelopes.slice(0, room));
@@ -204,7 +210,7 @@ export function publishLater(envelopes: readonly Envelope[]): void {
   if (queue.length > 0) publishing ??= publishQueue();
 }
 
-/** Resolves when the queue is empty. */
+/** Waits until the queue is empty: each event is published, or left to the relay. A process calls it before it ends. */
 export async function flushQueue(): Promise<void> {
   while (publishing !== undefined) await publishing;
 }

@@ -1,4 +1,4 @@
-/** Functions that events invoke. An event that a function can never handle moves to the dead letters, with the reason. */
+/** Runs the functions that events or a schedule invoke. It moves an event that the function can never handle to the dead letters. */
 import { createHash } from "node:crypto";
 import type { IncomingHttpHeaders } from "node:http";
 import { setTimeout as delay } from "node:timers/promises";
@@ -40,7 +40,7 @@ export interface Delivery<Data> {
   readonly attributes: Readonly<Record<string, string>>;
   /** The data before it is parsed. */
   readonly body: Buffer | undefined;
-  /** The name of the function that settles the event or cannot handle it. */
+  /** The name of the function that handles the event. */
   readonly subscriber: string;
   /** The span of this delivery. Statements that the handler sends become spans below it. */
   readonly span: Span;
@@ -59,13 +59,13 @@ interface OfTopic<S extends Schema> {
 interface OfSchedule {
   /** The schedule of a PingSource, in the five fields of cron. */
   readonly schedule: string;
-  /** The topic of the events that this function causes, when no trigger handles it, and the schema of their data. */
+  /** The topic that this function publishes for subscribers outside Lotus, and the schema of its data. */
   readonly publishes?: { readonly topic: string; readonly data: Schema };
   handle(delivery: Delivery<undefined>): Promise<void>;
 }
 
 interface OfDeadLetters {
-  /** Handles the events that the sources could not deliver. */
+  /** Marks the dead-letter sink: it handles the events that KafkaSource could not deliver. */
   readonly deadLetters: true;
   handle(delivery: Delivery<undefined>): Promise<void>;
 }
@@ -86,14 +86,14 @@ export function subscriber(description: (OfTopic<Schema> | OfSchedule | OfDeadLe
 
 const INSTALLATION_SOURCE = /^\/lotus\/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\//i;
 
-/** Returns the id of the installation of Lotus that an event's source names: `/lotus/<id>/<function>`. */
+/** Returns the installation's id in the source of an event of Lotus: `/lotus/<id>/<function>`. Other sources have none. */
 function installationOf(source: string | undefined): string | undefined {
   return INSTALLATION_SOURCE.exec(source ?? "")?.[1]?.toLowerCase();
 }
 
 let installation: string | undefined;
 
-/** Returns the id of this installation, which its database contains. */
+/** Returns the id of this installation, from the database. */
 async function ownInstallation(): Promise<string> {
   installation ??= (await query<{ id: string }>("installation", "select events.installation_id() as id", []))[0]?.id;
   if (installation === undefined) throw new Error("the database has no installation id; run npm run migrate");
@@ -101,16 +101,17 @@ async function ownInstallation(): Promise<string> {
 }
 
 /**
- * Returns the identity of an event. Only an id of this installation's outbox is its own key, so a foreign event can never settle
- * an outbox row. Every other event is identified by source, id (CloudEvents 1.0 §3.1) and data: HTTP removes spaces around an id,
- * and KafkaSource replaces characters outside Latin-1, so that different ids look equal. A duplicate is better than a lost event.
+ * Returns the key of an event. An event of this installation has its id as key, which is the id of its outbox row. All others have
+ * a hash, so that they cannot settle an outbox row. The hash covers source, id (CloudEvents 1.0 §3.1) and also data: HTTP removes
+ * spaces around an id, and KafkaSource replaces characters outside Latin-1, so different ids can look equal. A duplicate is better
+ * than a lost event.
  */
 function keyOf(attributes: Record<string, string>, body: Buffer | undefined, own: string): string {
   const { id, source, type, time, knativekafkapartition: partition, knativekafkaoffset: offset } = attributes;
   if (id !== undefined && v.UUID_REGEX.test(id) && installationOf(source) === own) return id.toLowerCase();
   const isEvent = id !== undefined && source !== undefined;
   const parts: unknown[] = isEvent ? [source, id, hashOf(body ?? "")] : [attributes, body?.toString("base64")];
-  // KafkaSource invents the id of a plain record from its offset, which begins again with a new topic.
+  // KafkaSource makes the id of a plain record from its offset. Offsets begin again when a topic is recreated; the time differs.
   if (type === "dev.knative.kafka.event") parts.push(time);
   if (offset !== undefined && `${id}${source}`.includes("?")) parts.push(partition, offset);
   const hash = hashOf(JSON.stringify(parts));
@@ -121,12 +122,12 @@ function hashOf(content: string | Buffer): string {
   return createHash("sha256").update(content).digest("hex");
 }
 
-/** A time in UTC with at most the microseconds that Postgres stores: rounding up could lead into the year 10000. */
+/** A time in UTC with at most microseconds. Postgres would round further digits, possibly up into the year 10000. */
 const UTC_TIME = /^(?!0000)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z$/;
 
 /**
- * Returns the event's time (RFC 3339) in a form that Postgres accepts: unchanged when it is in UTC with at most microseconds, in
- * UTC when JavaScript can parse it, such as another zone or nanoseconds, and otherwise the present time.
+ * Returns the event's time (RFC 3339) in a form that Postgres accepts. A time in UTC with at most microseconds stays unchanged.
+ * Another time that JavaScript can parse, such as one in another zone, is converted to UTC. Any other text becomes the present time.
  */
 function timeOf(time = ""): string {
   const at = new Date(time);
@@ -148,9 +149,9 @@ function percentDecoded(text: string): string {
 }
 
 /**
- * Reads the request that delivers an event, in place of the framework, which would pass an incomplete event on as bare data.
- * @returns the event in binary mode, or the body in structured or batch mode
- * @throws {Problem} 415 for a request that is in none of these modes
+ * Reads the request that delivers an event. It replaces the framework, which would pass an incomplete event on as plain data.
+ * @returns an event in binary mode, or the body of a request in structured or batch mode
+ * @throws {Problem} 415 when the request has none of these modes
  */
 export function readDelivery(headers: IncomingHttpHeaders, body: Buffer | undefined): CloudEvent | Buffer {
   if (headers["ce-specversion"] === undefined) {
@@ -160,7 +161,7 @@ export function readDelivery(headers: IncomingHttpHeaders, body: Buffer | undefi
       "Send a CloudEvent: in binary mode with the header ce-specversion, or as application/cloudevents+json or application/cloudevents-batch+json.",
     );
   }
-  // KafkaSource sends attributes without encoding: %41 and A are two ids.
+  // KafkaSource does not percent-encode attributes, so `%41` and `A` are two ids.
   const decoded = headers["ce-knativekafkaoffset"] === undefined ? percentDecoded : (text: string) => text;
   const attributes = Object.entries(headers).flatMap(([header, text]) => {
     const name = header.startsWith("ce-") ? header.slice(3) : "";
@@ -176,7 +177,7 @@ function eventsOf(request: CloudEvent | Buffer): unknown[] {
     const parsed = parseJson(request);
     return Array.isArray(parsed) ? parsed : [parsed];
   } catch {
-    // A body that is not JSON becomes one dead letter; handleEvent finds the reason again.
+    // A body that is not JSON becomes one dead letter: handleEvent parses it again and records the reason.
     return [request];
   }
 }
@@ -186,8 +187,8 @@ interface Event {
   readonly body: Buffer | undefined;
 }
 
-/** Separates attributes and data of an event in the JSON format, or of one in binary mode, whose data is a Buffer. */
-function read(event: unknown): Event {
+/** Splits an event into attributes and data. The event is in JSON format, or in binary mode with a Buffer as data. */
+function splitEvent(event: unknown): Event {
   if (Buffer.isBuffer(event)) return { attributes: {}, body: event };
   if (typeof event !== "object" || event === null || Array.isArray(event)) {
     return { attributes: {}, body: Buffer.from(JSON.stringify(event)) };
@@ -208,8 +209,8 @@ const REQUIRED = ["specversion", "id", "source", "type"];
 function requireAttributes({ attributes }: Event): void {
   const missing = REQUIRED.filter((name) => (attributes[name] ?? "") === "");
   if (missing.length === 0) return;
-  const are = missing.length === 1 ? `the attribute ${missing[0]} is` : `the attributes ${missing.join(", ")} are`;
-  throw new Unacceptable(`The request is not a CloudEvent: ${are} missing or empty.`);
+  const problem = missing.length === 1 ? `the attribute ${missing[0]} is` : `the attributes ${missing.join(", ")} are`;
+  throw new Unacceptable(`The request is not a CloudEvent: ${problem} missing or empty.`);
 }
 
 const utf8 = new TextDecoder("utf-8", { fatal: true });
@@ -218,7 +219,7 @@ function parseJson(body: Buffer): unknown {
   try {
     return JSON.parse(utf8.decode(body));
   } catch (error) {
-    // The reason omits the data that the engine's message quotes.
+    // The engine's message quotes the data. The reason must not contain it.
     throw new Unacceptable(
       `The data is not JSON in UTF-8: ${(error as Error).message.replace(/, (?:\.\.\.)?".*$/s, "")}.`,
     );
@@ -228,7 +229,7 @@ function parseJson(body: Buffer): unknown {
 /** Returns text that Postgres can store: without NUL and without halves of surrogate pairs. */
 const storable = (text: string) => Buffer.from(text.replaceAll("\0", "\uFFFD")).toString();
 
-/** Returns a hint when data contains a whole event: KafkaSource treats such a record as plain without the right content type. */
+/** Returns a hint when the data looks like a complete event: KafkaSource treats one without the right content type as plain data. */
 function structuredHint(data: unknown): string {
   const looksStructured =
     typeof data === "object" && data !== null && ["specversion", "id", "source"].every((name) => name in data);
@@ -253,23 +254,23 @@ function readData({ topic, data }: OfTopic<Schema>, type: string | undefined, bo
   throw new Unacceptable(`The data is not that of ${topic}: ${wrong.join("; ")}.${structuredHint(given)}`);
 }
 
-/** Shortens attributes to what a dead letter may contain. */
+/** Shortens attributes to the lengths that a dead letter may contain. */
 function storableAttributes(attributes: Readonly<Record<string, string>>): Record<string, string> {
-  let left = DEAD_LETTER_ATTRIBUTES_LENGTH_MAX;
+  let remaining = DEAD_LETTER_ATTRIBUTES_LENGTH_MAX;
   const kept: [string, string][] = [];
   for (const [name, text] of Object.entries(attributes)) {
     const value = storable(text.slice(0, DEAD_LETTER_ATTRIBUTE_LENGTH_MAX));
-    left -= name.length + value.length;
-    if (left >= 0) kept.push([storable(name), value]);
+    remaining -= name.length + value.length;
+    if (remaining >= 0) kept.push([storable(name), value]);
   }
   return Object.fromEntries(kept);
 }
 
 /**
- * Moves an event to the dead letters and settles it, in one statement. A dead letter contains no more of an event than the limits
- * in settings.ts; the reason says so.
- * @param attemptsBefore an event that is still in the outbox, and was published fewer times, stays there instead
- * @returns whether the event was moved
+ * Moves an event to the dead letters and settles it, in one statement. It cuts attributes and data to the limits in settings.ts;
+ * the reason names the cut of the data.
+ * @param attemptsBefore the publications after which the event moves. An event with fewer stays in the outbox; 0 moves it at once
+ * @returns false when the event stays in the outbox, or, with `attemptsBefore` above 0, when the subscriber has already settled it
  */
 export async function moveToDeadLetters(
   {
@@ -303,26 +304,26 @@ export async function moveToDeadLetters(
 }
 
 /** SQLSTATE classes of errors that the event or the function causes: every attempt would fail in the same way. */
-const ABOUT_THE_EVENT = /^(?:21|22|23|42|44|P0)/;
+const PERMANENT_SQLSTATE = /^(?:21|22|23|42|44|P0)/;
 
 /** Returns whether a later attempt may succeed: the database is unavailable, read-only, full, or refuses the login. */
-function mayPass(error: unknown): boolean {
+function isTemporary(error: unknown): boolean {
   if (error instanceof Problem) return error.code === "unavailable" || error.code === "outcome-unknown";
   const { code } = (error ?? {}) as { code?: unknown };
-  return typeof code === "string" && /^[0-9A-Z]{5}$/.test(code) && !ABOUT_THE_EVENT.test(code);
+  return typeof code === "string" && /^[0-9A-Z]{5}$/.test(code) && !PERMANENT_SQLSTATE.test(code);
 }
 
 /**
- * Repeats work while the database cannot do it. After six failures a source hands an event to the dead-letter sink, which needs
- * the same database, and then drops it (KafkaSource). No outbox of Lotus contains the events of other producers.
+ * Repeats work while the database is unavailable. KafkaSource passes an event to the dead-letter sink after six failures, and drops
+ * it when the sink fails too. The sink needs the same database, and the outbox does not contain the events of other producers.
  */
-async function withDatabase<T>(work: () => Promise<T>): Promise<T> {
+async function repeatWhileUnavailable<T>(work: () => Promise<T>): Promise<T> {
   const until = performance.now() + DATABASE_AWAY_MILLISECONDS_MAX;
   for (;;) {
     try {
       return await work();
     } catch (error) {
-      if (!mayPass(error) || performance.now() > until) throw error;
+      if (!isTemporary(error) || performance.now() > until) throw error;
       await delay(DATABASE_AWAY_STEP_MILLISECONDS);
     }
   }
@@ -330,7 +331,10 @@ async function withDatabase<T>(work: () => Promise<T>): Promise<T> {
 
 const traceparents = new WeakMap<object, unknown>();
 
-/** Keeps the `traceparent` of the request that delivers an event. KafkaSource may send that of another record of its batch. */
+/**
+ * Remembers the `traceparent` of the request that delivers an event. The span of the delivery links to it and does not descend from
+ * it, because KafkaSource may send the `traceparent` of another record of its batch.
+ */
 export function markDelivered(event: CloudEvent | Buffer, traceparent: unknown): void {
   if (traceparent !== undefined) traceparents.set(event, traceparent);
 }
@@ -383,7 +387,7 @@ function endDelivery(
   span.set({ "lotus.outcome": outcome }).end(errorType);
 }
 
-/** Handles one event, or moves it to the dead letters. @throws what a later delivery may cure */
+/** Handles one event, or moves it to the dead letters. Throws when a later delivery may succeed. */
 async function handleEvent(
   name: string,
   description: Subscriber,
@@ -391,11 +395,11 @@ async function handleEvent(
   deliveredBy: SpanContext | undefined,
 ): Promise<void> {
   const began = performance.now();
-  const event = read(given);
+  const event = splitEvent(given);
   const { attributes, body } = event;
   const span = beginDelivery(name, description, attributes, began).link(deliveredBy);
   let reason: string | undefined;
-  let failed = {};
+  let errorFields = {};
   const deliveryOf = (own: string, data: unknown) => ({
     key: keyOf(attributes, body, own),
     data: data as never,
@@ -406,10 +410,10 @@ async function handleEvent(
     span,
   });
   try {
-    // The next tick repeats a schedule.
+    // The next run of a schedule repeats its work, so a failure needs no retry.
     if ("schedule" in description) return await description.handle(deliveryOf("", undefined));
     if (attributes.type === PREFLIGHT_TYPE) return;
-    await withDatabase(async () => {
+    await repeatWhileUnavailable(async () => {
       const own = await ownInstallation();
       try {
         if (Buffer.isBuffer(given)) parseJson(given);
@@ -429,10 +433,10 @@ async function handleEvent(
       }
     });
   } catch (error) {
-    failed = failure(error);
+    errorFields = failure(error);
     throw error;
   } finally {
-    const level = "reason" in failed ? "error" : reason === undefined ? "info" : "warning";
+    const level = "reason" in errorFields ? "error" : reason === undefined ? "info" : "warning";
     const messages = {
       error: "failed; the source delivers the event again",
       info: "handled",
@@ -446,28 +450,29 @@ async function handleEvent(
       ...(attributes.subject === undefined ? {} : { caller: attributes.subject }),
       ...(reason === undefined ? {} : { reason }),
       milliseconds: Math.round((performance.now() - began) * 10) / 10,
-      ...failed,
+      ...errorFields,
     });
     endDelivery(span, name, description, began, level);
   }
 }
 
-/** Returns the CloudEvent function that the functions framework runs. It throws when the source should deliver again. */
+/** Returns the function that the functions framework runs for a request. It throws when the source must deliver the events again. */
 export function toCloudEventFunction(name: string, description: Subscriber) {
   return async (request: CloudEvent | Buffer): Promise<void> => {
-    let failed: unknown;
+    let firstError: unknown;
     const deliveredBy = readTraceparent(traceparents.get(request));
     const events = eventsOf(request);
-    // The events of a batch share statements. After a failure the other events are handled. A second delivery of them has no effect.
+    // The events of a batch share statements. When one fails, the others are handled, and the source delivers the batch again.
+    // A second delivery of a handled event changes nothing.
     for (let from = 0; from < events.length; from += BATCH_ROWS_MAX) {
       const handled = events
         .slice(from, from + BATCH_ROWS_MAX)
         .map((event) => handleEvent(name, description, event, deliveredBy));
       for (const result of await Promise.allSettled(handled))
-        if (result.status === "rejected") failed ??= result.reason;
+        if (result.status === "rejected") firstError ??= result.reason;
     }
-    if (failed === undefined) return;
-    // The framework answers 500 and prints the message. The log line of the event contains the stack.
-    throw Object.assign(new Error(`${name} failed: ${failure(failed).reason}`), { stack: undefined });
+    if (firstError === undefined) return;
+    // The framework answers 500 and prints this message. The log line of the event has the stack already.
+    throw Object.assign(new Error(`${name} failed: ${failure(firstError).reason}`), { stack: undefined });
   };
 }
