@@ -1,4 +1,4 @@
-/** GET /billing/balance. Returns the balance of the caller's account, also right after the registration. */
+/** GET /billing/balance. Returns the caller's balance. It opens a new user's account when the event of the registration is late. */
 import { query } from "#kernel/database";
 import { endpoint, ok } from "#kernel/endpoint";
 import { readBalance, toNumber } from "#kernel/money";

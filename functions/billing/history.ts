@@ -1,4 +1,4 @@
-/** GET /billing/history. Lists the movements of money on the caller's account, newest first, page by page. */
+/** GET /billing/history. Lists the entries of the caller's account, newest first, page by page. Each entry belongs to a transfer. */
 import * as v from "valibot";
 import { query } from "#kernel/database";
 import { endpoint } from "#kernel/endpoint";
@@ -20,6 +20,7 @@ const Transfer = v.pipe(
   v.title("Transfer"),
 );
 
+/** A row of billing.history: an entry with its transfer. */
 interface Row {
   number: string;
   kind: "deposit" | "withdrawal" | "charge" | "refund" | "transfer";

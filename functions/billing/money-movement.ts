@@ -1,4 +1,4 @@
-/** Deposits, withdrawals and transfers: one statement for many calls, one transaction. */
+/** Moves money for deposits, withdrawals and transfers. Calls that arrive together share one database statement. */
 import * as v from "valibot";
 import { batched } from "#kernel/batch";
 import { type EndpointRequest, ok, type Success } from "#kernel/endpoint";
@@ -16,7 +16,7 @@ export const Balance = v.pipe(v.object({ balance: AmountNumber }), v.title("Bala
 export interface MoneyCall {
   readonly user: User;
   readonly money: Money;
-  /** The normal form of the email of a transfer's recipient. */
+  /** The recipient of a transfer: an email in its normal form. */
   readonly recipient?: string;
   readonly idempotency: Idempotency;
   /** When the request must be answered, on the clock of `performance.now()`. */
@@ -26,6 +26,7 @@ export interface MoneyCall {
   readonly traceparent: string;
 }
 
+/** The row that billing.move_money returns for a call: the answer, and the events that it wrote to the outbox. */
 interface Moved {
   readonly answer: {
     readonly outcome: "done" | "own-account" | "too-many-attempts" | CodeOf<400 | 404 | 409 | 422>;
@@ -36,7 +37,7 @@ interface Moved {
   readonly emitted: Envelope[];
 }
 
-/** Makes the function that moves money for calls of one kind. */
+/** Makes the function that moves money for calls of one kind. A process serves one function, so all calls have the same `source`. */
 export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: MoneyCall) => Promise<Moved> {
   const statement = (waits: boolean) =>
     `select * from billing.move_money('${kind}', ${waits}, $1, $2, $3, $4, $5, $6, $7, $8)`;
@@ -63,7 +64,7 @@ export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: 
   });
 }
 
-/** Words the refusal of a movement of money. */
+/** Creates the refusal for an outcome other than `done`. */
 function refusal({ outcome, balance, wait }: Moved["answer"], { money, recipient }: MoneyCall): Problem {
   switch (outcome) {
     case "own-account":

@@ -24,6 +24,7 @@ export default endpoint({
     409: ["account-not-open"],
     429: ["too-many-attempts"],
   },
+  // The schema accepts only emails that have a normal form, so the fallback is only for the type checker.
   handle: ({ query, ...request }) =>
     moveMoney(transfer, { ...request, money: query.money, recipient: normalEmail(query.to) ?? query.to }),
 });

@@ -5,7 +5,7 @@ import { AmountText } from "#kernel/money";
 
 const MESSAGE_LENGTH_MAX = 1000;
 
-const to = {
+const addressee = {
   userId: v.pipe(v.string(), v.uuid()),
   /** The email address that the message is for. */
   recipient: Email,
@@ -15,21 +15,21 @@ const order = { ...money, orderId: v.pipe(v.string(), v.uuid()) };
 
 /** notification-requested, version 1: asks for a notification to a user. */
 export const NotificationRequested = v.variant("kind", [
-  v.object({ ...to, kind: v.literal("welcome") }),
-  v.object({ ...to, ...money, kind: v.literal("deposit-done") }),
-  v.object({ ...to, ...money, kind: v.literal("deposit-refused") }),
-  v.object({ ...to, ...money, kind: v.literal("withdrawal-done") }),
-  v.object({ ...to, ...money, kind: v.literal("withdrawal-refused") }),
-  v.object({ ...to, ...order, kind: v.literal("order-paid") }),
-  v.object({ ...to, ...order, kind: v.literal("order-refused") }),
-  v.object({ ...to, ...order, kind: v.literal("order-refunded") }),
-  v.object({ ...to, ...order, kind: v.literal("order-refund-refused") }),
-  v.object({ ...to, ...money, kind: v.literal("transfer-sent"), to: Email }),
-  v.object({ ...to, ...money, kind: v.literal("transfer-refused"), to: Email }),
-  v.object({ ...to, ...money, kind: v.literal("transfer-received"), from: Email }),
+  v.object({ ...addressee, kind: v.literal("welcome") }),
+  v.object({ ...addressee, ...money, kind: v.literal("deposit-done") }),
+  v.object({ ...addressee, ...money, kind: v.literal("deposit-refused") }),
+  v.object({ ...addressee, ...money, kind: v.literal("withdrawal-done") }),
+  v.object({ ...addressee, ...money, kind: v.literal("withdrawal-refused") }),
+  v.object({ ...addressee, ...order, kind: v.literal("order-paid") }),
+  v.object({ ...addressee, ...order, kind: v.literal("order-refused") }),
+  v.object({ ...addressee, ...order, kind: v.literal("order-refunded") }),
+  v.object({ ...addressee, ...order, kind: v.literal("order-refund-refused") }),
+  v.object({ ...addressee, ...money, kind: v.literal("transfer-sent"), to: Email }),
+  v.object({ ...addressee, ...money, kind: v.literal("transfer-refused"), to: Email }),
+  v.object({ ...addressee, ...money, kind: v.literal("transfer-received"), from: Email }),
   /** A message whose text the producer wrote. */
   v.object({
-    ...to,
+    ...addressee,
     kind: v.literal("message"),
     message: v.pipe(
       v.string(),

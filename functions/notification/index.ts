@@ -1,4 +1,4 @@
-/** GET /notification. Lists the caller's notifications, newest first. It stores the caller's unsettled notifications before. */
+/** GET /notification. Stores the caller's notifications whose events are still in the outbox. Then lists all, newest first. */
 import * as v from "valibot";
 import { query } from "#kernel/database";
 import { endpoint } from "#kernel/endpoint";
@@ -12,7 +12,10 @@ const UNSETTLED_EVENTS_MAX = PAGE_ROWS_MAX + 1;
 /** Limits the statements of one request that search for unsettled events. The trigger stores the others. */
 const SEARCHES_MAX = 20;
 
-/** The rows after this notification of the caller, or all rows. The notification of another user has no following rows. */
+/**
+ * Selects the page after the notification `$2`, or the first page when `$2` is null, and the caller's unsettled events. The page
+ * after another user's notification is empty.
+ */
 const SELECT = `select
   coalesce((select jsonb_agg(n) from (
     select id, message, email, to_char(created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at
@@ -24,7 +27,7 @@ const SELECT = `select
     order by t.created_at desc, id desc limit $3) n), '[]') as page,
   events.unsettled($1, 'notification-requested', 'notification-store', $4) as unsettled`;
 
-/** Returns the caller's unsettled events that request a notification for the caller. The trigger judges all others. */
+/** Returns the unsettled events that request a notification for the caller. The trigger handles the others, also invalid ones. */
 function requestedOf(unsettled: readonly Envelope[], userId: string): Unsettled[] {
   return unsettled.flatMap(({ event }) => {
     const data = v.safeParse(NotificationRequested, event.data);
@@ -33,7 +36,7 @@ function requestedOf(unsettled: readonly Envelope[], userId: string): Unsettled[
   });
 }
 
-/** Newest first. Times are of one form, to the microsecond in UTC, so their texts are in the order of the times. */
+/** Orders rows newest first. All times are UTC texts with microseconds, so the order of the texts is the order of the times. */
 function newestFirst(a: NotificationRow, b: NotificationRow): number {
   return a.created_at === b.created_at ? (a.id < b.id ? 1 : -1) : a.created_at < b.created_at ? 1 : -1;
 }
@@ -65,11 +68,11 @@ export default endpoint({
       const { page: rows, unsettled } = row ?? { page: [], unsettled: [] };
       const requested = requestedOf(unsettled, user.id);
       if (requested.length === 0 || search === SEARCHES_MAX) return answer(rows);
-      // The trigger uses the same statement. The second of the two has no effect.
+      // The trigger stores by the same statement. When both store a notification, the second one has no effect.
       const stored = await storeNotifications(requested, span);
-      // The first page needs no second statement when this one found all unsettled events. A later page does.
-      const known = page.after === undefined && unsettled.length < UNSETTLED_EVENTS_MAX;
-      if (!known) continue;
+      // The first page is complete when the statement found all unsettled events. Every other page is selected again.
+      const complete = page.after === undefined && unsettled.length < UNSETTLED_EVENTS_MAX;
+      if (!complete) continue;
       // A replayed event may have its notification already.
       const shown = new Set(rows.map(({ id }) => id));
       const added = stored.filter(({ id }) => !shown.has(id));

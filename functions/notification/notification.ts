@@ -1,4 +1,4 @@
-/** A notification, and the statement that stores it once, however often its event is delivered. */
+/** Stores notifications. A second delivery of the same event stores nothing. */
 import * as v from "valibot";
 import { batched } from "#kernel/batch";
 import { query } from "#kernel/database";
@@ -16,7 +16,7 @@ export const Notification = v.pipe(
   v.title("Notification"),
 );
 
-/** A requested notification. */
+/** A notification that an event requests. */
 export interface Requested {
   /** The event's key, which becomes the notification's id. */
   readonly key: string;

@@ -4,7 +4,7 @@ import { query } from "#kernel/database";
 import { endpoint } from "#kernel/endpoint";
 import { Order, type OrderRow, present } from "./order.ts";
 
-/** The rows after this order of the caller, or all rows. The order of another user has no following rows. */
+/** Selects the page after the order `$2`, or the first page when `$2` is null. The page after another user's order is empty. */
 const SELECT = `select id, subscription_id, price, status, created_at from "order".orders
   where user_id = $1 and (created_at, id) < (
     case when $2::uuid is null then 'infinity' else (select created_at from "order".orders where id = $2 and user_id = $1) end,

@@ -1,4 +1,4 @@
-/** An order, and the statements that place and refund it: one statement for many calls, one transaction. */
+/** Places and refunds orders. Calls that arrive together share one database statement, which is one transaction. */
 import * as v from "valibot";
 import { batched } from "#kernel/batch";
 import type { EndpointRequest } from "#kernel/endpoint";
@@ -43,7 +43,7 @@ export interface OrderRow {
   created_at: Date;
 }
 
-/** The row inside a JSON value, which has neither 64-bit integers nor times. */
+/** The row inside the JSON answer of a statement. JSON has no times, so `created_at` is a text; `price` is a number. */
 type OrderInJson = Omit<OrderRow, "price" | "created_at"> & { readonly price: number; readonly created_at: string };
 
 /** Presents an order as the API shows it. */
@@ -57,12 +57,15 @@ export function present(row: OrderRow | OrderInJson): v.InferInput<typeof Order>
   };
 }
 
-type Request = Pick<
+/** The parts of a request that an order needs. */
+type OrderRequest = Pick<
   EndpointRequest,
   "user" | "idempotency" | "deadline" | "source" | "span" | "traceparent" | "publish"
 >;
-type Call = Omit<Request, "publish">;
+/** The parts of a request that a statement needs. `publish` follows the statement. */
+type Call = Omit<OrderRequest, "publish">;
 
+/** The row that a statement returns for a call: the answer, and the events that it wrote to the outbox. */
 interface Answered {
   readonly answer: {
     readonly outcome: "done" | CodeOf<400 | 404 | 409 | 422>;
@@ -72,7 +75,7 @@ interface Answered {
   readonly emitted: Envelope[];
 }
 
-/** The columns that all statements about orders share. */
+/** Returns the parameters that both statements share. A process serves one function, so all calls have the same `source`. */
 const columns = (calls: readonly Call[]) => [
   calls.map(({ user }) => user.id),
   calls.map(({ user }) => user.email),
@@ -82,16 +85,19 @@ const columns = (calls: readonly Call[]) => [
   calls.map(({ traceparent }) => traceparent),
 ];
 
-/** Makes a function that runs calls with a function of the database, whose last parameters are `columns` and then `values`. */
-function orderStatement<Of extends Call>(name: string, values: (calls: readonly Of[]) => unknown[][]) {
-  const text = (waits: boolean) => {
+/**
+ * Makes the function that runs calls in the SQL function `"order".<name>`.
+ * @param values returns the parameters after `waits` and `columns`: one array for each column
+ */
+function orderStatement<OneCall extends Call>(name: string, values: (calls: readonly OneCall[]) => unknown[][]) {
+  const statement = (waits: boolean) => {
     const parameters = [...columns([]), ...values([])].map((_, index) => `$${index + 1}`);
     return `select * from "order".${name}(${waits}, ${parameters.join(", ")})`;
   };
-  return batched<Of, Answered>({
+  return batched<OneCall, Answered>({
     name: `order.${name}`,
-    many: text(false),
-    one: text(true),
+    many: statement(false),
+    one: statement(true),
     valuesOfMany: (calls) => [...columns(calls), ...values(calls)],
     valuesOfOne: (call) => [...columns([call]), ...values([call])],
     keyOf: ({ user }) => user.id,
@@ -111,12 +117,12 @@ const refund = orderStatement<Call & { orderId: string }>("refund", (calls) => [
 const refusal = (outcome: CodeOf<400 | 404 | 409 | 422>) =>
   outcome === "idempotency-key-expired" ? expiredKey() : new Problem(outcome);
 
-/** Places an order for a subscription or for a price. Returns the payment, or the reason of the refusal. */
+/** Places an order for a subscription or for a price. Returns the payment, or the refusal. */
 export async function placeOrder(
-  what: { idSubscription: number } | { price: Money },
-  { publish, ...call }: Request,
+  item: { idSubscription: number } | { price: Money },
+  { publish, ...call }: OrderRequest,
 ): Promise<v.InferInput<typeof Payment> | Problem> {
-  const [subscriptionId, price] = "price" in what ? [null, what.price] : [what.idSubscription, null];
+  const [subscriptionId, price] = "price" in item ? [null, item.price] : [item.idSubscription, null];
   const { answer, emitted } = await place({ ...call, subscriptionId, price });
   publish(emitted);
   const { outcome, balance, order } = answer;
@@ -137,10 +143,10 @@ export async function placeOrder(
   return { order: present(order), balance: toNumber(readBalance(balance)) };
 }
 
-/** Refunds a paid order of the caller. Returns the order and the balance after it, or the reason of the refusal. */
+/** Refunds a paid order of the caller. Returns the order and the balance after the refund, or the refusal. */
 export async function refundOrder(
   orderId: string,
-  { publish, ...call }: Request,
+  { publish, ...call }: OrderRequest,
 ): Promise<v.InferInput<typeof Payment> | Problem> {
   const { answer, emitted } = await refund({ ...call, orderId });
   publish(emitted);
@@ -157,7 +163,7 @@ export async function refundOrder(
   return { order: present(order), balance: toNumber(readBalance(balance)) };
 }
 
-/** The refusal of an id that is not that of an order of the caller. */
+/** Creates the refusal of an id: the caller has no order with this id. */
 export function unknownOrder(orderId: string): Problem {
   return new Problem("unknown-order", `You have no order ${orderId}. GET /order/list lists your orders.`);
 }

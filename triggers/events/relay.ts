@@ -24,8 +24,8 @@ import { isRecording, measure, type Span } from "#kernel/telemetry";
 const idsOf = (envelopes: readonly Envelope[]) => envelopes.map(({ event }) => event.id);
 
 /**
- * Publishes events, and moves those that the broker refuses to the dead letters.
- * @param until of performance.now(): when this run ends
+ * Publishes events of one topic, and moves events that the broker refuses to the dead letters.
+ * @param until the end of this run, on the clock of `performance.now()`
  * @param span the span of this run
  * @returns how many were published
  */
@@ -74,7 +74,7 @@ async function publishOverdue(span: Span): Promise<void> {
   const failed: string[] = [];
   let published = 0;
   for (let elapsed = 0; elapsed < RELAY_RUN_MILLISECONDS_MAX; elapsed = performance.now() - began) {
-    // Overdue since this run began: an event that this run has published gets its time.
+    // Claims only events that were overdue when this run began, so that this run does not publish an event twice.
     const overdue = await claim(RELAY_OVERDUE_SECONDS + elapsed / 1000, failed, span);
     if (overdue.length === 0) break;
     for (const [topic, envelopes] of byTopic(overdue)) {
@@ -95,7 +95,7 @@ async function publishOverdue(span: Span): Promise<void> {
   if (published > 0) log("info", "published overdue events", { count: published });
 }
 
-/** The row of a statement that deletes a bounded number of rows. */
+/** The row of a statement that deletes or moves a bounded number of rows. */
 interface Deletion {
   readonly deleted: number;
 }
@@ -118,7 +118,7 @@ async function deleteInBatches(batchMax: number, remove: (most: number) => Promi
   return all;
 }
 
-/** Hours: a day has 23 or 25 of them when the session's time zone changes to or from summer time. */
+/** Returns an interval in hours, because an interval of a day has 23 or 25 hours when the session's time zone changes its offset. */
 const hours = (count: number) => `${count} hours`;
 
 /** Deletes the oldest dead letters of other producers beyond the limits. */
@@ -158,7 +158,7 @@ interface Figures {
   readonly trial_balance: string;
 }
 
-/** Reports the state of the database as metrics. Without telemetry it asks for nothing. */
+/** Reports the state of the database as metrics. Without telemetry it sends no query. */
 async function reportFigures(span: Span): Promise<void> {
   if (!isRecording()) return;
   const [figures] = await query<Figures>(

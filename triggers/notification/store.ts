@@ -1,4 +1,4 @@
-/** notification-requested. Words a notification and stores it once. */
+/** notification-requested. Writes the text of a notification and stores it once. */
 import { subscriber } from "#kernel/subscriber";
 import { NotificationRequested } from "../../functions/notification/events.ts";
 import { storeNotification } from "../../functions/notification/notification.ts";

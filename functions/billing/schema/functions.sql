@@ -10,6 +10,7 @@ return sha256(previous || convert_to(concat_ws('|', account_id, number, transfer
   amount, balance_after, reference, (extract(epoch from created_at) * 1000000)::bigint), 'UTF8'));
 
 -- Returns the id of the transfer of a keyed request: RFC 9562 version 8, made of the SHA-256 of service, user and key.
+-- A transfer with this id shows that the key was used, also after the relay has deleted the answer.
 create or replace function billing.keyed_transfer_id(service text, user_id uuid, key text)
 returns uuid language sql immutable parallel safe
 return overlay(overlay(left(encode(sha256(convert_to(concat_ws('|', service, user_id, key), 'UTF8')), 'hex'), 32)
@@ -64,20 +65,22 @@ begin
   end if;
 end $$;
 
--- Opens the accounts of users once, and settles the events that requested them. Returns the position of each call, except those
--- whose events another transaction has locked and `waits` is false.
+-- Opens the accounts of users once, and settles the events that requested them. Without `waits` it leaves events unsettled that
+-- another transaction has locked. Returns the position of each call whose event is settled.
 create or replace function billing.open_accounts(waits boolean, user_ids uuid[], event_keys uuid[])
 returns table ("position" integer) language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   skipped uuid[];
 begin
-  -- Accounts before events, and accounts in the order of their ids, as billing.open_registered_unchecked: the two cannot deadlock.
+  -- Inserts accounts in the order of their ids, each before its event is locked. billing.open_registered_unchecked does the same, so
+  -- the two cannot deadlock.
   insert into billing.accounts (id, kind) select u.id, 'user' from unnest(user_ids) u (id) order by u.id on conflict do nothing;
   skipped := events.settle_many(waits, event_keys, 'billing-open-account');
   return query select (r.n - 1)::integer from unnest(event_keys) with ordinality r (id, n) where r.id <> all (skipped);
 end $$;
 
--- Opens the account of a user in a statement of another service, and settles the event that requested it.
+-- Opens the account of a user, and settles the event that requested it. It does not check the caller's service, because a statement
+-- of another service may open the account.
 create or replace function billing.open_account(user_id uuid, event_key uuid)
 returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -85,8 +88,8 @@ begin
   perform events.settle_unchecked(event_key, 'billing-open-account');
 end $$;
 
--- Opens the missing accounts of users whose registration has not been settled yet: a request need not wait for the event.
--- It opens them in the order of their ids, before the caller locks an account, so that two statements cannot deadlock.
+-- Opens the missing accounts of users whose `user-registered` event is still in the outbox, so that a request does not wait for its
+-- delivery. It opens them in the order of their ids, before the caller locks an account, so that two statements cannot deadlock.
 create or replace function billing.open_registered_unchecked(user_ids uuid[])
 returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -104,13 +107,14 @@ begin
   end loop;
 end $$;
 
--- Moves money for calls of one kind, in their order. Only this function writes transfers and entries. Each call has an outcome:
---   done, already-done (a refund that an earlier call made), insufficient-funds, balance-limit, account-not-open;
---   one of `refusals`: the reason of the calling function to refuse a call;
+-- Moves money for calls of one kind, in their order. Only this function writes transfers and entries. The arrays are parallel: each
+-- has one element for each call. `reference_ids` are the orders of charges and refunds. Each call has an outcome:
+--   done, already-done (a refund that an earlier call made), insufficient-funds, balance-limit, account-not-open, unknown-recipient;
+--   the element of `refusals`, when the calling function passed a reason to refuse the call;
 --   idempotency-key-reused, idempotency-key-expired;
 --   repeated: `recorded` is the answer to the first request with this key;
 --   twin: call number `leader` of this statement has the same key, so both have one effect and one answer;
---   null: another transaction has locked an account of this call, and `waits` is false.
+--   null, only without `waits`: another transaction has locked an account of this call, or of an earlier call of the same user.
 -- It locks all accounts, decides in arrays in memory, and then writes each table with one statement.
 create or replace function billing.move_unchecked(service text, kind text, waits boolean, user_ids uuid[], recipient_ids uuid[],
   amounts bigint[], reference_ids uuid[], keys text[], fingerprints text[], refusals text[],
@@ -154,7 +158,8 @@ declare
   entry_balances bigint[];
   entry_hashes bytea[];
   entries integer := 0;
-  -- The call that the loop decides.
+  -- The call that the loop decides. `own`, `other` and `account` are positions in account_ids: `own` is the account of the calling
+  -- user, `other` that of the recipient, and null without a recipient.
   amount bigint;
   own integer;
   other integer;
@@ -178,7 +183,7 @@ begin
     perform billing.open_registered_unchecked(user_ids || recipient_ids);
   end if;
 
-  -- One order of locks for all statements. A statement that skips locked rows never waits for an account.
+  -- All statements lock accounts in the order of their ids, so that two of them cannot deadlock.
   if waits then
     select array_agg(a.id), array_agg(a.balance), array_agg(a.entries), array_agg(a.last_hash)
     into account_ids, account_balances, account_entries, account_hashes
@@ -197,10 +202,10 @@ begin
   account_changes := array_fill(0::bigint, array[coalesce(cardinality(account_ids), 0)]);
   account_skipped := array_fill(false, array[coalesce(cardinality(account_ids), 0)]);
 
-  -- Later than every seal that is visible now. See billing.begin_seal.
+  -- Later than every seal that is visible now: these seals do not cover the transfers of this statement. See billing.begin_seal.
   select greatest(clock_timestamp(), max(s.moment)) into began from billing.seals s;
 
-  -- After the locks: an earlier request with the same key locked the same account, so its answer is visible.
+  -- An earlier request with the same key locked the same account. This query runs after the locks, so it sees the recorded answer.
   if array_remove(keys, null) <> '{}' then
     select array_agg(c.transfer_id order by c.n), array_agg(c.leader::integer order by c.n),
       array_agg(k.answer order by c.n), array_agg(k.fingerprint order by c.n),
@@ -229,6 +234,7 @@ begin
   for i in 1..calls loop
     own := array_position(account_ids, user_ids[i]);
     if own is null then
+      -- The account exists and is not in account_ids: another transaction has locked it.
       continue when not waits and exists (select from billing.accounts a where a.id = user_ids[i]);
       outcomes[i] := coalesce(refusals[i], 'account-not-open');
       continue;
@@ -274,12 +280,13 @@ begin
       outcomes[i] := 'insufficient-funds';
       continue;
     end if;
+    -- Without a recipient the second comparison is null, so the first one decides.
     if account_balances[own] + sign * amount > balance_max or account_balances[other] + amount > balance_max then
       outcomes[i] := 'balance-limit';
       continue;
     end if;
 
-    -- The first free row of the system account; a random one when other statements have locked all of them.
+    -- Locks the first free row of the system account. When other statements have locked all rows, it waits for a random one.
     if system_account is null and other is null then
       select a.id into system_account from billing.accounts a where a.kind <> 'user' and a.kind = system_kind limit 1 for no key update skip locked;
       if not found then
@@ -301,6 +308,7 @@ begin
     transfer_times[transfers] := times[i];
     if other is null then system_change := system_change - sign * amount; end if;
 
+    -- Writes the entry of the calling user, and then that of the recipient. System accounts have no entries.
     account := own;
     change := sign * amount;
     loop
@@ -326,8 +334,8 @@ begin
   end loop;
   if transfers = 0 then return; end if;
 
-  -- One statement for users and the system: a trigger compares the sums of balances before and after it. The arrays of entries and
-  -- hashes are shorter by one, so the system account keeps both.
+  -- One statement updates the accounts of users and of the system, because a trigger compares the sums of balances before and after.
+  -- The system account comes last. account_entries and account_hashes have no element for it, so it keeps both columns.
   if system_account is not null then
     account_ids := account_ids || system_account;
     account_changes := account_changes || system_change;
@@ -346,8 +354,9 @@ begin
   from generate_series(1, entries) n;
 end $$;
 
--- Moves money for calls of one kind, and notifies the users of every success and every refusal of money.
--- `recipients` are the normal forms of the emails of a transfer's recipients. Returns a row for each call whose accounts it could lock.
+-- Moves money for calls of one kind. Notifies the users of each movement, and of each refusal because of a balance. The recipients of
+-- transfers are emails in normal form. `waits` and the outcomes are those of billing.move_unchecked. Returns a row for each call
+-- whose accounts it could lock. Decision 0017 explains the settings of the plan.
 create or replace function billing.move_money(kind text, waits boolean, user_ids uuid[], emails text[], recipients text[],
   amounts bigint[], keys text[], fingerprints text[], source text, traceparents text[])
 returns table ("position" integer, answer jsonb, emitted jsonb)
@@ -366,6 +375,7 @@ declare
   recorded jsonb[];
   leaders integer[];
   answers jsonb[] := array_fill(null::jsonb, array[calls]);
+  -- The answers to record for keyed requests, and the data of the notifications. A null records no answer or sends no notification.
   effects jsonb[] := answers;
   facts jsonb[] := answers;
   recipient_facts jsonb[] := answers;
@@ -437,7 +447,8 @@ begin
   end loop;
 end $$;
 
--- Returns the balance of a user in minor units. Null: the user has no account.
+-- Returns the balance of a user in minor units. Opens the account first when the registration is still in the outbox. Null: the user
+-- has no account.
 create or replace function billing.balance(user_id uuid)
 returns bigint language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -475,7 +486,7 @@ create or replace function billing.seal_hash(state bytea, account_id uuid, numbe
 returns bytea language sql immutable parallel safe
 return sha256(state || convert_to(concat_ws('|', account_id, number, encode(hash, 'hex')), 'UTF8'));
 
--- Recomputes the hash of a stored seal from the rows that it covers. Only the owner verifies.
+-- Recomputes the hash of a stored seal from the rows that it covers. Only the owner may call it.
 create or replace function billing.recomputed_seal(previous bytea, moment timestamptz)
 returns bytea language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -490,15 +501,15 @@ begin
   return state;
 end $$;
 
--- Begins a seal and returns its moment, or returns the moment of a seal that an earlier run has not completed. Every later transfer
--- has a later time than the moment: billing.move_unchecked reads this table after it has locked the accounts.
+-- Begins a seal and returns its moment, or returns the moment of a seal that an earlier run has not completed. A transaction that sees
+-- the seal gives its transfers later times. billing.continue_seal waits for the transactions that do not see it.
 create or replace function billing.begin_seal()
 returns timestamptz language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   previous billing.seals;
   moment timestamptz;
 begin
-  -- Two runs at the same time would begin two seals after the same one. Payments only read the table.
+  -- Without the lock, two runs could begin two seals after the same one. The lock does not block payments, which only read the table.
   lock table billing.seals in share row exclusive mode;
   select * into previous from billing.seals s order by s.moment desc limit 1;
   if found and previous.sealed_at is null then return previous.moment; end if;
@@ -520,7 +531,8 @@ declare
 begin
   select * into seal from billing.seals s where s.moment = continue_seal.moment and s.sealed_at is null for update;
   if not found then return jsonb_build_object('state', 'ended'); end if;
-  -- In a transaction after the one that began the seal: a transaction that did not see the seal has a lower id than this one.
+  -- A payment locks its accounts, and so has a transaction id, before it reads the seals. This transaction follows the one that began
+  -- the seal. Every payment that did not see the seal therefore has a lower id.
   if seal.horizon is null then
     update billing.seals s set horizon = pg_current_xact_id() where s.moment = seal.moment;
     return jsonb_build_object('state', 'waiting');
@@ -561,14 +573,14 @@ begin
         'hash', encode(seal.hash, 'hex'), 'accounts', seal.accounts)]))[1]);
 end $$;
 
--- Deletes the event of a seal that is published: no subscriber of Lotus settles it.
+-- Deletes the published event of a seal, because no subscriber of Lotus settles it.
 create or replace function billing.forget_published_seal(event_key uuid)
 returns void language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
   delete from events.outbox o where o.id = event_key and o.topic = 'ledger-sealed' and o.awaiting = '{}'
 $$;
 
--- The figures of the ledger that the relay reports as metrics: the seconds since the last seal, null without one, and the sum of all
--- balances in minor units, which is 0.
+-- Returns the figures of the ledger that the relay reports as metrics. `seal_seconds` is the age of the last seal, null without a seal.
+-- `trial_balance` is the sum of all balances in minor units, and must be 0.
 create or replace function billing.figures(out seal_seconds double precision, out trial_balance numeric)
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select (select extract(epoch from clock_timestamp() - max(s.sealed_at))::double precision from billing.seals s),
@@ -580,5 +592,5 @@ grant usage on schema billing to "lotus:billing", "lotus:events";
 grant execute on function billing.figures to "lotus:events";
 grant execute on function billing.open_accounts, billing.move_money, billing.balance, billing.history, billing.begin_seal,
   billing.continue_seal, billing.forget_published_seal to "lotus:billing";
--- Processes that run during the migration call it.
+-- Only processes from before the migration call it directly.
 grant execute on function billing.open_account to "lotus:billing";

@@ -1,4 +1,6 @@
--- The service that a session acts for. Null: the session is the owner's, who may act for every service.
+-- Functions whose names end in `_unchecked` do not check the caller's service. Roles may not execute them: other functions call them.
+
+-- Returns the service that a session acts for. Null: the session is the owner's, who may act for every service.
 create or replace function events.caller()
 returns text language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -22,19 +24,19 @@ begin
     using message = format('the service %s may not act for the subscriber %s', acting, check_subscriber.subscriber);
 end $$;
 
--- The id of this installation of Lotus.
+-- Returns the id of this installation of Lotus.
 create or replace function events.installation_id()
 returns uuid language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select i.id from events.installation i
 $$;
 
--- The source of the events of a function of this installation.
+-- Returns the CloudEvents source of a function of this installation.
 create or replace function events.source_of(function text)
 returns text language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select format('/lotus/%s/%s', i.id, function) from events.installation i
 $$;
 
--- RFC 9562 version 7. PostgreSQL has uuidv7() only from version 18 on.
+-- Returns a new id (RFC 9562 version 7). PostgreSQL has uuidv7() only from version 18 on.
 create or replace function events.uuid_v7() returns uuid language sql volatile parallel safe
 return encode(
   set_bit(set_bit(
@@ -43,11 +45,11 @@ return encode(
       from 1 for 6),
     52, 1), 53, 1), 'hex')::uuid;
 
--- Minor units as decimal text without trailing zeros: 89050 -> 890.5
+-- Returns minor units as decimal text without trailing zeros: 89050 -> 890.5
 create or replace function events.decimal(minor_units bigint) returns text language sql immutable parallel safe
 return trim_scale(minor_units::numeric / 100)::text;
 
--- One outbox row as a CloudEvent in the JSON event format, with `topic` beside it for the transport.
+-- Returns an outbox row as a CloudEvent in the JSON event format, with `topic` beside it for the transport.
 create or replace function events.envelope(o events.outbox) returns jsonb language sql stable
 return jsonb_build_object(
   'topic', o.topic,
@@ -72,7 +74,7 @@ declare
   envelopes jsonb[] := array_fill(null::jsonb, array[cardinality(data)]);
   written events.outbox;
 begin
-  -- One query for the four: each query costs a start of the executor, and each function a change of the search path.
+  -- One query finds all four values, because each query starts the executor and each function changes the search path.
   select r.service, format('/lotus/%s/%s', i.id, emit_many.source),
     array(select s.subscriber from events.subscriptions s where s.topic = emit_many.topic),
     exists (select from events.publications p where p.service = r.service and p.topic = emit_many.topic)
@@ -104,7 +106,7 @@ begin
   return envelopes;
 end $$;
 
--- The same for one event, now.
+-- Writes one event with the present time, as events.emit_many does.
 create or replace function events.emit(topic text, version integer, source text, subject uuid, traceparent text, data jsonb)
 returns jsonb language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
   select (events.emit_many(topic, version, source, array[subject], array[traceparent], array[clock_timestamp()], array[data]))[1]
@@ -156,7 +158,7 @@ begin
   return skipped;
 end $$;
 
--- Returns the envelopes of a user's events that a subscriber has not settled, oldest first.
+-- Returns the envelopes of the newest `most` events of a user that a subscriber has not settled. The oldest of them comes first.
 create or replace function events.unsettled_unchecked(subject uuid, topic text, subscriber text, most integer)
 returns jsonb language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select coalesce(jsonb_agg(events.envelope(o) order by o.time), '[]')
@@ -168,7 +170,7 @@ returns jsonb language sql stable security definer set search_path = pg_catalog,
   ) o
 $$;
 
--- The same for a subscriber of the caller's service.
+-- Returns the result of events.unsettled_unchecked, but only for a subscriber of the caller's service.
 create or replace function events.unsettled(subject uuid, topic text, subscriber text, most integer)
 returns jsonb language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -176,11 +178,14 @@ begin
   return events.unsettled_unchecked(unsettled.subject, unsettled.topic, unsettled.subscriber, unsettled.most);
 end $$;
 
--- Claims events that no subscriber has settled for a while, so that two relays do not publish the same ones: at most `most`, and
--- `bytes_most` of data unless the first event has more. `except_topics` are the topics that this run could not publish.
--- Each attempt doubles the wait before the next. Many events of a topic add the time that the relay needs for them, at 300 a second,
--- so that the relay does not publish an event again that a queue still contains. The wait is ten minutes at most. Events with few
--- attempts come first: events that no subscriber settles do not delay them. A time in the future comes from a clock that was wrong.
+-- Claims overdue events and returns their envelopes. Two relays cannot claim the same event. It claims at most `most` events and
+-- `bytes_most` bytes of data, but always the first event. `except_topics` are the topics that this run could not publish.
+-- An event is overdue after a wait since its last attempt:
+--   the wait is `older_than` before the first attempt, and each attempt doubles it;
+--   after the first attempt, a long queue of the topic adds its length at 300 events a second: it may still contain the event;
+--   the wait is at most ten minutes.
+-- An event whose last attempt is more than ten minutes in the future is overdue too, because a clock was wrong.
+-- Events with few attempts come first, so that events that no subscriber settles do not delay them.
 create or replace function events.claim(older_than interval, most integer, bytes_most integer, except_topics text[] default '{}')
 returns jsonb language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
   with queues as materialized (
@@ -205,7 +210,8 @@ returns jsonb language sql volatile security definer set search_path = pg_catalo
   select coalesce(jsonb_agg(events.envelope(c::events.outbox) order by c.time), '[]') from claimed c
 $$;
 
--- Moves at most `most` events to the dead letters that were published `attempts_most` times and never settled. Returns how many.
+-- Moves events that are still unsettled after `attempts_most` publications to the dead letters. It moves at most `most` events, and
+-- returns how many.
 create or replace function events.give_up(attempts_most integer, most integer)
 returns integer language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
   with tired as (
@@ -224,7 +230,7 @@ returns integer language sql volatile security definer set search_path = pg_cata
   select count(*)::integer from gone
 $$;
 
--- Releases events that were claimed and not published, and makes them due at once: the relay publishes them as soon as a broker
+-- Releases events that were claimed and not published. They are due at once, so that the relay publishes them as soon as a broker
 -- answers. The rows are locked in the order in which readers settle them, so that the two cannot deadlock.
 create or replace function events.release(event_keys uuid[])
 returns void language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -267,8 +273,8 @@ begin
   select o.attempts, move_to_dead_letters.subscriber = any (o.awaiting) into attempts, awaited
   from events.outbox o where o.id = move_to_dead_letters.event_key;
   if attempts < move_to_dead_letters.attempts_before then return false; end if;
-  -- An event of this installation that no longer awaits this subscriber has had its effect: only the answer was lost. The source
-  -- of another installation, or of a producer that calls itself /lotus/, proves nothing.
+  -- An event of this installation that no longer awaits this subscriber has had its effect, and only the answer was lost. The outbox
+  -- does not contain events of other installations and producers, so their absence does not show an effect.
   if move_to_dead_letters.attempts_before > 0 and awaited is not true
     and starts_with(move_to_dead_letters.attributes ->> 'source', events.source_of(''))
     and lower(move_to_dead_letters.attributes ->> 'id') = move_to_dead_letters.event_key::text then
@@ -282,7 +288,7 @@ begin
   return true;
 end $$;
 
--- An attribute as an HTTP header and a Kafka header carry it: printable ASCII, at most 1000 characters.
+-- Returns an attribute in a form that HTTP and Kafka headers can contain: printable ASCII, at most 1000 characters.
 create or replace function events.printable(attribute text)
 returns text language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
   select left(regexp_replace(attribute, '[^ -~]', '?', 'g'), 1000)
@@ -290,8 +296,8 @@ $$;
 
 -- Puts a dead letter back into the outbox for its subscriber; the relay publishes it. Fails, and changes nothing, when the data is
 -- not JSON. The source becomes this installation's, because its outbox issues the event; extensions keep the original source and id.
--- A dead letter without a usable time, or with a time after its move, receives the time of its move. The subject stays when it is a user's id. Only the owner may
--- call this.
+-- A dead letter without a usable time, or with a time after its move, receives the time of its move. The subject stays when it is a
+-- user's id. Only the owner may call this function.
 create or replace function events.replay(letter_id bigint)
 returns boolean language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -328,8 +334,9 @@ begin
   return true;
 end $$;
 
--- Deletes the oldest dead letters of other producers, beyond an age, a number and bytes together, at most `most` of them. Dead
--- letters from the outbox stay: only a person may delete them. Returns how many were deleted.
+-- Limits the dead letters of other producers: deletes those older than `age`, and those beyond the newest `letters_most` or the newest
+-- `bytes_most` bytes. The oldest go first, at most `most`. Dead letters from the outbox stay, because only a person may delete them.
+-- Returns how many were deleted.
 create or replace function events.trim_dead_letters(age interval, letters_most integer, bytes_most bigint, most integer)
 returns integer language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
   with ranked as (
@@ -346,7 +353,7 @@ returns integer language sql volatile security definer set search_path = pg_cata
   select count(*)::integer from gone
 $$;
 
--- Records the answers to keyed requests. A request without a key, or without an effect, has null in its arrays.
+-- Records the answers to keyed requests. A null in `keys` is a request without a key. A null in `answers` is a request without an effect.
 create or replace function events.record_answers_unchecked(service text, user_ids uuid[], keys text[], fingerprints text[],
   answers jsonb[])
 returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -370,7 +377,8 @@ returns integer language sql volatile security definer set search_path = pg_cata
   select count(*)::integer from gone
 $$;
 
--- The figures of the outbox and of the dead letters that the relay reports as metrics. The age is in seconds, 0 without events.
+-- Returns the figures of the outbox and of the dead letters that the relay reports as metrics. `outbox_seconds` is the age of the
+-- oldest event, 0 without events.
 create or replace function events.figures(out outbox_rows bigint, out outbox_seconds double precision, out dead_letters bigint)
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select count(*), coalesce(greatest(extract(epoch from clock_timestamp() - min(o.time)), 0), 0)::double precision,
@@ -378,7 +386,8 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   from events.outbox o
 $$;
 
--- A role may execute only what its service calls by itself. A security definer function needs no grant of its caller's.
+-- A role may execute only the functions that the processes of its service call. A security definer function runs as the owner, so the
+-- functions that it calls need no grant.
 grant usage on schema events to "lotus:profile", "lotus:billing", "lotus:order", "lotus:notification", "lotus:events";
 grant execute on function events.emit, events.uuid_v7 to "lotus:profile";
 grant execute on function events.settle_many, events.unsettled to "lotus:notification";

@@ -3,7 +3,8 @@ delete from events.publications where service = 'order';
 insert into events.publications (service, topic) values ('order', 'notification-requested');
 
 -- Places orders: each charges its user the price of a subscription, or the given price. Notifies the users of payments and refusals.
--- Returns a row for each call whose account it could lock.
+-- The arrays are parallel: each has one element for each call. `waits` and the outcomes are those of billing.move_unchecked.
+-- Returns a row for each call whose account it could lock. Decision 0017 explains the settings of the plan.
 create or replace function "order".place(waits boolean, user_ids uuid[], emails text[], keys text[], fingerprints text[],
   source text, traceparents text[], subscription_ids integer[], prices bigint[])
 returns table ("position" integer, answer jsonb, emitted jsonb)
@@ -23,6 +24,7 @@ declare
   recorded jsonb[];
   leaders integer[];
   answers jsonb[] := array_fill(null::jsonb, array[calls]);
+  -- The answers to record for keyed requests, and the data of the notifications. A null records no answer or sends no notification.
   effects jsonb[] := answers;
   facts jsonb[] := answers;
   envelopes jsonb[];
@@ -70,7 +72,7 @@ begin
   end loop;
 end $$;
 
--- Refunds orders in full, each once. Notifies the users. Returns a row for each call whose account it could lock.
+-- Refunds orders in full, each once. Notifies the users. The parameters and the rows are those of "order".place.
 create or replace function "order".refund(waits boolean, user_ids uuid[], emails text[], keys text[], fingerprints text[],
   source text, traceparents text[], order_ids uuid[])
 returns table ("position" integer, answer jsonb, emitted jsonb)
@@ -88,12 +90,14 @@ declare
   recorded jsonb[];
   leaders integer[];
   answers jsonb[] := array_fill(null::jsonb, array[calls]);
+  -- The answers to record for keyed requests, and the data of the notifications. A null records no answer or sends no notification.
   effects jsonb[] := answers;
   facts jsonb[] := answers;
   envelopes jsonb[];
   outcome text;
 begin
-  -- Before the locks: the user and the price of an order never change, and neither does a refusal.
+  -- This query needs no lock: the user and the price of an order never change, and a refused order stays refused.
+  -- `orders` already shows the status after the refund. A null in `refusals` means that the order was paid.
   select array_agg(jsonb_build_object('id', o.id, 'subscription_id', o.subscription_id, 'price', o.price, 'status', 'refunded',
       'created_at', o.created_at) order by r.n),
     array_agg(case when o.id is null then 'unknown-order' when o.status = 'refused' then 'order-not-paid' end order by r.n)
