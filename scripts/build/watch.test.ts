@@ -62,7 +62,7 @@ describe("npm run dev", () => {
   it("keeps the old code while the new code does not compile, sets a header, and prints the place of the error", async () => {
     await writeFile(join(copy, FILE), greeting("three").replace("return ok(", "return ok(("));
     await eventually("the error is printed", () =>
-      /does not compile; the code from before the edit goes on\.\n.*Expected "\)".*\n\n +functions\/order\/subscriptions\.ts:\d+:\d+:\n.*return ok\(\(/.test(
+      /does not compile; the previous code keeps running\.\n.*Expected "\)".*\n\n +functions\/order\/subscriptions\.ts:\d+:\d+:\n.*return ok\(\(/.test(
         output,
       ),
     );
