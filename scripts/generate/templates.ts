@@ -91,7 +91,7 @@ describe("${name}", () => {
 const migrationOf = (service: string) => `create schema ${service};
 
 create table ${service}.items (
-  id bigint generated always as identity primary key,
+  id uuid primary key,
   name text not null
 );
 `;
