@@ -1,4 +1,4 @@
-/** Group commit: joins calls that arrive while a statement is in flight into the next statement. */
+/** Group commit: calls that arrive while a statement is in flight share the next one. See docs/decisions/0015-group-commit.md. */
 import { outcomeUnknown, query, type Repetition, RowLocked, unavailable } from "./database.ts";
 import { failure, log } from "./log.ts";
 import { Problem } from "./problem.ts";
@@ -17,7 +17,7 @@ import {
 } from "./settings.ts";
 import { isRecording, measure, type Span, Statement } from "./telemetry.ts";
 
-/** Describes how many calls of one kind run in one statement. */
+/** Describes the SQL and the rules of one kind of call, so that many calls can run in one statement. */
 export interface BatchStatement<Call> {
   /** Name of the statement in logs and metrics, such as "order.place". */
   readonly name: string;
@@ -33,41 +33,42 @@ export interface BatchStatement<Call> {
   keyOf(call: Call): string;
   /** Returns whether a call may be repeated after a lost connection. */
   repetitionOf(call: Call): Repetition;
-  /** Returns when the request of a call must be answered, on the clock of `performance.now()`. The call stops waiting before. */
+  /** Returns when the request of a call must be answered, on the clock of `performance.now()`. The call ends its wait before that. */
   deadlineOf?(call: Call): number;
-  /** Returns the span of a call. */
+  /** Returns the telemetry span of a call. */
   spanOf?(call: Call): Span | undefined;
 }
 
 /** A row of `many`: `position` is the 0-based index of the call that it answers. */
 export type Positioned<Row> = Row & { readonly position: number };
 
+/** A call that waits or is in flight, with the promise of its caller. */
 interface Entry<Call, Row> {
   readonly call: Call;
   readonly resolve: (row: Row) => void;
   readonly reject: (error: unknown) => void;
-  /** The end of its wait, on the clock of `performance.now()`. */
+  /** The time at which its wait ends, on the clock of `performance.now()`. */
   readonly until: number;
-  /** Its arrival, on the same clock. */
+  /** The time of its arrival, on the same clock. */
   readonly since: number;
   timer: NodeJS.Timeout | undefined;
-  /** The entry leaves the batches and goes alone: its row was locked, or its batch failed. */
+  /** The call runs alone from now on, in the lane: its row was locked, or its batch failed. */
   alone: boolean;
-  /** A statement with this entry was cut off; it may have been committed. */
-  lost: boolean;
+  /** The connection was lost during a statement with this call. */
+  mayBeCommitted: boolean;
 }
 
-/** A statement in flight. */
+/** A statement in flight outside the lane. */
 interface Flight {
   /** It has been in flight for longer than BATCH_SLOW_MILLISECONDS. */
   slow: boolean;
 }
 
-/** The calls of one key that wait. A line is in `ready`, in `lane` or in flight, never in two of them. */
-interface Line<Call, Row> {
+/** The calls of one key that wait, oldest first. A queue is in `ready`, is in `lane`, or has calls in flight: exactly one of the three. */
+interface KeyQueue<Call, Row> {
   readonly key: string;
   readonly waiting: Entry<Call, Row>[];
-  /** The row was locked for the whole `lock_timeout` the last time. */
+  /** At the last attempt the row stayed locked for the whole `lock_timeout`. */
   stuck: boolean;
 }
 
@@ -77,116 +78,122 @@ const busy = (detail: string) =>
   });
 
 /**
- * Makes a function that runs calls in shared statements. A call that arrives at an idle function goes out at once, with `one`.
+ * Makes a function that runs calls in shared statements. A call that arrives while no statement is in flight is sent at once, with `one`.
  * A call whose row is locked, and each call of a batch that fails, goes to a lane where it runs alone with `one`.
  * @returns a function that resolves to the row of its call. It rejects with the database's error, or with a {@link Problem}:
  *   `unavailable` when the call had no effect, `outcome-unknown` when the connection was lost and the call cannot be repeated
  */
 export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call) => Promise<Row> {
   const { name, many, one } = statement;
-  const lines = new Map<string, Line<Call, Row>>();
-  const ready: Line<Call, Row>[] = [];
-  const lane: Line<Call, Row>[] = [];
+  const queues = new Map<string, KeyQueue<Call, Row>>();
+  /** The queues whose next call may join a batch. */
+  const ready: KeyQueue<Call, Row>[] = [];
+  /** The queues whose next call runs alone. */
+  const lane: KeyQueue<Call, Row>[] = [];
+  /** The calls that wait or are in flight. */
   let calls = 0;
   /** The statements in flight outside the lane. */
   const flights = new Set<Flight>();
+  /** The statements with `one` in flight, in the lane or for a single call. */
   let laneStatements = 0;
+  /** The statements of the lane in flight whose row stayed locked at the attempt before. */
   let stuckStatements = 0;
-  /** The lines whose next call is in the lane, or whose call in flight waits for its row. */
-  const held = new Set<Line<Call, Row>>();
-  /** The calls of these lines that are in flight. */
-  let heldInFlight = 0;
+  /** The queues whose next call is in the lane, or whose call in flight waits for its row. */
+  const blocked = new Set<KeyQueue<Call, Row>>();
+  /** The calls of these queues that are in flight. */
+  let blockedInFlight = 0;
 
-  /** Ends the wait of an entry that has no answer in time. The call has had no effect, unless an earlier statement was lost. */
-  function expire(line: Line<Call, Row>, entry: Entry<Call, Row>): void {
-    const index = line.waiting.indexOf(entry);
+  /** Refuses an entry whose wait is over. The call had no effect, unless the connection was lost during an earlier attempt. */
+  function expire(queue: KeyQueue<Call, Row>, entry: Entry<Call, Row>): void {
+    const index = queue.waiting.indexOf(entry);
     if (index < 0) return;
-    line.waiting.splice(index, 1);
+    queue.waiting.splice(index, 1);
     calls--;
     refuse(entry, unavailable());
-    for (const place of line.waiting.length > 0 ? [] : [ready, lane]) {
-      const at = place.indexOf(line);
-      if (at < 0) continue;
-      place.splice(at, 1);
-      lines.delete(line.key);
-      held.delete(line);
+    for (const list of queue.waiting.length > 0 ? [] : [ready, lane]) {
+      const position = list.indexOf(queue);
+      if (position < 0) continue;
+      list.splice(position, 1);
+      queues.delete(queue.key);
+      blocked.delete(queue);
     }
     measureLane();
   }
 
+  /** Rejects a call. `unavailable` would promise that the call had no effect, so it becomes `outcome-unknown` after a lost connection. */
   function refuse(entry: Entry<Call, Row>, error: unknown): void {
-    const undecided = entry.lost && statement.repetitionOf(entry.call) !== "repeatable";
-    const unchanged = error instanceof Problem && error.code === "unavailable";
-    entry.reject(undecided && unchanged ? outcomeUnknown() : error);
+    const isUndecided = entry.mayBeCommitted && statement.repetitionOf(entry.call) !== "repeatable";
+    const promisesNoEffect = error instanceof Problem && error.code === "unavailable";
+    entry.reject(isUndecided && promisesNoEffect ? outcomeUnknown() : error);
   }
 
-  function wait(line: Line<Call, Row>, entry: Entry<Call, Row>): void {
-    entry.timer ??= setTimeout(expire, Math.max(0, entry.until - performance.now()), line, entry);
+  function startWaiting(queue: KeyQueue<Call, Row>, entry: Entry<Call, Row>): void {
+    entry.timer ??= setTimeout(expire, Math.max(0, entry.until - performance.now()), queue, entry);
   }
 
-  function leave(entry: Entry<Call, Row>): void {
+  function stopWaiting(entry: Entry<Call, Row>): void {
     clearTimeout(entry.timer);
     entry.timer = undefined;
   }
 
-  /** Takes one call of each line, then a second of each: a key with many calls shares the statement with the others. */
-  function take(): { entries: Entry<Call, Row>[]; from: Line<Call, Row>[] } {
-    const from = ready.splice(0, BATCH_ROWS_MAX);
+  /** Takes the calls of the next batch: one of each queue, then a second of each. A key with many calls does not displace others. */
+  function takeBatch(): { entries: Entry<Call, Row>[]; sources: KeyQueue<Call, Row>[] } {
+    const sources = ready.splice(0, BATCH_ROWS_MAX);
     const entries: Entry<Call, Row>[] = [];
     for (let taken = -1; entries.length < BATCH_ROWS_MAX && taken !== entries.length; ) {
       taken = entries.length;
-      for (const line of from) {
-        const [entry] = line.waiting;
+      for (const queue of sources) {
+        const [entry] = queue.waiting;
         if (entry === undefined || entry.alone || entries.length === BATCH_ROWS_MAX) continue;
-        line.waiting.shift();
-        leave(entry);
+        queue.waiting.shift();
+        stopWaiting(entry);
         entries.push(entry);
       }
     }
-    return { entries, from };
+    return { entries, sources };
   }
 
-  /** Puts a line where its next call belongs, after its calls in flight have ended. */
-  function place(line: Line<Call, Row>): void {
-    const [next] = line.waiting;
-    held.delete(line);
-    if (next === undefined) lines.delete(line.key);
-    else if (!next.alone) ready.push(line);
+  /** Adds a queue without calls in flight to `ready` or to `lane`, as its next call requires. Refuses calls when the lane is full. */
+  function enqueue(queue: KeyQueue<Call, Row>): void {
+    const [next] = queue.waiting;
+    blocked.delete(queue);
+    if (next === undefined) queues.delete(queue.key);
+    else if (!next.alone) ready.push(queue);
     else if (lane.length < BATCH_LANE_KEYS_MAX) {
-      lane.push(line);
-      held.add(line);
+      lane.push(queue);
+      blocked.add(queue);
     } else {
-      const refused = line.waiting.filter(({ alone }) => alone);
+      const refused = queue.waiting.filter(({ alone }) => alone);
       for (const entry of refused) {
-        leave(entry);
+        stopWaiting(entry);
         calls--;
-        line.waiting.splice(line.waiting.indexOf(entry), 1);
+        queue.waiting.splice(queue.waiting.indexOf(entry), 1);
         refuse(entry, busy(`${BATCH_LANE_KEYS_MAX} keys wait for locked rows already.`));
       }
-      place(line);
+      enqueue(queue);
     }
   }
 
-  /** Puts entries without an answer back to the front of their lines, to go alone. */
-  function putBack(entries: readonly Entry<Call, Row>[]): void {
+  /** Returns entries without an answer to the front of their queues, to run alone. */
+  function requeueAlone(entries: readonly Entry<Call, Row>[]): void {
     for (const entry of entries.toReversed()) {
-      const line = lines.get(statement.keyOf(entry.call));
-      if (line === undefined) throw new Error(`${name}: a call in flight has no line`);
+      const queue = queues.get(statement.keyOf(entry.call));
+      if (queue === undefined) throw new Error(`${name}: a call in flight has no queue`);
       entry.alone = true;
-      line.waiting.unshift(entry);
-      wait(line, entry);
+      queue.waiting.unshift(entry);
+      startWaiting(queue, entry);
     }
   }
 
-  /** Judges a batch whose statement failed. Entries that may succeed alone stay; the others are refused. */
-  function judge(entries: readonly Entry<Call, Row>[], error: unknown): Entry<Call, Row>[] {
-    const lost = error instanceof Problem && error.code === "outcome-unknown";
+  /** Refuses the entries of a failed batch that must not run again. Returns the entries to run alone. */
+  function handleFailedBatch(entries: readonly Entry<Call, Row>[], error: unknown): Entry<Call, Row>[] {
+    const isLost = error instanceof Problem && error.code === "outcome-unknown";
     const alone: Entry<Call, Row>[] = [];
     for (const entry of entries) {
-      if (lost && statement.repetitionOf(entry.call) !== "once") {
-        entry.lost = true;
+      if (isLost && statement.repetitionOf(entry.call) !== "once") {
+        entry.mayBeCommitted = true;
         alone.push(entry);
-      } else if (lost || (entries.length === 1 && error instanceof Problem && !(error instanceof RowLocked))) {
+      } else if (isLost || (entries.length === 1 && error instanceof Problem && !(error instanceof RowLocked))) {
         calls--;
         refuse(entry, error);
       } else alone.push(entry);
@@ -194,18 +201,18 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     return alone;
   }
 
-  function callsReady(): number {
-    return ready.reduce((sum, line) => sum + line.waiting.length, 0);
+  function countReadyCalls(): number {
+    return ready.reduce((sum, queue) => sum + queue.waiting.length, 0);
   }
 
-  /** Begins the statement in traces and metrics, and ends the wait of its calls. Undefined: telemetry is off. */
+  /** Records in traces and metrics that a statement begins and that the wait of its calls ends. Returns undefined when telemetry is off. */
   function beginStatement(entries: readonly Entry<Call, Row>[], text: string, inLane: boolean): Statement | undefined {
     if (!isRecording()) return undefined;
     const spans = entries.flatMap(({ call }) => statement.spanOf?.(call) ?? []);
     const begun = new Statement(name, text, spans, entries.length);
     measure("lotus.batch.calls", entries.length, { "db.query.summary": name });
-    measure("lotus.queue.calls", callsReady(), { "db.query.summary": name });
-    // A single call that found the function idle did not wait.
+    measure("lotus.queue.calls", countReadyCalls(), { "db.query.summary": name });
+    // A single call outside the lane usually did not wait.
     if (entries.length === 1 && !inLane) return begun;
     for (const { call, since } of entries)
       statement
@@ -217,27 +224,28 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     return begun;
   }
 
+  /** Sends one batch. Calls that the statement skipped, or that may run again after its failure, return to their queues. */
   async function sendMany(entries: readonly Entry<Call, Row>[]): Promise<void> {
-    let open: (Entry<Call, Row> | undefined)[] = [...entries];
+    let unanswered: (Entry<Call, Row> | undefined)[] = [...entries];
     try {
       const begun = beginStatement(entries, many, false);
       const values = statement.valuesOfMany(entries.map(({ call }) => call));
       for (const row of await query<Positioned<Row>>(`${name} (many)`, many, values, "once", begun)) {
-        const entry = open[row.position];
+        const entry = unanswered[row.position];
         if (entry === undefined) continue;
-        open[row.position] = undefined;
+        unanswered[row.position] = undefined;
         calls--;
         entry.resolve(row);
       }
     } catch (error) {
       log("warning", "a batch failed", { statement: name, count: entries.length, reason: failure(error).reason ?? "" });
-      open = judge(entries, error);
+      unanswered = handleFailedBatch(entries, error);
     }
-    putBack(open.filter((entry) => entry !== undefined));
+    requeueAlone(unanswered.filter((entry) => entry !== undefined));
   }
 
-  /** Sends one call. Resolves to true when its row stayed locked: the entry waits again. */
-  async function sendOne(line: Line<Call, Row>, entry: Entry<Call, Row>): Promise<boolean> {
+  /** Sends one call. Resolves to true when its row stayed locked and the entry waits again. */
+  async function sendOne(queue: KeyQueue<Call, Row>, entry: Entry<Call, Row>): Promise<boolean> {
     try {
       const { call } = entry;
       const begun = beginStatement([entry], one, entry.alone);
@@ -247,11 +255,11 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       entry.resolve(row);
     } catch (error) {
       if (error instanceof RowLocked && performance.now() < entry.until) {
-        // A server without the role's lock_timeout refuses at once: the pause bounds the attempts.
+        // A server without the role's lock_timeout may refuse at once. The pause limits the number of attempts.
         await new Promise((resolve) => setTimeout(resolve, BATCH_ROW_PAUSE_MILLISECONDS));
         entry.alone = true;
-        line.waiting.unshift(entry);
-        wait(line, entry);
+        queue.waiting.unshift(entry);
+        startWaiting(queue, entry);
         return true;
       }
       calls--;
@@ -260,109 +268,116 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     return false;
   }
 
-  /** Counts a statement as in flight until `land` is called. Calls `late` when it takes long. */
-  function takeOff(late: (flight: Flight) => void): { land(): void } {
+  /** Counts a statement as in flight until `endFlight` is called. Calls `onSlow` after BATCH_SLOW_MILLISECONDS. */
+  function beginFlight(onSlow: (flight: Flight) => void): { endFlight(): void } {
     const flight: Flight = { slow: false };
     flights.add(flight);
     const timer = setTimeout(() => {
-      late(flight);
-      pump();
+      onSlow(flight);
+      sendNext();
     }, BATCH_SLOW_MILLISECONDS);
     return {
-      land() {
+      endFlight() {
         clearTimeout(timer);
         flights.delete(flight);
       },
     };
   }
 
-  /** One statement at a time makes the largest batches. A slow one must not delay the others: a second goes out beside it. */
-  function hasRoom(): boolean {
+  /** One statement at a time makes the largest batches. A slow statement must not delay other calls, so a second one may run beside it. */
+  function mayBeginFlight(): boolean {
     return flights.size < BATCH_STATEMENTS_MAX && [...flights].every(({ slow }) => slow);
   }
 
-  async function runBatch(entries: readonly Entry<Call, Row>[], from: readonly Line<Call, Row>[]): Promise<void> {
-    const { land } = takeOff((flight) => {
+  async function runBatch(
+    entries: readonly Entry<Call, Row>[],
+    sources: readonly KeyQueue<Call, Row>[],
+  ): Promise<void> {
+    const { endFlight } = beginFlight((flight) => {
       flight.slow = true;
     });
     await sendMany(entries);
-    land();
-    for (const line of from) place(line);
-    pump();
+    endFlight();
+    for (const queue of sources) enqueue(queue);
+    sendNext();
   }
 
-  /** Runs a single call. A slow one waits for its row, as a statement of the lane does, and no longer counts as a batch. */
-  async function runSingle(entry: Entry<Call, Row>, line: Line<Call, Row>): Promise<void> {
-    let isHeld = false;
-    const { land } = takeOff((flight) => {
+  /**
+   * Runs a single call with `one`, which waits for a locked row. It occupies one of the lane's statements. When it is slow, it no longer
+   * counts as a batch, so that the next batch can begin.
+   */
+  async function runSingle(entry: Entry<Call, Row>, queue: KeyQueue<Call, Row>): Promise<void> {
+    let isBlocked = false;
+    const { endFlight } = beginFlight((flight) => {
       flights.delete(flight);
-      isHeld = true;
-      held.add(line);
-      heldInFlight++;
+      isBlocked = true;
+      blocked.add(queue);
+      blockedInFlight++;
       measureLane();
     });
     laneStatements++;
-    line.stuck = await sendOne(line, entry);
+    queue.stuck = await sendOne(queue, entry);
     laneStatements--;
-    land();
-    if (isHeld) heldInFlight--;
-    place(line);
-    if (isHeld) measureLane();
-    pump();
+    endFlight();
+    if (isBlocked) blockedInFlight--;
+    enqueue(queue);
+    if (isBlocked) measureLane();
+    sendNext();
   }
 
   /** Measures the calls that wait for a locked row, in flight or behind such a call. */
   function measureLane(): void {
     if (!isRecording()) return;
-    let waiting = heldInFlight;
-    for (const line of held) waiting += line.waiting.length;
+    let waiting = blockedInFlight;
+    for (const queue of blocked) waiting += queue.waiting.length;
     measure("lotus.lane.calls", waiting, { "db.query.summary": name });
   }
 
-  async function runInLane(line: Line<Call, Row>, entry: Entry<Call, Row>): Promise<void> {
-    heldInFlight++;
+  async function runInLane(queue: KeyQueue<Call, Row>, entry: Entry<Call, Row>): Promise<void> {
+    blockedInFlight++;
     measureLane();
-    const { stuck } = line;
+    const { stuck } = queue;
     laneStatements++;
     if (stuck) stuckStatements++;
-    line.stuck = await sendOne(line, entry);
+    queue.stuck = await sendOne(queue, entry);
     laneStatements--;
-    heldInFlight--;
+    blockedInFlight--;
     if (stuck) stuckStatements--;
-    place(line);
+    enqueue(queue);
     measureLane();
-    pump();
+    sendNext();
   }
 
-  /** Finds the next line of the lane. Rows that stay locked never occupy all statements of the lane. */
-  function nextInLane(): Line<Call, Row> | undefined {
-    const fresh = lane.findIndex(({ stuck }) => !stuck);
-    if (fresh >= 0) return lane.splice(fresh, 1)[0];
+  /** Removes the next queue from the lane, and returns it. Rows that stay locked never occupy all statements of the lane. */
+  function nextInLane(): KeyQueue<Call, Row> | undefined {
+    const notStuck = lane.findIndex(({ stuck }) => !stuck);
+    if (notStuck >= 0) return lane.splice(notStuck, 1)[0];
     return stuckStatements < Math.max(1, BATCH_LANE_STATEMENTS_MAX - 1) ? lane.shift() : undefined;
   }
 
-  function pump(): void {
+  /** Sends as many waiting calls as the limits allow: first those of the lane, then batches. */
+  function sendNext(): void {
     while (laneStatements < BATCH_LANE_STATEMENTS_MAX && lane.length > 0) {
-      const line = nextInLane();
-      const entry = line?.waiting.shift();
-      if (line === undefined || entry === undefined) break;
-      leave(entry);
-      void runInLane(line, entry);
+      const queue = nextInLane();
+      const entry = queue?.waiting.shift();
+      if (queue === undefined || entry === undefined) break;
+      stopWaiting(entry);
+      void runInLane(queue, entry);
     }
-    while (ready.length > 0 && hasRoom()) {
-      const { entries, from } = take();
+    while (ready.length > 0 && mayBeginFlight()) {
+      const { entries, sources } = takeBatch();
       const [entry] = entries;
-      const [line] = from;
-      const single = entries.length === 1 && from.length === 1 && laneStatements < BATCH_LANE_STATEMENTS_MAX;
-      if (single && entry !== undefined && line !== undefined) void runSingle(entry, line);
-      else void runBatch(entries, from);
+      const [queue] = sources;
+      const single = entries.length === 1 && sources.length === 1 && laneStatements < BATCH_LANE_STATEMENTS_MAX;
+      if (single && entry !== undefined && queue !== undefined) void runSingle(entry, queue);
+      else void runBatch(entries, sources);
     }
   }
 
   return (call) =>
     new Promise<Row>((resolve, reject) => {
       const key = statement.keyOf(call);
-      const known = lines.get(key);
+      const known = queues.get(key);
       if (calls >= BATCH_CALLS_MAX) return reject(busy(`${BATCH_CALLS_MAX} calls wait for the database already.`));
       if (known !== undefined && known.waiting.length >= BATCH_KEY_CALLS_MAX)
         return reject(busy(`${BATCH_KEY_CALLS_MAX} requests of yours wait already.`));
@@ -382,17 +397,18 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
         since,
         timer: undefined,
         alone: false,
-        lost: false,
+        mayBeCommitted: false,
       };
-      const line = known ?? { key, waiting: [], stuck: false };
-      line.waiting.push(entry);
+      const queue = known ?? { key, waiting: [], stuck: false };
+      queue.waiting.push(entry);
       calls++;
       if (known === undefined) {
-        lines.set(key, line);
-        ready.push(line);
-        pump();
+        queues.set(key, queue);
+        ready.push(queue);
+        sendNext();
       }
-      if (line.waiting.at(-1) === entry) wait(line, entry);
-      if (held.has(line)) measureLane();
+      // The call was not sent at once.
+      if (queue.waiting.at(-1) === entry) startWaiting(queue, entry);
+      if (blocked.has(queue)) measureLane();
     });
 }
