@@ -24,7 +24,7 @@ import {
 } from "./settings.ts";
 import { isRecording, type Span, Statement } from "./telemetry.ts";
 
-/** The driver's SCRAM session. `message` is its state. */
+/** The driver's SCRAM session. `message` is the name of its state. */
 interface ScramSession {
   clientNonce: string;
   message: string;
@@ -51,8 +51,8 @@ interface Internals {
 const SYNC = Buffer.from("S\0\0\0\x04", "latin1");
 
 /**
- * The driver's client with a fast SCRAM login, and without Flush. After Flush the server sends the rows in a separate packet before it
- * commits, and this process reads twice. The tests of the database guard both overrides.
+ * The driver's client with a fast SCRAM login, and without the message Flush. Flush makes the server send the rows before it commits, in
+ * a separate packet, so that this process reads twice. postgres-socket.test.ts fails when a new driver breaks an override.
  */
 class FastClient extends Client {
   constructor(config: ConstructorParameters<typeof Client>[0]) {
@@ -78,11 +78,11 @@ class FastClient extends Client {
 
 let pool: Pool | undefined;
 
-/** Tells the driver how connections are made: a socket to Postgres, or a WebSocket to Neon. */
+/** Configures how the driver makes connections: over a socket to Postgres, or over a WebSocket to Neon. */
 function configureTransport(address: DatabaseAddress, transport: string | undefined): void {
   neonConfig.coalesceWrites = false;
   const overWebSocket = transport === "websocket" || isNeon(address.host);
-  // Neon expects the password before it asks for it. Another server would refuse it, or read it in clear.
+  // Only Neon expects the password before it asks. Other servers refuse such a password, and it would reach them as clear text.
   neonConfig.pipelineConnect = isNeon(address.host) ? "password" : false;
   if (overWebSocket) {
     neonConfig.webSocketConstructor = NeonSocket;
@@ -115,15 +115,15 @@ function openPool(): Pool {
     max: DATABASE_POOL,
     connectionTimeoutMillis: Math.max(POOL_WAIT_MILLISECONDS_MAX, DATABASE_CONNECT_MILLISECONDS_MAX),
     idleTimeoutMillis: POOL_IDLE_MILLISECONDS_MAX,
-    // The server's own limit, which migrations set for each role, comes first. This one ends a statement on a lost connection.
+    // The server ends a slow statement before this limit, by the `statement_timeout` of the role. This limit detects a lost connection.
     query_timeout: STATEMENT_MILLISECONDS_MAX + 1_000,
-    // Towards Neon `connect` resolves before the login. An answered statement shows that the login succeeded.
+    // For Neon `connect` resolves before the login. The answer to an empty query shows that the login succeeded.
     ...(isNeon(host) && {
       verify: (client: PoolClient, done: (error?: Error) => void) => void client.query("").then(() => done(), done),
     }),
   });
   Object.assign(opened, { Client: FastClient });
-  // Without listeners a connection that is cut while idle would end the process.
+  // Without listeners the loss of an idle connection would end the process.
   const report = (error: unknown) =>
     log("warning", "a database connection was lost", { reason: failure(error).reason ?? "" });
   opened.on("error", report);
@@ -159,26 +159,28 @@ export async function tryLogin(address: DatabaseAddress, transport?: string): Pr
   await client.end();
 }
 
-/** The message of pg-pool when all connections stay busy. Such a server answers, so no reconnect begins. */
+/** The message of pg-pool when all connections stay busy. The server still answers, so this is not a failure of the server. */
 const POOL_BUSY = "timeout exceeded when trying to connect";
 
+/** The failed attempts to connect since the last success. Above 0, statements wait for `recover`. */
 let failures = 0;
+/** The attempt to reconnect that all waiting statements share. */
 let recovery: Promise<void> | undefined;
 
 /** Returns a random pause that doubles with each attempt, so that many processes do not reconnect at the same moment. */
 function pauseMilliseconds(attempts: number): number {
-  const most = Math.min(DATABASE_RETRY_PAUSE_MILLISECONDS_MIN * 2 ** attempts, DATABASE_RETRY_PAUSE_MILLISECONDS_MAX);
-  return most * (0.5 + Math.random() / 2);
+  const limit = Math.min(DATABASE_RETRY_PAUSE_MILLISECONDS_MIN * 2 ** attempts, DATABASE_RETRY_PAUSE_MILLISECONDS_MAX);
+  return limit * (0.5 + Math.random() / 2);
 }
 
 /** The last moment at which the server answered on a connection, on the clock of `performance.now()`. */
 const answeredAt = new WeakMap<PoolClient, number>();
-/** A connection was lost without FIN or RST. Others without an answer since this moment are probably lost too. */
+/** When a connection was last lost without FIN or RST. Connections that have not answered since are probably lost too. */
 let suspectBefore = Number.NEGATIVE_INFINITY;
 
 /**
- * Whether a connection of the pool still answers. A firewall that forgets a connection, or a machine that stops, ends it without a
- * sign: a statement sent there has no known outcome. An empty query changes nothing.
+ * Returns whether a connection of the pool still answers. A firewall that forgets a connection, or a machine that stops, ends it without
+ * a message, and a statement sent there would have an unknown outcome. An empty query tests an idle connection, because it changes nothing.
  */
 async function answers(client: PoolClient): Promise<boolean> {
   const now = performance.now();
@@ -194,7 +196,7 @@ async function answers(client: PoolClient): Promise<boolean> {
   return true;
 }
 
-/** Takes a connection after its first ReadyForQuery. An error means that nothing was sent. */
+/** Takes a connection that answers from the pool, after its first ReadyForQuery. An error means that no statement was sent. */
 async function open(): Promise<PoolClient> {
   try {
     for (;;) {
@@ -215,7 +217,7 @@ async function open(): Promise<PoolClient> {
   }
 }
 
-/** Makes one attempt after a pause. All statements that wait share it. */
+/** Tries once to connect, after a pause. All statements that wait share this attempt. */
 function recover(): Promise<void> {
   recovery ??= delay(pauseMilliseconds(failures), undefined, { ref: false })
     .then(open)
@@ -226,7 +228,7 @@ function recover(): Promise<void> {
   return recovery;
 }
 
-/** Rejects at a time of `performance.now()` unless the work ends before. */
+/** Rejects at a time on the clock of `performance.now()`, unless the work ends before. */
 async function until<T>(time: number, work: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_, reject) => {
@@ -237,13 +239,13 @@ async function until<T>(time: number, work: Promise<T>): Promise<T> {
 }
 
 /**
- * Takes a connection, and waits for a server that is being restarted.
- * @param giveUpAt a time of `performance.now()`
+ * Takes a connection. Repeats failed attempts, because the server may be restarting.
+ * @param giveUpAt when the last attempt ends, on the clock of `performance.now()`
  */
 async function connect(giveUpAt: number): Promise<PoolClient> {
   for (;;) {
     try {
-      // The connection that opens already is ready sooner than another one.
+      // `openDatabase` opens a connection already. It is ready sooner than a new one.
       await opening;
       if (failures > 0) await until(giveUpAt, recover());
       return await open();
@@ -253,9 +255,10 @@ async function connect(giveUpAt: number): Promise<PoolClient> {
   }
 }
 
+/** The first connection, while `openDatabase` opens it. */
 let opening: Promise<void> | undefined;
 
-/** Opens the first connection before a request needs it. A failure shows at the first statement. */
+/** Opens the first connection before a request needs it. Ignores a failure: the first statement connects again and reports it. */
 export function openDatabase(): void {
   opening = open()
     .then((client) => client.release())
@@ -265,33 +268,34 @@ export function openDatabase(): void {
     });
 }
 
-/** States how a lost connection is answered for a statement that was already sent. */
+/** States whether a statement is sent again after its connection was lost and it may have been committed. */
 export type Repetition =
-  /** The statement makes no change that a user asked for. It is sent again. */
+  /** It is sent again, because it makes no change that a user requested. */
   | "repeatable"
-  /** The statement takes effect once, however often it is sent. It is sent again. */
+  /** It is sent again, because its key lets it take effect only once. */
   | "keyed"
-  /** The statement may have been committed. The answer says so. */
+  /** It is not sent again. The answer is `outcome-unknown`. */
   | "once";
 
 /**
- * SQLSTATEs of a server that cannot work now, and has rolled back: class 53 resources, 57 operator intervention, 58 input and
+ * SQLSTATEs of a server that cannot work now and has rolled the statement back: class 53 resources, 57 operator intervention, 58 input and
  * output, XX internal errors, 28 login, 3D no such database; 25006 a read-only server, 55P03 a lock timeout.
  */
 const UNAVAILABLE = /^(?:53|57|58|XX|28|3D)|^25006$|^55P03$/;
 /** Class 40: a deadlock or a conflict of transactions. This transaction has been rolled back. */
 const ROLLED_BACK = /^40/;
-/** Class 08: a pooler lost the server, and does not know what the server did. */
+/** Class 08: a pooler lost its connection to the server, so the outcome is unknown. */
 const LOST = /^08/;
-/** The server ended a statement that waited for a row, or ran, for too long. A second attempt would wait as long again. */
+/** The server ended a statement that waited too long for a locked row. */
 const LOCK_NOT_AVAILABLE = "55P03";
+/** The server ended a statement that ran too long. A second attempt would take as long again. */
 const QUERY_CANCELED = "57014";
 /**
- * The driver's message when no answer came within `query_timeout`. The server ends a statement before that, so the connection
- * is dead: a second attempt goes over a new one.
+ * The driver's message when no answer came within `query_timeout`. The server ends every statement earlier, so the connection is
+ * lost. A second attempt uses a new connection.
  */
 const READ_TIMEOUT = "Query read timeout";
-/** A pooler sent the statement over a server connection that lacks its name, or has it already. */
+/** The name of a prepared statement is unknown or taken: a pooler has changed to another connection of the server. */
 const UNPREPARED = /^26000$|^42P05$/;
 
 /** Returns the SQLSTATE of an error of the server. Undefined for the codes of Node, such as EPIPE. */
@@ -300,7 +304,7 @@ export function sqlState(error: unknown): string | undefined {
   return typeof severity === "string" && typeof code === "string" ? code : undefined;
 }
 
-/** Whether a table was changed under a prepared statement. The server has executed nothing. */
+/** Returns whether a table changed after a statement was prepared. The server did not execute the statement. */
 function isStalePlan(error: unknown): boolean {
   return sqlState(error) === "0A000" && failure(error).reason?.includes("cached plan") === true;
 }
@@ -311,7 +315,7 @@ export const unavailable = () =>
     headers: { "retry-after": String(DATABASE_RETRY_AFTER_SECONDS) },
   });
 
-/** Another transaction held a row for longer than ROW_WAIT_MILLISECONDS_MAX. Postgres has rolled the statement back. */
+/** Another transaction locked a row for longer than ROW_WAIT_MILLISECONDS_MAX. Postgres has rolled the waiting statement back. */
 export class RowLocked extends Problem {
   constructor() {
     super(
@@ -324,23 +328,24 @@ export class RowLocked extends Problem {
   }
 }
 
-/** Makes the problem of a statement that was cut off and may have been committed. */
+/** Makes the problem of a statement whose connection was lost, and which may have been committed. */
 export const outcomeUnknown = () =>
   new Problem(
     "outcome-unknown",
     "The connection was lost before the outcome was known. Repeat the request with the same Idempotency-Key. Without a key, read the balance or the order first.",
   );
 
+/** Undefined until the first statement. */
 let preparing: boolean | undefined;
 
-/** Whether statements are prepared by name. A pooler that loses names switches it off for this process. */
+/** Returns whether this process prepares statements by name. It stops to do so after an error of a pooler that loses names. */
 function prepares(): boolean {
   preparing ??= settings().DATABASE_PREPARE;
   return preparing;
 }
 
 /**
- * Sends one statement. When the server does not find a statement by its name, it has executed no part of it. The statement is then sent without a name.
+ * Sends one statement. When the server refuses the prepared statement, it has not executed it, so the text is sent without a name.
  * Releases the connection, and closes it when it cannot be used again.
  */
 async function send<Row>(client: PoolClient, name: string, text: string, values: unknown[]): Promise<Row[]> {
@@ -358,7 +363,7 @@ async function send<Row>(client: PoolClient, name: string, text: string, values:
           reason: failure(error).reason ?? "",
         });
       }
-      // The connection keeps the stale plan under this name.
+      // The connection would keep the stale plan under this name, so it is closed.
       drop = !unprepared;
       return (await client.query({ text, values })).rows as Row[];
     }
@@ -379,7 +384,7 @@ async function send<Row>(client: PoolClient, name: string, text: string, values:
 /**
  * Runs one prepared statement: one round trip, one transaction. Repeats it with pauses, for DATABASE_RETRY_MILLISECONDS_MAX from the
  * first failure, when it was not sent, was rolled back, or may be repeated.
- * @param name names the prepared statement; one text a name
+ * @param name names the prepared statement; each name belongs to one text
  * @param caller the span of the call, or the statement that several calls share
  * @throws {Problem} `unavailable` when the database cannot work and the statement had no effect, `outcome-unknown` when the connection was
  *   lost after the statement was sent and the statement could not be repeated
@@ -404,6 +409,7 @@ export async function query<Row>(
   }
 }
 
+/** Sends a statement until it has an answer, as {@link query} describes. */
 async function repeat<Row>(
   name: string,
   text: string,
@@ -422,7 +428,7 @@ async function repeat<Row>(
     } catch (error) {
       if (error instanceof NotSentError) throw error;
       const state = sqlState(error);
-      // Without an answer of the server the outcome is unknown.
+      // Without an SQLSTATE the server did not answer, so the outcome is unknown.
       const lost = state === undefined || LOST.test(state);
       if (state === LOCK_NOT_AVAILABLE && outcomeIsKnown) throw new RowLocked();
       if (!lost && !UNAVAILABLE.test(state) && !ROLLED_BACK.test(state)) throw error;
@@ -437,7 +443,7 @@ async function repeat<Row>(
   }
 }
 
-/** Closes the pool: statements in progress finish first. Safe to call when none was opened. */
+/** Closes the pool after the statements in progress. Also safe before a pool was opened. */
 export async function closeDatabase(): Promise<void> {
   const closing = pool;
   pool = undefined;
