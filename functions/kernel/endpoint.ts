@@ -28,7 +28,7 @@ import {
 } from "./telemetry.ts";
 import { authenticate, type User } from "./token.ts";
 
-/** By status: the schema of a success, or the codes of the refusals that are this endpoint's own. */
+/** Describes the answers by status: the schema of a success, or the codes of the refusals that not every endpoint has. */
 export interface Answers {
   readonly 200?: Schema;
   readonly 201?: Schema;
@@ -39,7 +39,7 @@ export interface Answers {
   readonly 429?: readonly CodeOf<429>[];
 }
 
-/** A success on its way to the client. */
+/** Contains a successful answer, which `writeSuccess` sends. */
 export interface Success<Status extends number, Body> {
   readonly status: Status;
   readonly body: Body;
@@ -68,33 +68,34 @@ export interface EndpointRequest<
   readonly body: OutputOf<B>;
   readonly page: P extends Schema ? Page<v.InferOutput<P>> : undefined;
   readonly idempotency: I extends true ? Idempotency : undefined;
-  /** The client's address, by which limits count: see `addressOf`. */
+  /** The client's address. Limits count clients by it: see `addressOf`. */
   readonly address: string;
-  /** When the request must be answered, on the clock of `performance.now()`. */
+  /** The time by which the request must be answered, in milliseconds on the clock of `performance.now()`. */
   readonly deadline: number;
   /** The function's name, which an event records as its origin. */
   readonly source: string;
-  /** The span of the request. Statements that the handler sends become spans below it. */
+  /** The span of the request. It is the parent of the spans of the handler's statements. */
   readonly span: Span;
-  /** The context of the span that creates the events of this request; their outbox rows contain it. */
+  /** The trace context for the events of this request. The handler writes it into their outbox rows. */
   readonly traceparent: string;
-  /** Publishes events that the database has recorded, once the answer has been sent. */
+  /** Publishes events after the answer has been sent. The outbox must contain them already. */
   publish(envelopes: readonly Envelope[]): void;
 }
 
 /** Names a secret of a function: its service's database role, the public keys, or the private key. */
 export type Use = "database" | "public-keys" | "signing-key";
 
-/** How a function scales in a cluster. An environment may override each field. */
+/** Sets how a function scales in a cluster. An environment file may override each field. */
 export interface Scale {
-  /** Requests in flight at which another pod starts. The default is 50. */
+  /** Requests in flight for each pod at which Knative starts another pod. The default is 50. */
   readonly target?: number;
-  /** Requests in flight that one pod accepts; further ones wait in front of it. The default is 0: no limit. */
+  /** Requests in flight that one pod accepts; Knative queues further ones. The default is 0: no limit. */
   readonly limit?: number;
-  /** Pods that stay without requests. The default is 0. */
+  /** The fewest pods, even without requests. The default is 0. */
   readonly minPods?: number;
+  /** The most pods. */
   readonly maxPods?: number;
-  /** Database connections of one pod at most. */
+  /** The most database connections of one pod. */
   readonly connections?: number;
   /** Memory limit of one pod, in MiB. */
   readonly memoryMebibytes?: number;
@@ -102,7 +103,7 @@ export interface Scale {
   readonly cpu?: string;
 }
 
-/** Describes a function that answers HTTP requests. Its file exports the description by default. */
+/** Describes a function that answers HTTP requests. The description is the default export of the function's file. */
 export interface Endpoint<
   A extends Answers = Answers,
   C extends Caller = Caller,
@@ -115,22 +116,22 @@ export interface Endpoint<
   readonly caller: C;
   /** States in one sentence with a verb what the endpoint does. OpenAPI shows it. */
   readonly summary: string;
-  /** Adds sentences for clients to OpenAPI. */
+  /** Contains further sentences for clients. OpenAPI shows them. */
   readonly description?: string;
   readonly query?: Q;
   readonly body?: B;
-  /** The schema of a row's position, for an endpoint that answers page by page. */
+  /** The schema of a row's position. An endpoint with it answers page by page. */
   readonly page?: P;
-  /** Takes an Idempotency-Key. */
+  /** Whether the endpoint accepts an `Idempotency-Key`. */
   readonly idempotent?: I;
-  /** Lists its secrets. The default is the database and, for callers with a token, the public keys. */
+  /** Lists the secrets that the function reads. The default is the database and, when `caller` is `user`, the public keys. */
   readonly uses?: readonly Use[];
   readonly scale?: Scale;
   readonly answers: A;
   handle(request: EndpointRequest<C, Q, B, P, I>): Promise<SuccessOf<A> | Problem>;
 }
 
-/** Describes an endpoint. No side effects: the description is served by server.ts and read by the generators. */
+/** Returns the description of an endpoint. It has no side effect, because generators import the file too. server.ts serves it. */
 export function endpoint<
   const A extends Answers,
   const C extends Caller,
@@ -142,12 +143,12 @@ export function endpoint<
   return { kind: "endpoint", ...description };
 }
 
-/** 200 with a body. */
+/** Returns a success with the status 200 and a body. */
 export function ok<Body>(body: Body, headers: Readonly<Record<string, string>> = {}): Success<200, Body> {
   return { status: 200, body, headers };
 }
 
-/** 201 with a body. */
+/** Returns a success with the status 201 and a body. */
 export function created<Body>(body: Body): Success<201, Body> {
   return { status: 201, body };
 }
@@ -168,22 +169,24 @@ function writeSuccess(response: ServerResponse, { status, body, headers }: Succe
   response.end(text);
 }
 
-/** The outcome of the checks that need no body: the caller, or the answer that ends the request. */
+/** Contains the result of the checks before the body is received: the user, or the answer that ends the request. */
 export interface Admission {
   readonly user?: User;
   readonly answer?: Success<number, unknown> | Problem;
-  /** When the head arrived, as `performance.now()` gives it. */
+  /** The time at which the head of the request arrived, on the clock of `performance.now()`. */
   readonly arrivedAt: number;
-  /** Is called once when the work on the request has ended, even if its client has left. */
+  /** Called once when the work on the request has ended, even if the client has closed the connection. It frees the request's share. */
   end?: () => void;
 }
+/** `server.ts` calls `admit` before it receives the body, and `answer` reads the same result later. */
 const admissions = new WeakMap<IncomingMessage, Admission>();
 
-/** Returns the methods of an endpoint, as `Allow` names them. */
+/** Returns the methods of an endpoint for the header `Allow`. */
 function methodsOf({ method }: Endpoint): string[] {
   return method === "GET" ? ["GET", "HEAD", "OPTIONS"] : ["POST", "OPTIONS"];
 }
 
+/** Checks path, method and token. Returns an answer when the request ends here. */
 async function judge(
   description: Endpoint,
   source: string,
@@ -210,7 +213,7 @@ async function judge(
 }
 
 /**
- * Checks path, method and token of a request, before its body is received.
+ * Checks path, method and token of a request, before its body is received. A second call returns the first result.
  * @param source the function's name, such as order-pay
  */
 export async function admit(description: Endpoint, source: string, request: IncomingMessage): Promise<Admission> {
@@ -222,6 +225,10 @@ export async function admit(description: Endpoint, source: string, request: Inco
   return admission;
 }
 
+/**
+ * Checks the inputs of a request and calls the handler.
+ * @param outcome receives the user and the published events, also when the handler throws
+ */
 async function answer(
   description: Endpoint,
   source: string,
@@ -256,12 +263,12 @@ async function answer(
   });
 }
 
-/** order-pay -> /order/pay. Where a name and a path come from: the place of the file. */
+/** Returns the path of a function: order-pay -> /order/pay. The place of its file gives both. */
 export function pathOf(name: string): string {
   return `/${name.replace("-", "/")}`;
 }
 
-/** Ends the span that creates events, when the database has recorded some. */
+/** Ends the span that creates the events of a request. A span without events never ends, so it is not exported. */
 function endCreating(creating: Span, envelopes: readonly Envelope[]): void {
   const [first] = envelopes;
   if (first === undefined || !creating.sampled) return;
@@ -282,7 +289,7 @@ function endCreating(creating: Span, envelopes: readonly Envelope[]): void {
 const METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 const spans = new WeakMap<IncomingMessage, Span>();
 
-/** Returns the method and the route of a request as spans and metrics name them. A path outside the routes can contain anything. */
+/** Returns the method and route of a request for spans and metrics. An unknown path has no route: a client can send any text. */
 function routeOf(request: IncomingMessage, source: string): { method: string; route: string | undefined } {
   const { method = "" } = request;
   const route = pathOf(source);
@@ -293,16 +300,18 @@ function routeOf(request: IncomingMessage, source: string): { method: string; ro
 }
 
 /**
- * Returns the span of a request. A client can set any `traceparent`, so the span begins a trace and links to the client's.
+ * Returns the span of a request, and begins it at the first call. A client can set any `traceparent`, so the span begins a new trace
+ * and links to the client's.
  * @param source the function's name, such as order-pay
  */
 export function spanOf(request: IncomingMessage, source: string): Span {
   const known = spans.get(request);
   if (known !== undefined) return known;
   if (!isRecording()) {
-    const ids = beginSpan("", "server", undefined, 0);
-    spans.set(request, ids);
-    return ids;
+    // Without telemetry the span only provides the ids of the trace for log lines and events.
+    const unrecorded = beginSpan("", "server", undefined, 0);
+    spans.set(request, unrecorded);
+    return unrecorded;
   }
   const { method, route } = routeOf(request, source);
   const span = beginSpan(route === undefined ? method : `${method} ${route}`, "server", undefined, performance.now());
@@ -319,7 +328,10 @@ export function spanOf(request: IncomingMessage, source: string): Span {
     .link(readTraceparent(request.headers.traceparent));
 }
 
-/** Ends the span of a request, and measures its duration. */
+/**
+ * Ends the span of a request, and measures its duration.
+ * @param beganAt when the request began, on the clock of `performance.now()`
+ */
 export function endSpan(request: IncomingMessage, response: ServerResponse, source: string, beganAt: number): void {
   if (!isRecording()) return;
   const { method, route } = routeOf(request, source);
@@ -335,7 +347,10 @@ export function endSpan(request: IncomingMessage, response: ServerResponse, sour
   spanOf(request, source).set({ "http.response.status_code": status }).end(errorType);
 }
 
-/** The HTTP function that the functions framework runs. `source` is the function's name, such as order-pay. */
+/**
+ * Returns the HTTP function that the functions framework runs. It answers, publishes the events and logs the request.
+ * @param source the function's name, such as order-pay
+ */
 export function toHttpFunction(source: string, description: Endpoint) {
   return async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const began = admissions.get(request)?.arrivedAt ?? performance.now();
@@ -345,8 +360,9 @@ export function toHttpFunction(source: string, description: Endpoint) {
     const clientTrace = readTraceparent(request.headers.traceparent)?.traceId;
     const outcome: { user?: User; emitted: Envelope[] } = { emitted: [] };
     let code: ProblemCode | undefined;
-    let failed = {};
-    const late = setTimeout(
+    let failureFields = {};
+    // At the deadline the client receives a refusal. The handler continues, and its events are still published.
+    const deadlineTimer = setTimeout(
       () => {
         const detail = `The request was not complete after ${REQUEST_MILLISECONDS_MAX / 1000} s and may still have its effect. With an Idempotency-Key a repeat is safe.`;
         code = "outcome-unknown";
@@ -357,13 +373,13 @@ export function toHttpFunction(source: string, description: Endpoint) {
     try {
       const answered = await answer(description, source, request, span, outcome);
       if (answered instanceof Problem) throw answered;
-      clearTimeout(late);
+      clearTimeout(deadlineTimer);
       if (!response.headersSent) writeSuccess(response, answered);
     } catch (error) {
-      clearTimeout(late);
-      const known = error instanceof Problem;
-      if (!known) failed = failure(error);
-      const problem = known
+      clearTimeout(deadlineTimer);
+      const isProblem = error instanceof Problem;
+      if (!isProblem) failureFields = failure(error);
+      const problem = isProblem
         ? error
         : new Problem("internal", `The log contains the cause under the trace ${span.traceId}. Report this trace.`, {
             members: { traceId: span.traceId },
@@ -375,7 +391,7 @@ export function toHttpFunction(source: string, description: Endpoint) {
     } finally {
       admissions.get(request)?.end?.();
     }
-    // After the answer: the caller waits for no broker.
+    // After the answer, so that the client does not wait for Kafka.
     if (outcome.emitted.length > 0) setImmediate(publishLater, outcome.emitted);
     log(response.statusCode < 500 ? "info" : "error", "answered", {
       trace_id: span.traceId,
@@ -387,7 +403,7 @@ export function toHttpFunction(source: string, description: Endpoint) {
       status: response.statusCode,
       ...(code === undefined ? {} : { code }),
       milliseconds: Math.round((performance.now() - began) * 10) / 10,
-      ...failed,
+      ...failureFields,
     });
   };
 }

@@ -1,6 +1,6 @@
 /**
- * The process of a function: it listens, limits and drains, and passes each request to the functions framework. The command line of
- * the framework cannot drain, accepts bodies of a gigabyte and closes idle connections after five seconds (decision 0003).
+ * Runs the process of a function. It listens, limits the load, passes each request to the functions framework, and drains after
+ * SIGTERM. The framework's own listener cannot drain, and accepts bodies of a gigabyte (decision 0003).
  */
 import type { IncomingMessage, RequestListener, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -43,7 +43,10 @@ import { Shares } from "./shares.ts";
 import { markDelivered, readDelivery, type Subscriber, toCloudEventFunction } from "./subscriber.ts";
 import { closeTelemetry, loadTelemetry, markListening, prepareTelemetry, type TelemetryModule } from "./telemetry.ts";
 
-/** Registers a description under the function's name: with the framework in this bundle, or with the one that loads it. */
+/**
+ * Registers a function with the functions framework under its name.
+ * @param framework the framework of this bundle, or the one whose command line loads the bundle
+ */
 export function register(name: string, description: Endpoint | Subscriber, framework = { http, cloudEvent }): void {
   logAs(name);
   if ("method" in description) framework.http(name, toHttpFunction(name, description) as Parameters<typeof http>[1]);
@@ -53,7 +56,7 @@ export function register(name: string, description: Endpoint | Subscriber, frame
 type FrameworkRequest = IncomingMessage & { originalUrl?: string; body?: Buffer; rawBody?: Buffer };
 
 /**
- * A server for one function, not yet listening. The framework finds the body already read, so that it parses nothing itself.
+ * Creates the server of one function. The server does not listen yet. It reads each body itself, so the framework parses no body.
  * @param name the function's name, such as order-pay
  */
 export function createFunctionServer(
@@ -65,15 +68,16 @@ export function createFunctionServer(
   const isEndpoint = "method" in description;
   const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, isEndpoint ? REQUEST_BODY_BYTES_MAX : RECORD_BYTES_MAX);
   const secret = settings().RUN_SECRET_FILE && readSettingFile("RUN_SECRET_FILE");
-  /** A local run shows its secret. A trigger is for the event bus or a source, never for a page. */
+  /** In a local run the gateway and the event bus send the secret of the run. A trigger also refuses browser pages. */
   const isAdmitted = (request: IncomingMessage) => {
     if (!isEndpoint && (isFromPage(request) || (secret && !isForThisMachine(request)))) return false;
     return !secret || isSecret(request.headers[RUN_HEADER], secret);
   };
   const shares = new Shares(REQUESTS_IN_FLIGHT_MAX);
-  /** Requests without a complete answer. */
+  /** The responses that are not complete. */
   const unfinished = new Set<ServerResponse>();
   let draining = false;
+  /** False from DRAIN_ARRIVAL_MILLISECONDS after SIGTERM on: until then a request may still arrive on an open connection. */
   let arriving = true;
 
   const serve = async (request: FrameworkRequest, response: ServerResponse): Promise<void> => {
@@ -93,14 +97,14 @@ export function createFunctionServer(
       const headers = { allow: "POST" };
       return writeProblem(response, new Problem("method-not-allowed", "A trigger accepts POST.", { headers }));
     }
-    // Before the token is verified and the body is received: each refusal delays the requests in progress.
+    // An overloaded process refuses before it verifies the token and receives the body, so that a refusal costs little.
     if (isEndpoint && shares.overload !== undefined) {
       request.resume();
       return writeProblem(response, shares.overload);
     }
-    // The framework's function meets an error again, and answers 500.
+    // After an error here `toHttpFunction` calls `admit` again, receives the same error and answers 500.
     const admission = isEndpoint ? await admit(description, name, request).catch(() => undefined) : undefined;
-    // The framework's function writes and logs an answer that needs no body.
+    // If `admit` returned an answer, `toHttpFunction` writes and logs it, and does not need the body.
     if (admission?.answer === undefined) {
       const address = addressOf(request);
       if (hasBody(request)) {
@@ -110,24 +114,24 @@ export function createFunctionServer(
         request.rawBody = body;
       }
       const { id } = admission?.user ?? {};
-      // A source delivers events of all users, so it has no share.
+      // A source delivers the events of all users, so it may use all requests in flight.
       const clientMax =
         id !== undefined ? REQUESTS_OF_USER_MAX : isEndpoint ? REQUESTS_OF_ADDRESS_MAX : REQUESTS_IN_FLIGHT_MAX;
-      const end = shares.begin(id ?? address, clientMax);
-      if (end instanceof Problem) return writeProblem(response, end);
-      // An endpoint works on after its client has left.
-      if (admission !== undefined) admission.end = end;
-      else response.once("close", end);
+      const endShare = shares.begin(id ?? address, clientMax);
+      if (endShare instanceof Problem) return writeProblem(response, endShare);
+      // The handler of an endpoint continues after its client has closed the connection.
+      if (admission !== undefined) admission.end = endShare;
+      else response.once("close", endShare);
     }
     if (!isEndpoint) {
       const event = readDelivery(request.headers, request.body);
       markDelivered(event, request.headers.traceparent);
-      // The framework would read these headers again. Its trace header belongs to another record of the same batch.
-      for (const name of Object.keys(request.headers)) if (name.startsWith("ce-")) delete request.headers[name];
+      // The framework would parse the event from these headers again. `traceparent` may belong to another record of the same batch.
+      for (const header of Object.keys(request.headers)) if (header.startsWith("ce-")) delete request.headers[header];
       delete request.headers.traceparent;
       request.body = event as Buffer;
     }
-    // The process serves one function, so it needs no router. The framework's router would answer a target that it cannot decode with HTML.
+    // The process serves one function, so every request goes to `/`. The framework's router answers an undecodable path with HTML.
     request.originalUrl = request.url ?? "/";
     request.url = "/";
     framework(request, response);
@@ -142,22 +146,23 @@ export function createFunctionServer(
     });
   });
 
-  /** Node counts a connection without a request as busy, and would wait for it. */
+  /** Closes unused connections. Node does not regard a connection that never received a request as idle, and would wait for it. */
   const closeUnused = () => {
     if (unfinished.size === 0 && !arriving) server.closeAllConnections();
     else server.closeIdleConnections();
   };
 
+  /** Finishes the requests in flight, then publishes the waiting events, then closes the connections of the function. */
   const drain = async (): Promise<void> => {
     draining = true;
     for (const response of unfinished) if (!response.headersSent) response.setHeader("connection", "close");
     const closed = new Promise<void>((resolve) => server.close(() => resolve()));
     closeUnused();
-    const arrived = () => {
+    const endArrival = () => {
       arriving = false;
       closeUnused();
     };
-    setTimeout(arrived, DRAIN_ARRIVAL_MILLISECONDS).unref();
+    setTimeout(endArrival, DRAIN_ARRIVAL_MILLISECONDS).unref();
     await within(closed, DRAIN_REQUESTS_MILLISECONDS_MAX, "requests were cut off");
     server.closeAllConnections();
     await within(flushQueue(), DRAIN_EVENTS_MILLISECONDS_MAX, "events were left to the relay");
@@ -170,11 +175,14 @@ export function createFunctionServer(
   return { server, drain };
 }
 
-/** Waits for `work`, but not longer than that. */
-async function within(work: Promise<unknown>, milliseconds: number, otherwise: string): Promise<void> {
+/**
+ * Waits for `work`, but at most for `milliseconds`. It logs a timeout or an error and never rejects.
+ * @param consequence the effect of a timeout, for the log line
+ */
+async function within(work: Promise<unknown>, milliseconds: number, consequence: string): Promise<void> {
   const late = Symbol("late");
   const first = await Promise.race([work.catch((error: unknown) => error), delay(milliseconds, late, { ref: false })]);
-  if (first === late) log("warning", `draining took too long: ${otherwise}`, { milliseconds });
+  if (first === late) log("warning", `draining took too long: ${consequence}`, { milliseconds });
   else if (first instanceof Error) log("warning", "draining failed", failure(first));
 }
 
@@ -192,20 +200,20 @@ export function settingsOf(description: Endpoint | Subscriber) {
 
 const USE_OF = { DATABASE_URL: "database", JWKS_FILE: "public-keys", SIGNING_KEY_FILE: "signing-key" } as const;
 
-/** Read at the first request that needs them; looked at before listening, so that a missing file is an error at the start. */
+/** Names the settings of files. A request reads a file when it needs it. `main` reads all first, so that a missing file is found. */
 const FILES = ["DATABASE_PASSWORD_FILE", "JWKS_FILE", "SIGNING_KEY_FILE", "RUN_SECRET_FILE"] as const;
 
 /**
  * Runs a function's process: listens on PORT until SIGTERM, then drains and ends.
- * @param loadTelemetry reads telemetry.cjs; it is called after the first answer, and only with an OTLP endpoint
+ * @param loadTelemetry reads telemetry.cjs. It is called after the first answer, and only when an OTLP endpoint is set
  */
 export function main(name: string, description: Endpoint | Subscriber, loadTelemetry: () => TelemetryModule): void {
   let port: number;
   try {
     port = settings().PORT;
     prepareTelemetry(name, loadTelemetry);
-    for (const name of settingsOf(description)) required(name);
-    for (const name of FILES) if (settings()[name] !== undefined) readSettingFile(name);
+    for (const setting of settingsOf(description)) required(setting);
+    for (const setting of FILES) if (settings()[setting] !== undefined) readSettingFile(setting);
   } catch (error) {
     if (!(error instanceof SettingsError)) throw error;
     process.stderr.write(`${error.message}\n`);
@@ -221,9 +229,9 @@ export function main(name: string, description: Endpoint | Subscriber, loadTelem
   };
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
-  // The local gateway starts functions with a channel: when it ends, they end too.
+  // The local gateway starts functions with an IPC channel. When the gateway ends, the channel closes, and the function ends too.
   process.on("disconnect", stop);
-  // The reader of the log lines has ended. A log line about it would fail as well.
+  // An error here means that the reader of the log has ended. A log line about it would fail too.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined);
   process.on("uncaughtException", (error) => {
     log("error", "an uncaught error; the process ends", failure(error));
@@ -235,7 +243,7 @@ export function main(name: string, description: Endpoint | Subscriber, loadTelem
     process.stderr.write(`${name} cannot listen: ${reason}\n`);
     process.exit(1);
   });
-  // Port 0 is any free port: the parent process receives the number through its channel.
+  // Port 0 selects any free port. The parent process receives the number through the IPC channel.
   const { HOST: host } = settings();
   server.listen({ port, backlog: CONNECTIONS_WAITING_MAX, ...(host && { host }) }, () => {
     markListening();
