@@ -42,7 +42,7 @@ export function connectionsOf({ connections, revisions }: ConnectionBudget): num
 
 /**
  * Compares a budget with the server's `max_connections`, its reserved connections, and the limit of the database.
- * @throws {Error} the the arithmetic in a sentence, and the remedy
+ * @throws {Error} the arithmetic in a sentence, and the remedy
  */
 export async function checkBudget(client: Client, budget: ConnectionBudget): Promise<void> {
   const { rows } = await client.query<{ most: number; reserved: number; database: number }>(

@@ -12,6 +12,8 @@ import { type Postgres, startPostgres } from "../../local/postgres.ts";
 import { PROGRAM, ROOT } from "../../project/paths.ts";
 
 const POSTGRES_PORT = 15432;
+/** Enough for three environments, each with the old and the new revision of every function. */
+const CONNECTIONS_MAX = 1_000;
 const KAFKA_PORT = 19092;
 const PRIVATE_PORTS = { client: 29092, internal: 29093, controller: 29094 };
 
@@ -83,7 +85,10 @@ export function startKafkaSource(broker: string): ChildProcess {
  * @param folder keeps their data
  */
 export async function startExternalBackends(host: string, folder: string): Promise<ExternalBackends> {
-  const postgres: Postgres = await startPostgres(join(folder, "postgres"));
+  const postgres: Postgres = await startPostgres(join(folder, "postgres"), [
+    "-c",
+    `max_connections=${CONNECTIONS_MAX}`,
+  ]);
   const forwarding = await forward(POSTGRES_PORT, postgres.port);
   const kafka = await startKafkaFor(host, join(folder, "kafka"));
   const broker = `${host}:${KAFKA_PORT}`;
