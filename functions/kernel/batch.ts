@@ -168,7 +168,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
         stopWaiting(entry);
         calls--;
         queue.waiting.splice(queue.waiting.indexOf(entry), 1);
-        refuse(entry, busy(`${BATCH_LANE_KEYS_MAX} keys wait for locked rows already.`));
+        refuse(entry, busy(`${BATCH_LANE_KEYS_MAX} users or events already wait for locked rows.`));
       }
       enqueue(queue);
     }
@@ -378,9 +378,9 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     new Promise<Row>((resolve, reject) => {
       const key = statement.keyOf(call);
       const known = queues.get(key);
-      if (calls >= BATCH_CALLS_MAX) return reject(busy(`${BATCH_CALLS_MAX} calls wait for the database already.`));
+      if (calls >= BATCH_CALLS_MAX) return reject(busy(`${BATCH_CALLS_MAX} requests already wait for the database.`));
       if (known !== undefined && known.waiting.length >= BATCH_KEY_CALLS_MAX)
-        return reject(busy(`${BATCH_KEY_CALLS_MAX} requests of yours wait already.`));
+        return reject(busy(`${BATCH_KEY_CALLS_MAX} of your requests already wait.`));
       const since = performance.now();
       const [first] = ready[0]?.waiting ?? [];
       if (first !== undefined && since - first.since > BATCH_QUEUE_MILLISECONDS_MAX)

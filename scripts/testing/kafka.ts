@@ -16,7 +16,7 @@ if (kafkaSource === undefined) console.warn(`Skipped: tests against a real Kafka
 /** Whether the test may kill and erase brokers. The brokers of KAFKA_BROKERS may have other users. */
 export const canStartKafka = kafkaSource === "docker" || kafkaSource === "java";
 if (kafkaSource === "given")
-  console.warn("Skipped: tests that kill brokers, because KAFKA_BROKERS names one of yours.");
+  console.warn("Skipped: tests that kill brokers, because KAFKA_BROKERS names one of your brokers.");
 
 /** Starts Kafka in a new folder. `stop` also removes its data. */
 export async function startTestKafka(options: Partial<KafkaOptions> = {}): Promise<Kafka> {
