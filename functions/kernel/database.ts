@@ -76,6 +76,9 @@ class FastClient extends Client {
   }
 }
 
+/** The time after which the driver has ended every statement, in milliseconds. */
+const QUERY_MILLISECONDS_MAX = STATEMENT_MILLISECONDS_MAX + 1_000;
+
 let pool: Pool | undefined;
 
 /** Configures how the driver makes connections: over a socket to Postgres, or over a WebSocket to Neon. */
@@ -116,7 +119,7 @@ function openPool(): Pool {
     connectionTimeoutMillis: Math.max(POOL_WAIT_MILLISECONDS_MAX, DATABASE_CONNECT_MILLISECONDS_MAX),
     idleTimeoutMillis: POOL_IDLE_MILLISECONDS_MAX,
     // The server ends a slow statement before this limit, by the `statement_timeout` of the role. This limit detects a lost connection.
-    query_timeout: STATEMENT_MILLISECONDS_MAX + 1_000,
+    query_timeout: QUERY_MILLISECONDS_MAX,
     // For Neon `connect` resolves before the login. The answer to an empty query shows that the login succeeded.
     ...(isNeon(host) && {
       verify: (client: PoolClient, done: (error?: Error) => void) => void client.query("").then(() => done(), done),
@@ -447,5 +450,7 @@ async function repeat<Row>(
 export async function closeDatabase(): Promise<void> {
   const closing = pool;
   pool = undefined;
-  await closing?.end();
+  if (closing === undefined) return;
+  // The driver's pool waits without end for a connection whose login fails meanwhile. No statement needs more time than this.
+  await until(performance.now() + QUERY_MILLISECONDS_MAX, closing.end()).catch(() => undefined);
 }

@@ -2,7 +2,7 @@ import { once } from "node:events";
 import type { AddressInfo } from "node:net";
 import { neonConfig } from "@neondatabase/serverless";
 import { afterEach, beforeEach, describe, expect, inject, it, vi } from "vitest";
-import { WebSocketServer } from "ws";
+import { type WebSocket as ServerSocket, WebSocketServer } from "ws";
 import { startWebSocketPostgres, type WebSocketPostgres } from "../../scripts/testing/websocket-server.ts";
 
 const postgres = new URL(inject("templateUrl").replace(/\/lotus$/, "/postgres"));
@@ -88,6 +88,38 @@ describe("a database that is reached over a WebSocket", () => {
     vi.stubEnv("DATABASE_URL", wrong);
     const { query } = await import("./database.ts");
     await expect(query("one", "select 1 as one", [], "once")).rejects.toMatchObject({ code: "unavailable" });
+  });
+
+  it("closes the pool while a login fails", async () => {
+    const breaking = new WebSocketServer({ host: "127.0.0.1", port: 0 });
+    await once(breaking, "listening");
+    const login = new Promise<ServerSocket>((resolve) =>
+      breaking.on("connection", (socket) =>
+        socket.on("message", (data: Buffer) => data.includes(postgres.password) && resolve(socket)),
+      ),
+    );
+    const { NeonSocket } = await import("./neon-socket.ts");
+    vi.doMock("./neon-socket.ts", () => ({
+      NeonSocket: class extends NeonSocket {
+        constructor() {
+          super(`ws://127.0.0.1:${(breaking.address() as AddressInfo).port}/v2`);
+        }
+      },
+    }));
+    vi.doMock("./settings.ts", async (original) => ({
+      ...(await original<object>()),
+      DATABASE_RETRY_MILLISECONDS_MAX: 0,
+      STATEMENT_MILLISECONDS_MAX: 0,
+    }));
+    vi.stubEnv("DATABASE_URL", urlAt("ep-quiet-1.aws.neon.tech", 5432));
+    const { query, closeDatabase } = await import("./database.ts");
+    const answer = expect(query("one", "select 1 as one", [], "once")).rejects.toMatchObject({ code: "unavailable" });
+    const socket = await login;
+    const closed = closeDatabase();
+    socket.terminate();
+    await closed;
+    await answer;
+    breaking.close();
   });
 });
 
