@@ -134,7 +134,7 @@ function passagesOfString(string: string, first: number): Passage[] {
     });
 }
 
-/** A comment or a text in quotes, as it is found in a file. */
+/** A comment or a quoted text of a file. */
 interface Token {
   readonly kind: "comment" | "string";
   readonly index: number;
