@@ -192,8 +192,10 @@ async function answers(client: PoolClient): Promise<boolean> {
   if (last !== undefined && now - last > DATABASE_IDLE_TRUSTED_MILLISECONDS) {
     const answered = client.query("").then(() => true);
     const alive = await until(now + DATABASE_CHECK_MILLISECONDS_MAX, answered).catch(() => false);
-    if (!alive) suspectBefore = now;
-    if (!alive) return false;
+    if (!alive) {
+      suspectBefore = now;
+      return false;
+    }
   }
   answeredAt.set(client, performance.now());
   return true;
