@@ -3,7 +3,6 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vites
 import { startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 import { batched } from "./batch.ts";
 import { outcomeUnknown, query, type Repetition, RowLocked, unavailable } from "./database.ts";
-import type { Problem } from "./problem.ts";
 import {
   BATCH_CALLS_MAX,
   BATCH_KEY_CALLS_MAX,
@@ -15,7 +14,8 @@ import {
   BATCH_STATEMENTS_MAX,
   BATCH_WAIT_MILLISECONDS_MAX,
   REQUEST_ANSWER_MILLISECONDS,
-} from "./settings.ts";
+} from "./limits.ts";
+import type { Problem } from "./problem.ts";
 import { isRecording, measure } from "./telemetry.ts";
 
 vi.mock("./database.ts", async (original) => {

@@ -1,7 +1,5 @@
 /** Group commit: calls that arrive while a statement is in flight share the next one. See docs/decisions/0015-group-commit.md. */
 import { outcomeUnknown, query, type Repetition, RowLocked, unavailable } from "./database.ts";
-import { failure, log } from "./log.ts";
-import { Problem } from "./problem.ts";
 import {
   BATCH_CALLS_MAX,
   BATCH_KEY_CALLS_MAX,
@@ -14,7 +12,9 @@ import {
   BATCH_STATEMENTS_MAX,
   BATCH_WAIT_MILLISECONDS_MAX,
   REQUEST_ANSWER_MILLISECONDS,
-} from "./settings.ts";
+} from "./limits.ts";
+import { failure, log } from "./log.ts";
+import { Problem } from "./problem.ts";
 import { isRecording, measure, type Span, Statement } from "./telemetry.ts";
 
 /** Describes the SQL and the rules of one kind of call, so that many calls can run in one statement. */

@@ -2,11 +2,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { Client, neonConfig, Pool, type PoolClient } from "@neondatabase/serverless";
 import { type DatabaseAddress, isNeon, readDatabaseAddress } from "./database-url.ts";
-import { failure, log } from "./log.ts";
-import { NeonSocket } from "./neon-socket.ts";
-import { NotSentError, postgresSocket } from "./postgres-socket.ts";
-import { Problem } from "./problem.ts";
-import { scramProof } from "./scram.ts";
 import {
   DATABASE_CHECK_MILLISECONDS_MAX,
   DATABASE_CONNECT_MILLISECONDS_MAX,
@@ -17,11 +12,14 @@ import {
   DATABASE_RETRY_PAUSE_MILLISECONDS_MIN,
   POOL_IDLE_MILLISECONDS_MAX,
   POOL_WAIT_MILLISECONDS_MAX,
-  readSettingFile,
-  required,
   STATEMENT_MILLISECONDS_MAX,
-  settings,
-} from "./settings.ts";
+} from "./limits.ts";
+import { failure, log } from "./log.ts";
+import { NeonSocket } from "./neon-socket.ts";
+import { NotSentError, postgresSocket } from "./postgres-socket.ts";
+import { Problem } from "./problem.ts";
+import { scramProof } from "./scram.ts";
+import { readSettingFile, required, settings } from "./settings.ts";
 import { isRecording, type Span, Statement } from "./telemetry.ts";
 
 /** The driver's SCRAM session. `message` is the name of its state. */

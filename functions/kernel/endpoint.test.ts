@@ -12,7 +12,7 @@ import {
   type TestLotus,
   type TestUser,
 } from "../../scripts/testing/lotus.ts";
-import { REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX } from "./settings.ts";
+import { REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX } from "./limits.ts";
 
 const endpoints = (await findFunctions()).filter((fn) => fn.kind === "endpoint");
 

@@ -1,6 +1,7 @@
 /** Describes an HTTP endpoint: its inputs, its answers and its handler. */
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type * as v from "valibot";
+import { REQUEST_MILLISECONDS_MAX } from "./limits.ts";
 import { failure, log } from "./log.ts";
 import { type Envelope, publishLater } from "./outbox.ts";
 import { type CodeOf, Problem, type ProblemCode, quoted, writeProblem } from "./problem.ts";
@@ -16,7 +17,6 @@ import {
   type Schema,
   splitTarget,
 } from "./request.ts";
-import { REQUEST_MILLISECONDS_MAX } from "./settings.ts";
 import {
   beginSpan,
   isRecording,

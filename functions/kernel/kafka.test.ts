@@ -19,7 +19,7 @@ import { eventually } from "../../scripts/testing/lotus.ts";
 /** Loads the kernel with these variables, because a process reads its settings once. */
 async function kernelWith(environment: Record<string, string>, PUBLISH_MILLISECONDS_MAX = 10_000) {
   vi.resetModules();
-  vi.doMock("./settings.ts", async (original) => ({ ...(await original<object>()), PUBLISH_MILLISECONDS_MAX }));
+  vi.doMock("./limits.ts", async (original) => ({ ...(await original<object>()), PUBLISH_MILLISECONDS_MAX }));
   for (const [name, value] of Object.entries(environment)) vi.stubEnv(name, value);
   const { sendToKafka, disconnectKafka, kafkaClient } = await import("./kafka.ts");
   const { publish, publishLater, flushQueue } = await import("./outbox.ts");

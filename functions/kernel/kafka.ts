@@ -1,14 +1,9 @@
 /** Sends records to Kafka. The only file that imports kafkajs, at the first publication: loading it takes tens of milliseconds. */
 import { setTimeout as delay } from "node:timers/promises";
 import type { Kafka, KafkaConfig, Producer, SASLOptions } from "kafkajs";
+import { PUBLISH_BATCHES_WAITING_MAX, PUBLISH_MILLISECONDS_MAX } from "./limits.ts";
 import { failure, log } from "./log.ts";
-import {
-  PUBLISH_BATCHES_WAITING_MAX,
-  PUBLISH_MILLISECONDS_MAX,
-  readSettingFile,
-  required,
-  settings,
-} from "./settings.ts";
+import { readSettingFile, required, settings } from "./settings.ts";
 
 const CONNECT_MILLISECONDS_MAX = 2_000;
 const REQUEST_MILLISECONDS_MAX = 5_000;

@@ -5,11 +5,11 @@ import { type AddressInfo, connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { ROOT } from "../../scripts/project/paths.ts";
+import { CONNECTIONS_MAX, REQUEST_HEADER_BYTES_MAX } from "./limits.ts";
 import { createHttpServer } from "./listener.ts";
-import { CONNECTIONS_MAX, REQUEST_HEADER_BYTES_MAX } from "./settings.ts";
 
-vi.mock("./settings.ts", async (importOriginal) => ({
-  ...(await importOriginal<typeof import("./settings.ts")>()),
+vi.mock("./limits.ts", async (importOriginal) => ({
+  ...(await importOriginal<typeof import("./limits.ts")>()),
   ANSWER_SEND_MILLISECONDS_MAX: 100,
 }));
 

@@ -9,14 +9,14 @@ import {
 } from "node:http";
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
-import { encodeProblem, invalid, Problem, type ProblemCode, writeProblem } from "./problem.ts";
 import {
   ANSWER_SEND_MILLISECONDS_MAX,
   CONNECTIONS_MAX,
   KEEP_ALIVE_MILLISECONDS,
   REQUEST_RECEIVE_CHECK_MILLISECONDS,
   REQUEST_RECEIVE_MILLISECONDS_MAX,
-} from "./settings.ts";
+} from "./limits.ts";
+import { encodeProblem, invalid, Problem, type ProblemCode, writeProblem } from "./problem.ts";
 
 /**
  * Creates a server that is not listening yet.

@@ -17,7 +17,7 @@ afterEach(async () => {
   await server.stop();
   vi.unstubAllEnvs();
   vi.doUnmock("./neon-socket.ts");
-  vi.doUnmock("./settings.ts");
+  vi.doUnmock("./limits.ts");
 });
 
 /** The same database, reached at another host and port. */
@@ -57,7 +57,7 @@ describe("a database that is reached over a WebSocket", () => {
         }
       },
     }));
-    vi.doMock("./settings.ts", async (original) => ({
+    vi.doMock("./limits.ts", async (original) => ({
       ...(await original<object>()),
       DATABASE_RETRY_MILLISECONDS_MAX: 100,
     }));
@@ -80,7 +80,7 @@ describe("a database that is reached over a WebSocket", () => {
         }
       },
     }));
-    vi.doMock("./settings.ts", async (original) => ({
+    vi.doMock("./limits.ts", async (original) => ({
       ...(await original<object>()),
       DATABASE_RETRY_MILLISECONDS_MAX: 100,
     }));
@@ -106,7 +106,7 @@ describe("a database that is reached over a WebSocket", () => {
         }
       },
     }));
-    vi.doMock("./settings.ts", async (original) => ({
+    vi.doMock("./limits.ts", async (original) => ({
       ...(await original<object>()),
       DATABASE_RETRY_MILLISECONDS_MAX: 0,
       STATEMENT_MILLISECONDS_MAX: 0,

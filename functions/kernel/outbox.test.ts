@@ -2,8 +2,8 @@ import { once } from "node:events";
 import { createServer, type IncomingMessage, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, beforeEach, expect, it, vi } from "vitest";
+import { PUBLISH_PAUSE_MILLISECONDS, PUBLISH_QUEUE_EVENTS_MAX } from "./limits.ts";
 import { type Envelope, flushQueue, publish, publishLater } from "./outbox.ts";
-import { PUBLISH_PAUSE_MILLISECONDS, PUBLISH_QUEUE_EVENTS_MAX } from "./settings.ts";
 
 let sink: Server;
 /** The headers of the received requests, in order. */

@@ -3,14 +3,14 @@ import { Agent as HttpAgent, request as httpRequest } from "node:http";
 import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
 import { setTimeout as delay } from "node:timers/promises";
 import { Refused, sendToKafka } from "./kafka.ts";
-import { failure, log } from "./log.ts";
 import {
   PUBLISH_BATCH_EVENTS_MAX,
   PUBLISH_MILLISECONDS_MAX,
   PUBLISH_PAUSE_MILLISECONDS,
   PUBLISH_QUEUE_EVENTS_MAX,
-  settings,
-} from "./settings.ts";
+} from "./limits.ts";
+import { failure, log } from "./log.ts";
+import { settings } from "./settings.ts";
 import { beginSend, type Span } from "./telemetry.ts";
 
 /** A CloudEvent 1.0 in memory. `data` is a JSON value. */

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { newUser, settled, startTestLotus, type TestLotus, type TestUser } from "../../scripts/testing/lotus.ts";
-import { CURSOR_LENGTH_MAX } from "./settings.ts";
+import { CURSOR_LENGTH_MAX } from "./limits.ts";
 
 const ROWS = 12;
 

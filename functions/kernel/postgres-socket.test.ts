@@ -26,7 +26,7 @@ const REPETITIONS: Repetition[] = ["repeatable", "keyed", "once"];
 
 /** database.ts keeps one pool for the process, so each test loads it again. */
 async function load(url: string, limits: object = {}) {
-  vi.doMock("./settings.ts", async (original) => ({ ...(await original<object>()), ...limits }));
+  vi.doMock("./limits.ts", async (original) => ({ ...(await original<object>()), ...limits }));
   vi.stubEnv("DATABASE_URL", url);
   return import("./database.ts");
 }
@@ -44,7 +44,7 @@ beforeEach(() => {
 afterEach(async () => {
   await (await import("./database.ts")).closeDatabase();
   vi.unstubAllEnvs();
-  vi.doUnmock("./settings.ts");
+  vi.doUnmock("./limits.ts");
 });
 
 const servers: Server[] = [];
@@ -73,7 +73,7 @@ describe("a socket whose server does not read", () => {
   /** Opens a socket to a server that reads nothing. */
   async function openSocket() {
     const url = await serve((socket) => socket.pause());
-    vi.doMock("./settings.ts", async (original) => ({
+    vi.doMock("./limits.ts", async (original) => ({
       ...(await original<object>()),
       DATABASE_BUFFERED_BYTES_MAX: 16 * MEBIBYTE,
     }));

@@ -6,7 +6,7 @@ import {
   DATABASE_BUFFERED_BYTES_MAX,
   DATABASE_CLOSE_MILLISECONDS_MAX,
   DATABASE_KEEP_ALIVE_MILLISECONDS,
-} from "./settings.ts";
+} from "./limits.ts";
 
 /** PostgreSQL's protocol, 55.2.11: length 8, then the request code 1234 5679. */
 const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]);

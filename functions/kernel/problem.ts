@@ -1,7 +1,7 @@
 /** Refusals, as RFC 9457 problem details. `code` is stable: clients may switch on it. */
 import type { ServerResponse } from "node:http";
 import * as v from "valibot";
-import { FIELD_ERRORS_MAX, QUOTE_LENGTH_MAX } from "./settings.ts";
+import { FIELD_ERRORS_MAX, QUOTE_LENGTH_MAX } from "./limits.ts";
 
 const PROBLEMS = {
   "invalid-request": [400, "The request is not valid"],

@@ -1,8 +1,8 @@
 import type { IncomingMessage } from "node:http";
 import { describe, expect, it } from "vitest";
+import { REQUEST_BODY_BYTES_MAX } from "./limits.ts";
 import type { Problem } from "./problem.ts";
 import { addressOf, readBody } from "./request.ts";
-import { REQUEST_BODY_BYTES_MAX } from "./settings.ts";
 
 const from = (remoteAddress: string | undefined, forwarded?: string) =>
   ({

@@ -5,8 +5,6 @@ import { isIPv4, isIPv6 } from "node:net";
 import { parse as parseJson } from "lossless-json";
 import * as v from "valibot";
 import type { Repetition } from "./database.ts";
-import { fieldErrors, invalid, Problem, quoted } from "./problem.ts";
-import { bodyTooLarge } from "./receive.ts";
 import {
   CURSOR_LENGTH_MAX,
   IDEMPOTENCY_KEY_DAYS,
@@ -15,8 +13,10 @@ import {
   PAGE_ROWS_DEFAULT,
   PAGE_ROWS_MAX,
   REQUEST_BODY_BYTES_MAX,
-  settings,
-} from "./settings.ts";
+} from "./limits.ts";
+import { fieldErrors, invalid, Problem, quoted } from "./problem.ts";
+import { bodyTooLarge } from "./request-body.ts";
+import { settings } from "./settings.ts";
 
 /** Accepts a schema of any input and output. */
 // biome-ignore lint/suspicious/noExplicitAny: `unknown` would refuse schemas that transform

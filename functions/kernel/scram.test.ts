@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
+import { SCRAM_ITERATIONS_MAX } from "./limits.ts";
 import { scramProof } from "./scram.ts";
-import { SCRAM_ITERATIONS_MAX } from "./settings.ts";
 
 /** The example of RFC 7677, section 3. */
 const NONCE = "rOprNGfwEbeRWgbNEkqO";

@@ -1,7 +1,7 @@
 /** The client's half of SCRAM-SHA-256 (RFC 5802, RFC 7677) with Node's own PBKDF2. */
 import { createHash, createHmac, pbkdf2, pbkdf2Sync } from "node:crypto";
 import { promisify } from "node:util";
-import { SCRAM_ITERATIONS_MAX } from "./settings.ts";
+import { SCRAM_ITERATIONS_MAX } from "./limits.ts";
 
 const KEY_BYTES = 32;
 /** So few iterations take less time than the start of a thread. Lotus gives its roles verifiers with one iteration. */

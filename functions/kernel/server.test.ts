@@ -17,8 +17,8 @@ import {
   type TestLotus,
 } from "../../scripts/testing/lotus.ts";
 import { endpoint, ok } from "./endpoint.ts";
+import { REQUEST_BODY_BYTES_MAX, REQUESTS_INCOMPLETE_MAX } from "./limits.ts";
 import { createFunctionServer } from "./server.ts";
-import { REQUEST_BODY_BYTES_MAX, REQUESTS_INCOMPLETE_MAX } from "./settings.ts";
 
 let lotus: TestLotus;
 const endings: (() => Promise<unknown>)[] = [];

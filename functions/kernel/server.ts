@@ -13,12 +13,6 @@ import { closeDatabase, openDatabase } from "./database.ts";
 import { forbidden, isForThisMachine, isFromPage, isSecret, RUN_HEADER } from "./doors.ts";
 import { admit, type Endpoint, endSpan, spanOf, toHttpFunction, type Use } from "./endpoint.ts";
 import { disconnectKafka } from "./kafka.ts";
-import { createHttpServer } from "./listener.ts";
-import { failure, log, logAs } from "./log.ts";
-import { flushQueue } from "./outbox.ts";
-import { Problem, writeProblem } from "./problem.ts";
-import { hasBody, Receiver } from "./receive.ts";
-import { addressOf } from "./request.ts";
 import {
   CONNECTIONS_WAITING_MAX,
   DRAIN_ARRIVAL_MILLISECONDS,
@@ -34,11 +28,14 @@ import {
   REQUESTS_INCOMPLETE_MAX,
   REQUESTS_OF_ADDRESS_MAX,
   REQUESTS_OF_USER_MAX,
-  readSettingFile,
-  required,
-  SettingsError,
-  settings,
-} from "./settings.ts";
+} from "./limits.ts";
+import { createHttpServer } from "./listener.ts";
+import { failure, log, logAs } from "./log.ts";
+import { flushQueue } from "./outbox.ts";
+import { Problem, writeProblem } from "./problem.ts";
+import { addressOf } from "./request.ts";
+import { hasBody, Receiver } from "./request-body.ts";
+import { readSettingFile, required, SettingsError, settings } from "./settings.ts";
 import { Shares } from "./shares.ts";
 import { markDelivered, readDelivery, type Subscriber, toCloudEventFunction } from "./subscriber.ts";
 import { closeTelemetry, loadTelemetry, markListening, prepareTelemetry, type TelemetryModule } from "./telemetry.ts";

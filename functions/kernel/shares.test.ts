@@ -5,14 +5,14 @@ import * as v from "valibot";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { call, eventually, holdAccount, newUser, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 import { endpoint, ok } from "./endpoint.ts";
+import { REQUESTS_OF_USER_MAX } from "./limits.ts";
 import { createFunctionServer } from "./server.ts";
-import { REQUESTS_OF_USER_MAX } from "./settings.ts";
 import { Shares } from "./shares.ts";
 
 /** The deadline of the function server in this process; the functions of `lotus` keep theirs. */
 const DEADLINE_MILLISECONDS = 200;
-vi.mock("./settings.ts", async (importOriginal) => ({
-  ...(await importOriginal<typeof import("./settings.ts")>()),
+vi.mock("./limits.ts", async (importOriginal) => ({
+  ...(await importOriginal<typeof import("./limits.ts")>()),
   REQUEST_MILLISECONDS_MAX: 200,
 }));
 const ANSWER_MILLISECONDS_MAX = 1_000;
@@ -91,8 +91,7 @@ describe("waiting requests", () => {
     for (let n = 0; n < 5; n++) expect((await other.call("POST /order/pay?idSubscription=1")).status).toBe(200);
     // The account stays locked until the last payment is answered.
     await all;
-    const { REQUEST_MILLISECONDS_MAX: deadline } =
-      await vi.importActual<typeof import("./settings.ts")>("./settings.ts");
+    const { REQUEST_MILLISECONDS_MAX: deadline } = await vi.importActual<typeof import("./limits.ts")>("./limits.ts");
     expect(longest).toBeLessThan(deadline);
     await release();
     expect(statuses.filter((status) => ![429, 503].includes(status))).toEqual([]);

@@ -5,8 +5,8 @@ import { describe, expect, it, vi } from "vitest";
 import { subscriber, toCloudEventFunction } from "./subscriber.ts";
 
 vi.mock("./database.ts", () => ({ query: async () => [{ id: "00000000-0000-4000-8000-000000000001" }] }));
-vi.mock("./settings.ts", async (importOriginal) => ({
-  ...(await importOriginal<typeof import("./settings.ts")>()),
+vi.mock("./limits.ts", async (importOriginal) => ({
+  ...(await importOriginal<typeof import("./limits.ts")>()),
   DATABASE_AWAY_STEP_MILLISECONDS: 1,
 }));
 

@@ -5,10 +5,6 @@ import { setTimeout as delay } from "node:timers/promises";
 import * as v from "valibot";
 import { query } from "./database.ts";
 import type { Scale } from "./endpoint.ts";
-import { failure, log } from "./log.ts";
-import type { CloudEvent } from "./outbox.ts";
-import { fieldErrors, Problem } from "./problem.ts";
-import type { Schema } from "./request.ts";
 import {
   BATCH_ROWS_MAX,
   DATABASE_AWAY_MILLISECONDS_MAX,
@@ -19,7 +15,11 @@ import {
   EVENT_BODY_BYTES_MAX,
   PREFLIGHT_TYPE,
   REASON_LENGTH_MAX,
-} from "./settings.ts";
+} from "./limits.ts";
+import { failure, log } from "./log.ts";
+import type { CloudEvent } from "./outbox.ts";
+import { fieldErrors, Problem } from "./problem.ts";
+import type { Schema } from "./request.ts";
 import {
   beginSpan,
   isRecording,
@@ -267,7 +267,7 @@ function storableAttributes(attributes: Readonly<Record<string, string>>): Recor
 }
 
 /**
- * Moves an event to the dead letters and settles it, in one statement. It cuts attributes and data to the limits in settings.ts;
+ * Moves an event to the dead letters and settles it, in one statement. It cuts attributes and data to the limits in limits.ts;
  * the reason names the cut of the data.
  * @param attemptsBefore the publications after which the event moves. An event with fewer stays in the outbox; 0 moves it at once
  * @returns false when the event stays in the outbox, or, with `attemptsBefore` above 0, when the subscriber has already settled it

@@ -3,13 +3,13 @@
  * exports. Without an endpoint a span is only a pair of ids for the logs, and telemetry.cjs is never read.
  */
 import { randomFillSync } from "node:crypto";
-import { failure, log } from "./log.ts";
 import {
-  settings,
   TELEMETRY_RECORDS_WAITING_MAX,
   TELEMETRY_SHUTDOWN_MILLISECONDS_MAX,
   TELEMETRY_WARNING_MILLISECONDS_MIN,
-} from "./settings.ts";
+} from "./limits.ts";
+import { failure, log } from "./log.ts";
+import { settings } from "./settings.ts";
 
 /** A place in a trace (W3C Trace Context §3.2): 32 hexadecimal digits for the trace, 16 for the span. */
 export interface SpanContext {

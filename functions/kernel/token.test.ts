@@ -13,7 +13,7 @@ import {
   type TestLotus,
   type TestUser,
 } from "../../scripts/testing/lotus.ts";
-import { KEY_OVERLAP_SECONDS, TOKEN_LENGTH_MAX, TOKEN_SECONDS } from "./settings.ts";
+import { KEY_OVERLAP_SECONDS, TOKEN_LENGTH_MAX, TOKEN_SECONDS } from "./limits.ts";
 
 const forUsers = (await findFunctions()).flatMap((fn) =>
   fn.kind === "endpoint" && fn.description.caller === "user" ? [fn] : [],

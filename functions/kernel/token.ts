@@ -2,20 +2,19 @@
 import { createPublicKey, type KeyObject } from "node:crypto";
 import { statSync } from "node:fs";
 import * as v from "valibot";
-import { CHALLENGE, Problem } from "./problem.ts";
 import {
   KEY_CHECK_MILLISECONDS,
   KEY_OVERLAP_SECONDS,
   KEY_READ_MILLISECONDS_MAX,
-  readSettingFile,
-  required,
   TOKEN_AUDIENCE,
   TOKEN_CACHE_ENTRIES_MAX,
   TOKEN_CLOCK_SKEW_SECONDS,
   TOKEN_ISSUER,
   TOKEN_LENGTH_MAX,
   TOKEN_SECONDS,
-} from "./settings.ts";
+} from "./limits.ts";
+import { CHALLENGE, Problem } from "./problem.ts";
+import { readSettingFile, required } from "./settings.ts";
 
 /** The user that a token was issued to. */
 export interface User {

@@ -12,7 +12,7 @@ beforeEach(async () => {
   proxy = await startPostgresProxy(() => port);
   url.port = String(proxy.port);
   vi.stubEnv("DATABASE_URL", url.href);
-  vi.doMock("./settings.ts", async (original) => ({ ...(await original<object>()), ...SHORT }));
+  vi.doMock("./limits.ts", async (original) => ({ ...(await original<object>()), ...SHORT }));
   vi.resetModules();
   vi.spyOn(process.stdout, "write").mockReturnValue(true);
 });
@@ -21,12 +21,12 @@ afterEach(async () => {
   await proxy.stop();
   vi.restoreAllMocks();
   vi.unstubAllEnvs();
-  vi.doUnmock("./settings.ts");
+  vi.doUnmock("./limits.ts");
 });
 
 it("answers a call over a new connection when its peer vanished without FIN and RST, and uses no connection of that time again", async () => {
   const { query } = await import("./database.ts");
-  const { POOL_CONNECTIONS_MAX } = await import("./settings.ts");
+  const { POOL_CONNECTIONS_MAX } = await import("./limits.ts");
   const all = () =>
     Promise.all(
       Array.from({ length: POOL_CONNECTIONS_MAX }, () =>

@@ -2,8 +2,8 @@
 import * as v from "valibot";
 import { query } from "#kernel/database";
 import { endpoint } from "#kernel/endpoint";
+import { PAGE_ROWS_MAX } from "#kernel/limits";
 import type { Envelope } from "#kernel/outbox";
-import { PAGE_ROWS_MAX } from "#kernel/settings";
 import { NotificationRequested } from "./events.ts";
 import { Notification, type NotificationRow, storeNotifications, type Unsettled } from "./notification.ts";
 

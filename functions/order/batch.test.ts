@@ -2,7 +2,7 @@
 import { randomUUID } from "node:crypto";
 import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
-import { REQUEST_MILLISECONDS_MAX } from "#kernel/settings";
+import { REQUEST_MILLISECONDS_MAX } from "#kernel/limits";
 import { beginSpan } from "#kernel/telemetry";
 import { expectInvariants } from "../../scripts/testing/invariants.ts";
 import { newUser, startTestLotus, type TestLotus, type TestUser } from "../../scripts/testing/lotus.ts";

@@ -1,7 +1,7 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { createLocalJWKSet, jwtVerify } from "jose";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { KEY_OVERLAP_SECONDS, TOKEN_SECONDS } from "#kernel/settings";
+import { KEY_OVERLAP_SECONDS, TOKEN_SECONDS } from "#kernel/limits";
 import { call, newUser, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 
 let lotus: TestLotus;

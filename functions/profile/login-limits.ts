@@ -1,4 +1,4 @@
-/** The limits of logins and registrations. docs/decisions/0009-login-limits.md has the reasons. */
+/** The limits of logins. docs/decisions/0009-login-limits.md has the reasons. */
 
 /** Durations are texts that Postgres reads as intervals. */
 export const LOGIN_LIMITS = {
@@ -26,6 +26,3 @@ export function accountDelayMilliseconds(failures: number): number {
   if (doublings < 0) return 0;
   return Math.min(ACCOUNT_DELAY_MILLISECONDS_MAX, ACCOUNT_DELAY_MILLISECONDS_FIRST * 2 ** Math.min(doublings, 10));
 }
-
-/** How long the registrations of an address are counted, as an interval of Postgres. */
-export const REGISTRATIONS_WINDOW = "1 hour";

@@ -6,9 +6,11 @@ import { created, endpoint } from "#kernel/endpoint";
 import type { Envelope } from "#kernel/outbox";
 import { Problem } from "#kernel/problem";
 import { settings } from "#kernel/settings";
-import { REGISTRATIONS_WINDOW } from "./login-limits.ts";
 import { hashPassword } from "./password.ts";
 import { Password, User, Username } from "./user.ts";
+
+/** How long the registrations of an address are counted, as an interval of Postgres. */
+const REGISTRATIONS_WINDOW = "1 hour";
 
 interface Registered {
   created: v.InferInput<typeof User> | null;

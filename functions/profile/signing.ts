@@ -1,6 +1,7 @@
 /** Signs tokens. Only login receives the private key. */
 import { importJWK, type JWK, SignJWT } from "jose";
-import { readSettingFile, TOKEN_AUDIENCE, TOKEN_ISSUER, TOKEN_SECONDS } from "#kernel/settings";
+import { TOKEN_AUDIENCE, TOKEN_ISSUER, TOKEN_SECONDS } from "#kernel/limits";
+import { readSettingFile } from "#kernel/settings";
 import type { User } from "#kernel/token";
 
 /** Returns a token for a user, valid for TOKEN_SECONDS. It reads the key each time, so a rotation needs no restart. */

@@ -1,8 +1,8 @@
 /** The work of the browser for one new event in the console, when its list has 10 000. */
 import type { AddressInfo } from "node:net";
 import type { Page } from "playwright-core";
+import { REQUEST_HEADER_BYTES_MAX } from "#kernel/limits";
 import { createHttpServer } from "#kernel/listener";
-import { REQUEST_HEADER_BYTES_MAX } from "#kernel/settings";
 import { Assets, CONSOLE_PATH, pageHtml } from "../console/assets.ts";
 import type { Batch, EventSummary, Snapshot } from "../console/protocol.ts";
 import { launchBrowser } from "../process/chromium.ts";

@@ -1,7 +1,7 @@
 /** The cost of traces and metrics: the cold start with an endpoint, and the CPU of a payment with 10 % of the traces sampled. */
 import type { AddressInfo } from "node:net";
+import { REQUEST_HEADER_BYTES_MAX } from "#kernel/limits";
 import { createHttpServer } from "#kernel/listener";
-import { REQUEST_HEADER_BYTES_MAX } from "#kernel/settings";
 import { programOf } from "../build/bundles.ts";
 import { type Case, measure, type Start } from "./cold-start.ts";
 import type { BenchOptions } from "./flags.ts";

@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { importJWK, SignJWT } from "jose";
 import { Client } from "pg";
-import { TOKEN_AUDIENCE, TOKEN_ISSUER, TOKEN_SECONDS } from "#kernel/settings";
+import { TOKEN_AUDIENCE, TOKEN_ISSUER, TOKEN_SECONDS } from "#kernel/limits";
 import { buildFunctions, endEsbuild, programOf } from "../build/bundles.ts";
 import { migrate } from "../database/migrate.ts";
 import { readPasswords, roleUrl } from "../database/roles.ts";

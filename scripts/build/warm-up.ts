@@ -11,7 +11,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "n
 import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { pathOf } from "#kernel/endpoint";
-import { TOKEN_AUDIENCE, TOKEN_ISSUER } from "#kernel/settings";
+import { TOKEN_AUDIENCE, TOKEN_ISSUER } from "#kernel/limits";
 import type { SpanRecord, TelemetryModule } from "#kernel/telemetry";
 
 const MILLISECONDS_MAX = 30_000;

@@ -4,7 +4,7 @@ import { PROGRAM_NAMES, prepareImage } from "../build/image-files.ts";
 import { command } from "../cli/command.ts";
 import { Refusal } from "../cli/errors.ts";
 import { print, step } from "../cli/output.ts";
-import { staleFiles } from "../generate/files.ts";
+import { staleFiles } from "../generate/write.ts";
 import { type Backends, choose, type Previous } from "../kubernetes/backends.ts";
 import { type Environment, LAPTOP, readEnvironment } from "../kubernetes/environment.ts";
 import {

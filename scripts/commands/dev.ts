@@ -1,7 +1,7 @@
 /** lotus dev: runs everything on this machine and serves every edit. */
 import { command } from "../cli/command.ts";
 import { print } from "../cli/output.ts";
-import { writeStaleFiles } from "../generate/files.ts";
+import { writeStaleFiles } from "../generate/write.ts";
 import { runLotus, START_OPTIONS } from "./start.ts";
 
 export default command({

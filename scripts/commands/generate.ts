@@ -3,7 +3,7 @@ import { command } from "../cli/command.ts";
 import { Refusal } from "../cli/errors.ts";
 import { json } from "../cli/options.ts";
 import { print, printJson } from "../cli/output.ts";
-import { staleFiles, writeStaleFiles } from "../generate/files.ts";
+import { staleFiles, writeStaleFiles } from "../generate/write.ts";
 import { renderedNames, staleRendered, writeRendered } from "../kubernetes/render-files.ts";
 
 export default command({

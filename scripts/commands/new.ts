@@ -2,8 +2,8 @@
 import { command } from "../cli/command.ts";
 import { UsageError } from "../cli/errors.ts";
 import { print } from "../cli/output.ts";
-import { writeStaleFiles } from "../generate/files.ts";
 import { createNew, KINDS } from "../generate/templates.ts";
+import { writeStaleFiles } from "../generate/write.ts";
 import { fitPostgres } from "../kubernetes/postgres-capacity.ts";
 
 export default command({

@@ -1,5 +1,5 @@
 /** lotus rotate: renews keys and passwords of a running installation. Functions read them from files that Kubernetes renews. */
-import { TOKEN_SECONDS } from "#kernel/settings";
+import { TOKEN_SECONDS } from "#kernel/limits";
 import { PROGRAM_NAMES } from "../build/image-files.ts";
 import { command } from "../cli/command.ts";
 import { Refusal, UsageError } from "../cli/errors.ts";

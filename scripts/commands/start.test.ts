@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { Client } from "pg";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
+import { POOL_CONNECTIONS_MAX } from "#kernel/limits";
 import { PROGRAM, ROOT } from "../project/paths.ts";
 import { call, eventually, newUser } from "../testing/lotus.ts";
 

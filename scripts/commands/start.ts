@@ -6,7 +6,7 @@ import { brokers, cors, database, folder, readCount, readFolder, readOrigins } f
 import { print, step } from "../cli/output.ts";
 import { table } from "../cli/text.ts";
 import { readDatabaseUrl, readPoolerUrl } from "../database/connect.ts";
-import { staleFiles } from "../generate/files.ts";
+import { staleFiles } from "../generate/write.ts";
 import { pretty } from "../local/log-lines.ts";
 import { type Lotus, type LotusOptions, startLotus } from "../local/lotus.ts";
 import { onStopSignal, watchNpm } from "../process/signals.ts";

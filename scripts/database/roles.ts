@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { type Client, type DatabaseError, escapeIdentifier, escapeLiteral } from "pg";
 import { tryLogin } from "#kernel/database";
 import type { DatabaseAddress } from "#kernel/database-url";
-import { ROW_WAIT_MILLISECONDS_MAX, STATEMENT_MILLISECONDS_MAX } from "#kernel/settings";
+import { ROW_WAIT_MILLISECONDS_MAX, STATEMENT_MILLISECONDS_MAX } from "#kernel/limits";
 import { addressOf, explainConnection } from "./client.ts";
 import { SERVICES } from "./sql.ts";
 

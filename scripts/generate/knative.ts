@@ -1,7 +1,7 @@
 /** Knative manifests of the functions: Services, sources and routes. */
 import type { Scale } from "#kernel/endpoint";
+import { POOL_CONNECTIONS_MAX } from "#kernel/limits";
 import { usesOf } from "#kernel/server";
-import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
 import type { LotusFunction } from "../project/functions.ts";
 

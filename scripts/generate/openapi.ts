@@ -3,7 +3,6 @@ import { STATUS_CODES } from "node:http";
 import { type JsonSchema, toJsonSchema } from "@valibot/to-json-schema";
 import type * as v from "valibot";
 import type { Endpoint } from "#kernel/endpoint";
-import { PROBLEM_CODES, type ProblemCode, statusOf, titleOf } from "#kernel/problem";
 import {
   CURSOR_LENGTH_MAX,
   IDEMPOTENCY_KEY_DAYS,
@@ -11,7 +10,8 @@ import {
   IDEMPOTENCY_KEY_PATTERN,
   PAGE_ROWS_DEFAULT,
   PAGE_ROWS_MAX,
-} from "#kernel/settings";
+} from "#kernel/limits";
+import { PROBLEM_CODES, type ProblemCode, statusOf, titleOf } from "#kernel/problem";
 import type { LotusFunction } from "../project/functions.ts";
 
 type Schema = v.GenericSchema;

@@ -3,7 +3,7 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Admin } from "kafkajs";
 import { disconnectKafka, kafkaClient, sendToKafka } from "#kernel/kafka";
-import { PREFLIGHT_TYPE, RECORD_BYTES_MAX } from "#kernel/settings";
+import { PREFLIGHT_TYPE, RECORD_BYTES_MAX } from "#kernel/limits";
 import { findFunctions } from "../project/functions.ts";
 
 export const PARTITIONS = 6;

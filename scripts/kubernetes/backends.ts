@@ -1,5 +1,5 @@
 /** The database and the Kafka of a deployment: from the command line, the previous deployment, or the environment's file. */
-import { POOL_CONNECTIONS_MAX } from "#kernel/settings";
+import { POOL_CONNECTIONS_MAX } from "#kernel/limits";
 import { Refusal } from "../cli/errors.ts";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
 import { type Environment, LAPTOP } from "./environment.ts";

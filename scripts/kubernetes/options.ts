@@ -2,7 +2,8 @@
 import { readFileSync } from "node:fs";
 import * as v from "valibot";
 import { readDatabaseAddress } from "#kernel/database-url";
-import { KafkaPrefix, POOL_CONNECTIONS_MAX } from "#kernel/settings";
+import { POOL_CONNECTIONS_MAX } from "#kernel/limits";
+import { KafkaPrefix } from "#kernel/settings";
 import type { Option } from "../cli/command.ts";
 import { UsageError } from "../cli/errors.ts";
 import { brokers, cors, readOrigins } from "../cli/options.ts";

@@ -5,8 +5,8 @@
 import { randomBytes, timingSafeEqual } from "node:crypto";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { REQUEST_HEADER_BYTES_MAX } from "#kernel/limits";
 import { createHttpServer } from "#kernel/listener";
-import { REQUEST_HEADER_BYTES_MAX } from "#kernel/settings";
 import type { FunctionProcess } from "./function-process.ts";
 import type { LogEvent, ProcessStatus } from "./status.ts";
 

@@ -2,15 +2,15 @@
 import { setMaxListeners } from "node:events";
 import type { IncomingMessage, Server } from "node:http";
 import { forbidden, isForThisMachine, isFromPage, isSecret } from "#kernel/doors";
-import { createHttpServer } from "#kernel/listener";
-import { writeProblem } from "#kernel/problem";
-import { Receiver } from "#kernel/receive";
 import {
   EVENT_BODY_BYTES_MAX,
   EVENT_HEADER_BYTES_MAX,
   RECORD_BYTES_MAX,
   REQUESTS_INCOMPLETE_MAX,
-} from "#kernel/settings";
+} from "#kernel/limits";
+import { createHttpServer } from "#kernel/listener";
+import { writeProblem } from "#kernel/problem";
+import { Receiver } from "#kernel/request-body";
 import { type Delivered, deliver, type KafkaSource, type Message, type Resolve } from "../sources/delivery.ts";
 import { forward, receive } from "./forward.ts";
 import type { FunctionProcess } from "./function-process.ts";

@@ -2,8 +2,8 @@
 import { request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders, type ServerResponse } from "node:http";
 import { RUN_HEADER } from "#kernel/doors";
 import { Problem, writeProblem } from "#kernel/problem";
-import { hasBody, type Receiver } from "#kernel/receive";
 import { addressOf } from "#kernel/request";
+import { hasBody, type Receiver } from "#kernel/request-body";
 import type { FunctionProcess, Running } from "./function-process.ts";
 
 /** Creates the refusal of a request that never reached a function. */

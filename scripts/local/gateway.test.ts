@@ -6,7 +6,7 @@ import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { REQUEST_BODY_BYTES_MAX } from "#kernel/settings";
+import { REQUEST_BODY_BYTES_MAX } from "#kernel/limits";
 import { call, eventually } from "../testing/lotus.ts";
 import { FunctionProcess, type FunctionProcessOptions } from "./function-process.ts";
 import { createGateway, listen, REQUESTS_OF_ADDRESS_MAX } from "./gateway.ts";

@@ -2,16 +2,16 @@
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { allowOrigin } from "#kernel/cors";
-import { createHttpServer } from "#kernel/listener";
-import { Problem, quoted, writeProblem } from "#kernel/problem";
-import { Receiver } from "#kernel/receive";
-import { addressOf, originForm } from "#kernel/request";
 import {
   CONNECTIONS_WAITING_MAX,
   REQUEST_BODY_BYTES_MAX,
   REQUEST_HEADER_BYTES_MAX,
   REQUESTS_INCOMPLETE_MAX,
-} from "#kernel/settings";
+} from "#kernel/limits";
+import { createHttpServer } from "#kernel/listener";
+import { Problem, quoted, writeProblem } from "#kernel/problem";
+import { addressOf, originForm } from "#kernel/request";
+import { Receiver } from "#kernel/request-body";
 import { Shares } from "#kernel/shares";
 import { forward, receive } from "./forward.ts";
 import type { FunctionProcess } from "./function-process.ts";

@@ -2,8 +2,8 @@
 import { randomBytes } from "node:crypto";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { gunzipSync } from "node:zlib";
+import { REQUEST_HEADER_BYTES_MAX } from "#kernel/limits";
 import { createHttpServer } from "#kernel/listener";
-import { REQUEST_HEADER_BYTES_MAX } from "#kernel/settings";
 import { type Listening, listen } from "./gateway.ts";
 
 const TRACES_MAX = 1_000;

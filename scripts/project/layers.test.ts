@@ -2,7 +2,7 @@ import { readdir, readFile } from "node:fs/promises";
 import { dirname, join, normalize, relative } from "node:path";
 import * as v from "valibot";
 import { describe, expect, it } from "vitest";
-import { staleFiles } from "../generate/files.ts";
+import { staleFiles } from "../generate/write.ts";
 import { findFunctions } from "./functions.ts";
 import { ROOT } from "./paths.ts";
 

@@ -5,7 +5,7 @@ import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { decodeProtectedHeader } from "jose";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
-import { KEY_OVERLAP_SECONDS, TOKEN_SECONDS } from "#kernel/settings";
+import { KEY_OVERLAP_SECONDS, TOKEN_SECONDS } from "#kernel/limits";
 import { PROGRAM, ROOT } from "../project/paths.ts";
 import { call, eventually, newUser, startTestLotus, type TestLotus } from "../testing/lotus.ts";
 import { addKey, ensureKeys, parseKeys, revokeKey, rotateKeys } from "./keys.ts";

@@ -1,14 +1,14 @@
 /** Every hour. Seals the ledger: hashes the last entry of each account, logs the seal and publishes `ledger-sealed`. */
 import { setTimeout as delay } from "node:timers/promises";
 import { query } from "#kernel/database";
-import { failure, log } from "#kernel/log";
-import { type Envelope, publish } from "#kernel/outbox";
 import {
   SEAL_ACCOUNTS_MAX,
   SEAL_RUN_MILLISECONDS_MAX,
   SEAL_WAIT_MILLISECONDS_MAX,
   SEAL_WAIT_MILLISECONDS_STEP,
-} from "#kernel/settings";
+} from "#kernel/limits";
+import { failure, log } from "#kernel/log";
+import { type Envelope, publish } from "#kernel/outbox";
 import { subscriber } from "#kernel/subscriber";
 import { LedgerSealed } from "../../functions/billing/events.ts";
 

@@ -1,6 +1,7 @@
 /** The dead-letter sink of the sources: moves undeliverable events to the dead letters, unless the relay publishes them again. */
+
+import { PUBLISH_ATTEMPTS_MAX } from "#kernel/limits";
 import { log } from "#kernel/log";
-import { PUBLISH_ATTEMPTS_MAX } from "#kernel/settings";
 import { moveToDeadLetters, subscriber } from "#kernel/subscriber";
 
 /** Returns the function that did not accept the event: the first label of the host in `knativeerrordest`. */

@@ -1,7 +1,5 @@
 /** Every minute: publishes overdue events of the outbox, and limits the outbox, the dead letters, keys and notifications. */
 import { query } from "#kernel/database";
-import { failure, log } from "#kernel/log";
-import { byTopic, type Envelope, publish } from "#kernel/outbox";
 import {
   DEAD_LETTER_HOURS_MAX,
   DEAD_LETTERS_BYTES_MAX,
@@ -17,7 +15,9 @@ import {
   RELAY_OVERDUE_SECONDS,
   RELAY_RUN_MILLISECONDS_MAX,
   TRIM_BATCH_DEAD_LETTERS_MAX,
-} from "#kernel/settings";
+} from "#kernel/limits";
+import { failure, log } from "#kernel/log";
+import { byTopic, type Envelope, publish } from "#kernel/outbox";
 import { subscriber } from "#kernel/subscriber";
 import { isRecording, measure, type Span } from "#kernel/telemetry";
 

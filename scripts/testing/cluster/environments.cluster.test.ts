@@ -8,7 +8,7 @@ import { Client, escapeIdentifier } from "pg";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { parseAllDocuments } from "yaml";
 import { kafkaClient } from "#kernel/kafka";
-import { PREFLIGHT_TYPE } from "#kernel/settings";
+import { PREFLIGHT_TYPE } from "#kernel/limits";
 import { PROGRAM_NAMES } from "../../build/image-files.ts";
 import { rolesOf, roleUrl } from "../../database/roles.ts";
 import { verifyLedger } from "../../database/verify-ledger.ts";

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { BATCH_KEY_CALLS_MAX, BATCH_WAIT_MILLISECONDS_MAX } from "#kernel/settings";
+import { BATCH_KEY_CALLS_MAX, BATCH_WAIT_MILLISECONDS_MAX } from "#kernel/limits";
 import { holdAccount, newUser, startTestLotus, type TestLotus, type TestUser } from "../lotus.ts";
 
 let lotus: TestLotus;

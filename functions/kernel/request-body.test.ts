@@ -3,7 +3,7 @@ import type { IncomingMessage } from "node:http";
 import { PassThrough } from "node:stream";
 import { describe, expect, it } from "vitest";
 import { Problem } from "./problem.ts";
-import { hasBody, Receiver } from "./receive.ts";
+import { hasBody, Receiver } from "./request-body.ts";
 
 /** A request whose body the test writes. */
 function request(headers: Record<string, string> = {}): IncomingMessage & PassThrough {
