@@ -1,6 +1,6 @@
 /** The messages between the gateway and the page of the console. Times are integer microseconds since 1970, by the gateway's clock. */
 
-import type { LogEvent, ProcessStatus } from "../local/status.ts";
+import type { LogEvent, ProcessStatus } from "../local/control-messages.ts";
 
 /** The state of an event. `dead letter` and `lost` are ends; `published` is the end of an event without subscriber. */
 export type EventState = "in the outbox" | "published" | "delivering" | "settled" | "dead letter" | "lost";

@@ -1,7 +1,7 @@
 /** Records what the local run knows about requests and events: log lines, publications, deliveries, starts. Bounded by count and bytes. */
 
+import type { LogEvent } from "../local/control-messages.ts";
 import type { Observer } from "../local/observer.ts";
-import type { LogEvent } from "../local/status.ts";
 import type { EventDetail, EventState, EventSummary, FunctionFigures, Span } from "./protocol.ts";
 import type { TracedDelivery, Traces } from "./traces.ts";
 

@@ -1,6 +1,6 @@
 /** The stream of server-sent events for the pages: batches each 100 ms, bounded buffers, a snapshot for clients that missed too much. */
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { LogEvent } from "../local/status.ts";
+import type { LogEvent } from "../local/control-messages.ts";
 import type { Batch, EventSummary, Job, Snapshot } from "./protocol.ts";
 
 const BATCH_MILLISECONDS = 100;

@@ -1,7 +1,7 @@
 /** Calls the control channel of the Lotus that runs in a folder. */
 import { Refusal } from "../cli/errors.ts";
+import type { LogEvent, ProcessStatus } from "./control-messages.ts";
 import { runOf } from "./run-file.ts";
-import type { LogEvent, ProcessStatus } from "./status.ts";
 
 /** A running Lotus. */
 export interface RunningLotus {

@@ -2,7 +2,7 @@ import { request } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterEach, describe, expect, it } from "vitest";
 import { type Control, createControl } from "./control.ts";
-import type { LogEvent } from "./status.ts";
+import type { LogEvent } from "./control-messages.ts";
 
 const endings: (() => void)[] = [];
 afterEach(() => {

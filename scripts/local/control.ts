@@ -7,8 +7,8 @@ import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { REQUEST_HEADER_BYTES_MAX } from "#kernel/limits";
 import { createHttpServer } from "#kernel/listener";
+import type { LogEvent, ProcessStatus } from "./control-messages.ts";
 import type { FunctionProcess } from "./function-process.ts";
-import type { LogEvent, ProcessStatus } from "./status.ts";
 
 /** Limits the earlier lines that a new listener of the event stream can request. */
 const HISTORY_LINES_MAX = 2_000;

@@ -1,6 +1,6 @@
 /** The state of the page, filled by the stream. Signals update the parts that read them. */
 import { computed, signal } from "@preact/signals";
-import type { LogEvent, ProcessStatus } from "../../local/status.ts";
+import type { LogEvent, ProcessStatus } from "../../local/control-messages.ts";
 import type {
   Batch,
   DatabaseFigures,
