@@ -23,11 +23,9 @@ import {
   currentContext,
   get,
   list,
-  namespace,
   runJob,
   secretValue,
   toYaml,
-  useNamespace,
   waitForRollout,
 } from "../kubernetes/kubectl.ts";
 import { lockedImages, readLock } from "../kubernetes/lock.ts";
@@ -54,11 +52,11 @@ async function namesToDeploy(wanted: readonly string[], all: readonly LotusFunct
   return wanted.length === 0 ? names : [...new Set(wanted)];
 }
 
-async function previousDeployment(): Promise<Previous> {
-  const configuration = await get("configmap", "lotus");
+async function previousDeployment(within: string): Promise<Previous> {
+  const configuration = await get("configmap", "lotus", within);
   return {
     configuration: configuration?.data as Record<string, string> | undefined,
-    adminUrl: secretValue(await get("secret", "database-admin"), "url"),
+    adminUrl: secretValue(await get("secret", "database-admin", within), "url"),
   };
 }
 
@@ -69,12 +67,13 @@ async function applyPlatform(
   environment: Environment,
 ): Promise<void> {
   const { database, kafka } = backends;
+  const { namespace: within } = environment;
   await apply(plan.namespace);
   await makeSecrets(backends, options, environment);
   await step("Platform: policies, configuration, Kafka, Postgres", async (report) => {
     report(changesIn(await apply([...plan.platform, ...plan.backends])));
-    if (kafka.kind === "cluster") await waitForRollout("statefulset", "kafka");
-    if (database.kind === "cluster") await waitForRollout("statefulset", "postgres");
+    if (kafka.kind === "cluster") await waitForRollout("statefulset", "kafka", within);
+    if (database.kind === "cluster") await waitForRollout("statefulset", "postgres", within);
   });
   await step("Migrations", async (report) => report(await runJob(plan.migrate)));
   await step("Topics", async (report) => report(await runJob(plan.topics)));
@@ -82,59 +81,60 @@ async function applyPlatform(
 }
 
 /** Deploys triggers before endpoints, so that every event has a trigger that understands it. */
-async function applyAllFunctions({ functions }: ClusterPlan): Promise<void> {
+async function applyAllFunctions({ functions }: ClusterPlan, within: string): Promise<void> {
   const triggers = functions.filter(({ kind }) => kind === "trigger");
   const endpoints = functions.filter(({ kind }) => kind === "endpoint");
   const budgets = functions.flatMap(({ disruptionBudget }) => disruptionBudget ?? []);
-  if (triggers.length > 0) await step("Triggers", (report) => applyFunctions(triggers, report));
-  if (endpoints.length > 0) await step("Endpoints", (report) => applyFunctions(endpoints, report));
+  if (triggers.length > 0) await step("Triggers", (report) => applyFunctions(triggers, within, report));
+  if (endpoints.length > 0) await step("Endpoints", (report) => applyFunctions(endpoints, within, report));
   if (budgets.length > 0) await step("Disruption budgets", async (report) => report(changesIn(await apply(budgets))));
   const sources = functions.flatMap(({ source }) => source ?? []);
   if (sources.length > 0) {
     await step("Sources", async (report) => {
       report(changesIn(await apply(sources)));
-      await waitForSources(sources.map(({ kind, metadata }) => `${kind.toLowerCase()}/${metadata.name}`));
+      const names = sources.map(({ kind, metadata }) => `${kind.toLowerCase()}/${metadata.name}`);
+      await waitForSources(names, within);
     });
   }
 }
 
 /** Without the controller of KafkaSource another program delivers, and the sources have no status. */
-async function waitForSources(sources: readonly string[]): Promise<void> {
+async function waitForSources(sources: readonly string[], within: string): Promise<void> {
   const controller = await get("deployment", "kafka-controller", "knative-eventing");
   for (const source of sources) {
     if (source.startsWith("kafkasource/") && controller === undefined) continue;
-    await run("kubectl", ["wait", source, "-n", namespace(), "--for=condition=Ready", "--timeout=180s"]);
+    await run("kubectl", ["wait", source, "-n", within, "--for=condition=Ready", "--timeout=180s"]);
   }
   // A source becomes ready before its dispatcher.
   if (controller !== undefined) await waitForRollout("statefulset", "kafka-source-dispatcher", "knative-eventing");
 }
 
-async function applyRoutes(plan: ClusterPlan): Promise<void> {
+async function applyRoutes(plan: ClusterPlan, within: string): Promise<void> {
   await step("Routes", async (report) => {
     report(changesIn(await apply(plan.routes)));
     const name = plan.routes.find(({ kind }) => kind === "Ingress")?.metadata.name ?? "";
     const ingress = `ingresses.networking.internal.knative.dev/${name}`;
-    await run("kubectl", ["wait", ingress, "-n", namespace(), "--for=condition=Ready", "--timeout=120s"]);
+    await run("kubectl", ["wait", ingress, "-n", within, "--for=condition=Ready", "--timeout=120s"]);
   });
 }
 
-async function switchMetrics(plan: ClusterPlan, on: boolean): Promise<void> {
+async function switchMetrics(plan: ClusterPlan, on: boolean, within: string): Promise<void> {
   await step(`Metrics ${on ? "on" : "off"}`, async () => {
     if (on) await apply(plan.metrics);
     else {
       for (const { kind, metadata } of plan.metrics) {
         if (kind === "PodMonitor" && (await get("crd", "podmonitors.monitoring.coreos.com", "")) === undefined)
           continue;
-        await run("kubectl", ["delete", kind, metadata.name, "-n", namespace(), "--ignore-not-found"]);
+        await run("kubectl", ["delete", kind, metadata.name, "-n", within, "--ignore-not-found"]);
       }
     }
   });
 }
 
-/** Returns the functions of the cluster that the checkout does not contain. Other programs may still call them. */
-async function leftovers(all: readonly LotusFunction[]): Promise<string[]> {
+/** Returns the functions of the namespace that the checkout does not contain. Other programs may still call them. */
+async function leftovers(all: readonly LotusFunction[], within: string): Promise<string[]> {
   const known = all.map(({ name }) => name);
-  const services = await list("services.serving.knative.dev", namespace(), "-l", "app.kubernetes.io/part-of=lotus");
+  const services = await list("services.serving.knative.dev", within, "-l", "app.kubernetes.io/part-of=lotus");
   return services.map(({ metadata }) => metadata.name).filter((name) => !known.includes(name));
 }
 
@@ -151,7 +151,7 @@ async function confirm({ name, namespace: within }: Environment, options: Deploy
 
 async function checkAll(options: DeployOptions, names: readonly string[], environment: Environment) {
   await checkReachable({ withKn: true });
-  const previous = await previousDeployment();
+  const previous = await previousDeployment(environment.namespace);
   if (options.functions.length > 0 && previous.configuration === undefined) {
     throw new Refusal("Lotus is not deployed here yet. Deploy all functions once: npx lotus deploy");
   }
@@ -161,9 +161,13 @@ async function checkAll(options: DeployOptions, names: readonly string[], enviro
 }
 
 /** Returns the image that a Service uses, when its content is the same and the cluster can still get it. */
-async function keptImages(contents: ReadonlyMap<string, string>, findings: Findings): Promise<Map<string, string>> {
+async function keptImages(
+  contents: ReadonlyMap<string, string>,
+  findings: Findings,
+  within: string,
+): Promise<Map<string, string>> {
   const kept = new Map<string, string>();
-  for (const service of await list("services.serving.knative.dev")) {
+  for (const service of await list("services.serving.knative.dev", within)) {
     const { annotations = {} } = service.spec.template.metadata ?? {};
     const { image } = service.spec.template.spec.containers[0];
     const { name } = service.metadata;
@@ -174,7 +178,12 @@ async function keptImages(contents: ReadonlyMap<string, string>, findings: Findi
 }
 
 /** Builds the image when a function needs it, and returns the image of each function and program. */
-async function provideImages(options: DeployOptions, all: readonly LotusFunction[], findings: Findings) {
+async function provideImages(
+  options: DeployOptions,
+  all: readonly LotusFunction[],
+  findings: Findings,
+  within: string,
+) {
   const base = await pinBase(options.base);
   const version = await versionOf(ROOT);
   const { tag, contents } = await step("Bundles", () =>
@@ -185,7 +194,7 @@ async function provideImages(options: DeployOptions, all: readonly LotusFunction
     ),
   );
   const reference = referenceOf(tag, options.registry);
-  const kept = await keptImages(contents, findings);
+  const kept = await keptImages(contents, findings, within);
   const images = new Map<string, ImageUse>(
     [...contents].map(([name, content]) => [name, { reference: kept.get(name) ?? reference, content }]),
   );
@@ -272,7 +281,7 @@ async function makeSecrets(backends: Backends, options: DeployOptions, environme
   });
   const { kafka } = backends;
   const isSecured = kafka.kind === "outside" && kafka.security !== undefined;
-  if (isSecured && (await get("secret", "kafka")) === undefined)
+  if (isSecured && (await get("secret", "kafka", environment.namespace)) === undefined)
     throw new Refusal(
       "The Secret kafka is missing. Give --kafka-tls with --kafka-user, --kafka-certificate or --kafka-authority once.",
     );
@@ -286,7 +295,7 @@ async function deploy(options: DeployOptions): Promise<void> {
     options.environment,
     all.map(({ name }) => name),
   );
-  useNamespace(environment.namespace);
+  const { namespace: within } = environment;
   if (options.dryRun) return printPlan(options, environment, all, names);
   const everything = options.functions.length === 0;
   const { backends, findings } = await step("Checks", () => checkAll(options, names, environment));
@@ -299,16 +308,16 @@ async function deploy(options: DeployOptions): Promise<void> {
   }
   const images =
     environment.name === LAPTOP
-      ? await provideImages(options, all, findings)
+      ? await provideImages(options, all, findings, within)
       : await lockedImages([...all.map(({ name }) => name), ...PROGRAM_NAMES]);
   const plan = await makePlan({ all, names, images, environment, backends, version: await versionOf(ROOT) });
   if (everything) await applyPlatform(plan, backends, options, environment);
-  await applyAllFunctions(plan);
-  await applyRoutes(plan);
+  await applyAllFunctions(plan, within);
+  await applyRoutes(plan, within);
   const metrics = options.metrics ?? (environment.metrics === undefined ? undefined : true);
-  if (metrics !== undefined) await switchMetrics(plan, metrics);
+  if (metrics !== undefined) await switchMetrics(plan, metrics, within);
   const profile = findings.loading?.kind === "minikube" ? findings.profile : undefined;
-  print(await summary(plan, environment, profile, await leftovers(all)));
+  print(await summary(plan, environment, profile, await leftovers(all, within)));
 }
 
 export default command({

@@ -8,16 +8,7 @@ import { SERVICES } from "../database/sql.ts";
 import { choose } from "../kubernetes/backends.ts";
 import { type Environment, LAPTOP, readEnvironment } from "../kubernetes/environment.ts";
 import { versionOf } from "../kubernetes/images.ts";
-import {
-  currentContext,
-  get,
-  type KubernetesObject,
-  list,
-  namespace,
-  runJob,
-  secretValue,
-  useNamespace,
-} from "../kubernetes/kubectl.ts";
+import { currentContext, get, type KubernetesObject, list, runJob, secretValue } from "../kubernetes/kubectl.ts";
 import { DEPLOY_OPTIONS, type DeployValues, readOptions } from "../kubernetes/options.ts";
 import { makePlan } from "../kubernetes/plan.ts";
 import { checkReachable } from "../kubernetes/preflight.ts";
@@ -31,14 +22,14 @@ import { addKey, retireOthers, signingKeyText, withoutKey } from "../secrets/key
 const MOUNT_SECONDS_MAX = 100;
 
 /** Changes an annotation of the running functions, so that the kubelets renew their secrets now. */
-async function nudge(): Promise<void> {
+async function nudge(within: string): Promise<void> {
   const selector = ["-l", "app.kubernetes.io/component=function"];
   const annotation = `lotus/secrets-renewed=${Date.now()}`;
   const { code, stderr } = await attempt("kubectl", [
     "annotate",
     "pods",
     "-n",
-    namespace(),
+    within,
     ...selector,
     "--overwrite",
     annotation,
@@ -57,51 +48,52 @@ async function wait(seconds: number, report: (progress: string) => void): Promis
   report("every pod has them");
 }
 
-async function checkDeployed(): Promise<void> {
-  if ((await get("secret", "public-keys")) === undefined)
+async function checkDeployed(within: string): Promise<void> {
+  if ((await get("secret", "public-keys", within)) === undefined)
     throw new Refusal("Lotus is not deployed here yet: npx lotus deploy makes the first keys.");
 }
 
-async function rotateKeys(): Promise<void> {
-  await checkDeployed();
-  const keys = await changePublicKeys(addKey);
-  await nudge();
+async function rotateKeys(within: string): Promise<void> {
+  await checkDeployed(within);
+  const keys = await changePublicKeys(within, addKey);
+  await nudge(within);
   // Every pod must know the public half before a token is signed with the private half.
   await step("The new public key reaches the pods", (report) => wait(MOUNT_SECONDS_MAX, report));
-  await writeSecrets(new Map([["signing-key", { "key.json": signingKeyText(keys) }]]));
+  await writeSecrets(new Map([["signing-key", { "key.json": signingKeyText(keys) }]]), within);
   // Last: an interruption before this line leaves the former key valid, and the next rotation retires it.
-  await changePublicKeys(retireOthers);
-  await nudge();
+  await changePublicKeys(within, retireOthers);
+  await nudge(within);
   print(
     `\nTokens are signed with ${keys.signingKey?.kid} now; older ones are accepted for ${TOKEN_SECONDS / 60} minutes more.`,
   );
 }
 
-async function revokeKey(kid: string): Promise<void> {
-  await checkDeployed();
-  const { signingKey: former } = (await readKeys()).keys;
-  const keys = await changePublicKeys((present) => withoutKey(present, kid)).catch((error: Error) => {
+async function revokeKey(kid: string, within: string): Promise<void> {
+  await checkDeployed(within);
+  const { signingKey: former } = (await readKeys(within)).keys;
+  const keys = await changePublicKeys(within, (present) => withoutKey(present, kid)).catch((error: Error) => {
     throw error instanceof UsageError ? new Refusal(error.message) : error;
   });
   if (keys.signingKey?.kid !== former?.kid) {
-    await writeSecrets(new Map([["signing-key", { "key.json": signingKeyText(keys) }]]));
+    await writeSecrets(new Map([["signing-key", { "key.json": signingKeyText(keys) }]]), within);
   }
-  await nudge();
+  await nudge(within);
   await step("The change reaches the pods", (report) => wait(MOUNT_SECONDS_MAX, report));
   print(`\nThe key ${kid} is revoked: every function refuses its tokens.`);
 }
 
 /** Returns the migrate Job of the deployment, with the image that its functions use. */
 async function migrateJob(environment: Environment, args: readonly string[]): Promise<KubernetesObject> {
+  const { namespace: within } = environment;
   const all = await findFunctions();
-  const configuration = (await get("configmap", "lotus"))?.data as Record<string, string> | undefined;
-  const [service] = await list("services.serving.knative.dev", namespace(), "-l", "app.kubernetes.io/part-of=lotus");
+  const configuration = (await get("configmap", "lotus", within))?.data as Record<string, string> | undefined;
+  const [service] = await list("services.serving.knative.dev", within, "-l", "app.kubernetes.io/part-of=lotus");
   if (service === undefined || configuration === undefined)
-    throw new Refusal(`Lotus is not deployed in the namespace ${namespace()}: npx lotus deploy`);
+    throw new Refusal(`Lotus is not deployed in the namespace ${within}: npx lotus deploy`);
   // Each image contains every program.
   const image = { reference: String(service.spec.template.spec.containers[0].image), content: "" };
   const images = new Map([...all.map(({ name }) => name), ...PROGRAM_NAMES].map((name) => [name, image]));
-  const previous = { configuration, adminUrl: secretValue(await get("secret", "database-admin"), "url") };
+  const previous = { configuration, adminUrl: secretValue(await get("secret", "database-admin", within), "url") };
   const backends = choose(readOptions(DEFAULT_VALUES, []), previous, environment);
   const names = all.map(({ name }) => name);
   const plan = await makePlan({ all, names, images, environment, backends, version: await versionOf(ROOT) });
@@ -119,7 +111,8 @@ const DEFAULT_VALUES = Object.fromEntries(
 ) as DeployValues;
 
 async function rotateOwner(environment: Environment): Promise<void> {
-  const secret = await get("secret", "database-admin");
+  const { namespace: within } = environment;
+  const secret = await get("secret", "database-admin", within);
   const url = secretValue(secret, "url");
   if (url === undefined) throw new Refusal("The Secret database-admin is missing; npx lotus deploy makes it.");
   const authority = secretValue(secret, "ca.crt");
@@ -129,25 +122,26 @@ async function rotateOwner(environment: Environment): Promise<void> {
   // Kubernetes may keep the key after a finished rotation. Then it contains the present password.
   const password = pending === undefined || pending === secretValue(secret, "password") ? newPassword() : pending;
   const now = { url, password: secretValue(secret, "password") ?? "", ...others };
-  await writeSecrets(new Map([["database-admin", { ...now, "next-password": password }]]));
+  await writeSecrets(new Map([["database-admin", { ...now, "next-password": password }]]), within);
   await step("The database changes the owner's password", async () => {
     const file = "/etc/lotus/database/next-password";
     await runJob(await migrateJob(environment, ["owner", "--new-password", file]));
   });
   const next = new URL(url);
   next.password = encodeURIComponent(password);
-  await writeSecrets(new Map([["database-admin", { url: next.href, password, ...others }]]));
+  await writeSecrets(new Map([["database-admin", { url: next.href, password, ...others }]]), within);
   print("\nThe owner's password is new. The Secret database-admin contains it.");
 }
 
 async function rotatePasswords(services: readonly string[], environment: Environment): Promise<void> {
+  const { namespace: within } = environment;
   const unknown = services.find((service) => !SERVICES.includes(service));
   if (unknown !== undefined)
     throw new Refusal(`The service ${unknown} does not exist. There are: ${SERVICES.join(", ")}, and owner.`);
   const job = await migrateJob(environment, ["roles", "--secrets", "/etc/lotus", "--change-passwords"]);
   const renewed = new Map<string, Record<string, string>>();
   for (const role of services.length === 0 ? SERVICES : services) {
-    const secret = await get("secret", `database-${role}`);
+    const secret = await get("secret", `database-${role}`, within);
     const url = secretValue(secret, "url");
     if (url === undefined) throw new Refusal(`The secret database-${role} is missing; npx lotus deploy makes it.`);
     const authority = secretValue(secret, "ca.crt");
@@ -157,10 +151,10 @@ async function rotatePasswords(services: readonly string[], environment: Environ
       ...(authority !== undefined && { "ca.crt": authority }),
     });
   }
-  await writeSecrets(renewed);
+  await writeSecrets(renewed, within);
   await step("The database changes the passwords", async () => {
     await runJob(job);
-    await nudge();
+    await nudge(within);
   });
   print(`\n${renewed.size} passwords are new.`);
 }
@@ -192,13 +186,11 @@ passwords   The roles of these services, or of all, get new passwords. Open conn
       throw new UsageError("Name the action: npx lotus rotate keys, revoke KID, or passwords [owner | SERVICE…].");
     const names = (await findFunctions()).map(({ name }) => name);
     const environment = await readEnvironment(values.environment, names);
-    useNamespace(environment.namespace);
+    const { namespace: within } = environment;
     await checkReachable({ withKn: false });
-    print(
-      `Environment ${environment.name}: namespace ${namespace()} of the kubectl context ${await currentContext()}.`,
-    );
-    if (what === "keys") await rotateKeys();
-    else if (what === "revoke") await revokeKey(kid);
+    print(`Environment ${environment.name}: namespace ${within} of the kubectl context ${await currentContext()}.`);
+    if (what === "keys") await rotateKeys(within);
+    else if (what === "revoke") await revokeKey(kid, within);
     else if (kid === "owner" && more.length === 0) await rotateOwner(environment);
     else await rotatePasswords(words, environment);
   },

@@ -4,7 +4,7 @@ import { command } from "../cli/command.ts";
 import { Refusal } from "../cli/errors.ts";
 import { print, step } from "../cli/output.ts";
 import { LAPTOP, readEnvironment } from "../kubernetes/environment.ts";
-import { currentContext, get, list, namespace, useNamespace } from "../kubernetes/kubectl.ts";
+import { currentContext, get, list } from "../kubernetes/kubectl.ts";
 import { checkReachable } from "../kubernetes/preflight.ts";
 import { attempt, run } from "../process/run.ts";
 import { findFunctions } from "../project/functions.ts";
@@ -29,18 +29,9 @@ const STEPS = {
 /** Objects that contain data or secrets. */
 const DATA_KINDS = ["persistentvolumeclaim", "secret", "configmap"];
 
-/** Returns the names of the objects of Lotus. A kind that the cluster does not know has no objects. */
-async function namesOf(kind: string): Promise<string[]> {
-  const { code, stdout, stderr } = await attempt("kubectl", [
-    "get",
-    kind,
-    "-n",
-    namespace(),
-    "-l",
-    LABEL,
-    "-o",
-    "json",
-  ]);
+/** Returns the names of the objects of Lotus in a namespace. A kind that the cluster does not know has no objects. */
+async function namesOf(kind: string, within: string): Promise<string[]> {
+  const { code, stdout, stderr } = await attempt("kubectl", ["get", kind, "-n", within, "-l", LABEL, "-o", "json"]);
   if (code !== 0) {
     if (/NotFound|doesn't have a resource type/.test(stderr)) return [];
     throw new Refusal(`kubectl cannot list ${kind}: ${stderr.trim()}`);
@@ -49,12 +40,12 @@ async function namesOf(kind: string): Promise<string[]> {
   return items.map(({ metadata }) => metadata.name);
 }
 
-async function deleteAll(kinds: readonly string[]): Promise<number> {
+async function deleteAll(kinds: readonly string[], within: string): Promise<number> {
   let deleted = 0;
   for (const kind of kinds) {
-    const names = await namesOf(kind);
+    const names = await namesOf(kind, within);
     if (names.length === 0) continue;
-    await run("kubectl", ["delete", kind, ...names, "-n", namespace(), "--ignore-not-found", "--timeout=180s"]);
+    await run("kubectl", ["delete", kind, ...names, "-n", within, "--ignore-not-found", "--timeout=180s"]);
     deleted += names.length;
   }
   return deleted;
@@ -70,7 +61,7 @@ const COUNTS = [
 ];
 
 /** Counts the rows of the Postgres in the namespace. Undefined: no Postgres answers. */
-async function countRows(): Promise<string | undefined> {
+async function countRows(within: string): Promise<string | undefined> {
   const sql = COUNTS.map(
     (table) =>
       `select '${table}', case when to_regclass('${table}') is null then null else (xpath('/row/c/text()', query_to_xml('select count(*) as c from ${table}', false, true, '')))[1]::text end`,
@@ -80,7 +71,7 @@ async function countRows(): Promise<string | undefined> {
   const { code, stdout } = await attempt("kubectl", [
     "exec",
     "-n",
-    namespace(),
+    within,
     "postgres-0",
     "--",
     "sh",
@@ -113,14 +104,14 @@ async function confirm(name: string, given: string | undefined): Promise<void> {
 async function undeploy(environmentName: string, withData: boolean, confirmed: string | undefined): Promise<void> {
   const names = (await findFunctions()).map(({ name }) => name);
   const environment = await readEnvironment(environmentName, names);
-  useNamespace(environment.namespace);
+  const { namespace: within } = environment;
   await checkReachable({ withKn: false });
   const context = await currentContext();
-  print(`Environment ${environment.name}: namespace ${namespace()} of the kubectl context ${context}.`);
-  if ((await get("namespace", namespace(), "")) === undefined) return print("Lotus is not in this cluster.");
-  const disks = await namesOf("persistentvolumeclaim");
+  print(`Environment ${environment.name}: namespace ${within} of the kubectl context ${context}.`);
+  if ((await get("namespace", within, "")) === undefined) return print("Lotus is not in this cluster.");
+  const disks = await namesOf("persistentvolumeclaim", within);
   if (withData) {
-    const rows = await countRows();
+    const rows = await countRows(within);
     print(
       `--delete-data deletes the disks ${disks.join(", ") || "(none)"}, all Secrets of Lotus with the keys and passwords, and the configuration.\n` +
         `The ledger: ${rows ?? "no Postgres in this namespace answers, so the rows are not counted"}.`,
@@ -128,12 +119,12 @@ async function undeploy(environmentName: string, withData: boolean, confirmed: s
   }
   if (withData || environment.name !== LAPTOP) await confirm(environment.name, confirmed);
   for (const [what, kinds] of Object.entries(STEPS))
-    await step(what, async (report) => report(`${await deleteAll(kinds)} removed`));
+    await step(what, async (report) => report(`${await deleteAll(kinds, within)} removed`));
   if (withData) {
-    await step("Data", async (report) => report(`${await deleteAll(DATA_KINDS)} removed`));
-    return print(`\nLotus and its data are removed. The namespace stays: kubectl delete namespace ${namespace()}`);
+    await step("Data", async (report) => report(`${await deleteAll(DATA_KINDS, within)} removed`));
+    return print(`\nLotus and its data are removed. The namespace stays: kubectl delete namespace ${within}`);
   }
-  const secrets = await list("secret", namespace(), "-l", LABEL);
+  const secrets = await list("secret", within, "-l", LABEL);
   print(
     `\nLotus is removed from the cluster. Kept: ${secrets.length} secrets, the configuration, and ${disks.length === 0 ? "no disks" : `the disks ${disks.join(", ")}`}.\n` +
       `npx lotus deploy brings it back. npx lotus undeploy --delete-data removes them.`,

@@ -4,7 +4,7 @@ import { Refusal } from "../cli/errors.ts";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
 import { type Environment, LAPTOP } from "./environment.ts";
 import { type KafkaSecurity, readSecurity, securityOf, writeSecurity } from "./kafka-security.ts";
-import { type KubernetesObject, namespace } from "./kubectl.ts";
+import type { KubernetesObject } from "./kubectl.ts";
 import type { DeployOptions } from "./options.ts";
 
 export type Database =
@@ -102,7 +102,7 @@ function kafkaOf(
   const inFile = kafka.mode === "cluster" ? kafka.brokers : undefined;
   const brokers = options.brokers ?? (remembers ? brokersBefore : inFile) ?? inFile ?? 1;
   if (brokersBefore !== undefined && brokers !== brokersBefore) {
-    const where = `kubectl -n ${namespace()} delete`;
+    const where = `kubectl -n ${environment.namespace} delete`;
     throw new Refusal(
       `The Kafka of this namespace has ${brokersBefore} ${brokersBefore === 1 ? "broker" : "brokers"}, and its voters cannot change while it runs. Start with an empty Kafka:\n` +
         `  ${where} kafkasource --all && ${where} statefulset kafka\n` +
@@ -133,7 +133,7 @@ function prefixOf(
   const before = previous?.["kafka-prefix"] ?? "";
   const wanted = options.kafkaPrefix ?? (environment.name === LAPTOP && previous ? before : environment.kafka.prefix);
   if (previous !== undefined && wanted !== before) {
-    const where = `kubectl -n ${namespace()} delete`;
+    const where = `kubectl -n ${environment.namespace} delete`;
     throw new Refusal(
       `The topics here begin with "${before}", and a KafkaSource cannot change its consumer group. Delete the sources:\n` +
         `  ${where} kafkasource --all && ${where} configmap lotus\n` +

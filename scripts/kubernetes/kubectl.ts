@@ -7,18 +7,6 @@ import { attempt, run, runJson } from "../process/run.ts";
 import { waitFor } from "../process/wait.ts";
 import { ROOT } from "../project/paths.ts";
 
-let current = "lotus";
-
-/** The namespace of the environment that this process works on. */
-export function namespace(): string {
-  return current;
-}
-
-/** Chooses the namespace of the environment that this process works on. */
-export function useNamespace(name: string): void {
-  current = name;
-}
-
 /** Returns the name of the current kubectl context. */
 export async function currentContext(): Promise<string> {
   return (await attempt("kubectl", ["config", "current-context"])).stdout.trim();
@@ -76,16 +64,16 @@ export function changesIn(lines: readonly string[]): string {
   return changed === 0 ? `${lines.length} objects, no changes` : `${changed} of ${lines.length} objects changed`;
 }
 
-/** One object, or undefined when it, or its kind, does not exist. */
-export async function get(kind: string, name: string, within = current): Promise<KubernetesObject | undefined> {
+/** Returns one object, or undefined when it, or its kind, does not exist. `within` is a namespace, or "" for an object of the cluster. */
+export async function get(kind: string, name: string, within: string): Promise<KubernetesObject | undefined> {
   const { code, stdout, stderr } = await attempt("kubectl", ["get", kind, name, "-n", within, "-o", "json"]);
   if (code === 0) return JSON.parse(stdout) as KubernetesObject;
   if (/NotFound|doesn't have a resource type/.test(stderr)) return undefined;
   throw new Refusal(`kubectl cannot read ${kind} ${name}: ${stderr.trim()}`);
 }
 
-/** All objects of a kind in a namespace, or with "" in all of them. */
-export async function list(kind: string, within = current, ...selectors: string[]): Promise<KubernetesObject[]> {
+/** Returns all objects of a kind in a namespace, or with "" in all namespaces. */
+export async function list(kind: string, within: string, ...selectors: string[]): Promise<KubernetesObject[]> {
   const where = within === "" ? ["-A"] : ["-n", within];
   const answer = await runJson<{ items: KubernetesObject[] }>("kubectl", [
     "get",
@@ -105,7 +93,7 @@ export function secretValue(secret: KubernetesObject | undefined, key: string): 
 }
 
 /** Waits until a Deployment or a StatefulSet runs what was applied. */
-export async function waitForRollout(kind: "deployment" | "statefulset", name: string, within = current) {
+export async function waitForRollout(kind: "deployment" | "statefulset", name: string, within: string) {
   const { code, stderr } = await attempt("kubectl", [
     "rollout",
     "status",
@@ -139,22 +127,23 @@ const JOB_LABEL = "app.kubernetes.io/name";
 
 /** Removes earlier Jobs of this kind, runs this one and waits for its end. The last lines of its pod are part of the error. */
 export async function runJob(job: KubernetesObject): Promise<string> {
-  const { name } = job.metadata;
+  const { name, namespace: within } = job.metadata;
+  if (within === undefined) throw new Error(`The job ${name} has no namespace.`);
   const selector = `${JOB_LABEL}=${job.metadata.labels?.[JOB_LABEL]},app.kubernetes.io/part-of=lotus`;
-  await run("kubectl", ["delete", "job", "-l", selector, "-n", current, "--ignore-not-found", "--wait"]);
+  await run("kubectl", ["delete", "job", "-l", selector, "-n", within, "--ignore-not-found", "--wait"]);
   await apply([job]);
   const end = await waitFor<{ type: string; message?: string }>(
     async () => {
       const conditions: { type: string; status: string; message?: string }[] =
-        (await get("job", name))?.status?.conditions ?? [];
+        (await get("job", name, within))?.status?.conditions ?? [];
       return conditions.find(({ type, status }) => status === "True" && (type === "Complete" || type === "Failed"));
     },
     { millisecondsMax: JOB_MILLISECONDS_MAX, stepMilliseconds: JOB_STEP_MILLISECONDS },
   );
-  const { stdout } = await attempt("kubectl", ["logs", `job/${name}`, "-n", current, "--tail=10"]);
+  const { stdout } = await attempt("kubectl", ["logs", `job/${name}`, "-n", within, "--tail=10"]);
   if (end?.type === "Complete") return stdout.trim().replaceAll("\n", "; ");
   throw new Refusal(
     `The job ${name} failed: ${end === undefined ? "it did not end in ten minutes" : (end.message ?? "no reason was given")}\n  ${stdout.trim().replaceAll("\n", "\n  ")}\n` +
-      `Details: kubectl -n ${current} describe job/${name} pods`,
+      `Details: kubectl -n ${within} describe job/${name} pods`,
   );
 }

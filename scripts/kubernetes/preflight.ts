@@ -5,7 +5,7 @@ import { attempt } from "../process/run.ts";
 import type { Backends } from "./backends.ts";
 import type { Environment } from "./environment.ts";
 import type { Loading } from "./images.ts";
-import { get, type KubernetesObject, list, namespace } from "./kubectl.ts";
+import { get, type KubernetesObject, list } from "./kubectl.ts";
 import { architectureFaults } from "./lock.ts";
 import { BUILDERS, type Builder, type DeployOptions } from "./options.ts";
 import type { ImageUse } from "./plan.ts";
@@ -100,7 +100,7 @@ export async function findBuilder(
   );
 }
 
-async function checkKnative({ ingress, servingNamespace }: Environment): Promise<string[]> {
+async function checkKnative({ namespace, ingress, servingNamespace }: Environment): Promise<string[]> {
   const wrong: string[] = [];
   const advice = "npx lotus cluster sets up minikube with it; for another cluster: https://knative.dev/docs/install/";
   const { stdout } = await attempt("kubectl", ["get", "crd", "-o", "name"]);
@@ -126,7 +126,7 @@ async function checkKnative({ ingress, servingNamespace }: Environment): Promise
     "create",
     "ingresses.networking.internal.knative.dev",
     "-n",
-    namespace(),
+    namespace,
   ]);
   if (code !== 0 && answer.trim() === "no") {
     wrong.push(

@@ -5,7 +5,7 @@ import { Refusal } from "../cli/errors.ts";
 import { eachOf } from "../process/concurrency.ts";
 import { attempt, run } from "../process/run.ts";
 import { ROOT } from "../project/paths.ts";
-import { get, list, namespace, toYaml } from "./kubectl.ts";
+import { get, list, toYaml } from "./kubectl.ts";
 import type { FunctionPlan } from "./plan.ts";
 
 const READY_SECONDS_MAX = 180;
@@ -49,8 +49,8 @@ interface Condition {
 }
 
 /** Returns why a function is not ready, from its pod or its conditions. */
-async function reasonOf(name: string): Promise<string> {
-  const pods = await list("pods", namespace(), "-l", `serving.knative.dev/service=${name}`);
+async function reasonOf(name: string, within: string): Promise<string> {
+  const pods = await list("pods", within, "-l", `serving.knative.dev/service=${name}`);
   for (const pod of pods) {
     for (const { name: container, state, lastState } of pod.status?.containerStatuses ?? []) {
       const waiting = state?.waiting;
@@ -60,7 +60,7 @@ async function reasonOf(name: string): Promise<string> {
         "logs",
         pod.metadata.name,
         "-n",
-        namespace(),
+        within,
         "-c",
         container,
         "--tail=5",
@@ -68,12 +68,12 @@ async function reasonOf(name: string): Promise<string> {
       return `${container} in ${pod.metadata.name}: ${waiting.reason}${ended}. ${waiting.message ?? ""}\n  ${stdout.trim().replaceAll("\n", "\n  ")}`;
     }
   }
-  const service = await get("services.serving.knative.dev", name);
+  const service = await get("services.serving.knative.dev", name, within);
   const conditions: Condition[] = service?.status?.conditions ?? [];
   return conditions.find(({ status }) => status !== "True")?.message ?? "its status contains no reason";
 }
 
-async function waitFor({ name, service: applied }: FunctionPlan): Promise<void> {
+async function waitFor({ name, service: applied }: FunctionPlan, within: string): Promise<void> {
   const rollout = /^(\d+)s$/.exec(applied.metadata.annotations?.["serving.knative.dev/rollout-duration"] ?? "")?.[1];
   const until = Date.now() + (READY_SECONDS_MAX + Number(rollout ?? 0)) * 1000;
   let fault: string | undefined;
@@ -82,13 +82,13 @@ async function waitFor({ name, service: applied }: FunctionPlan): Promise<void> 
     "wait",
     name,
     "-n",
-    namespace(),
+    within,
     "--wait-timeout",
     String(READY_SECONDS_MAX),
   ]);
   // Right after `apply` the status may be that of the former revision.
   while (code === 0 && Date.now() < until) {
-    const service = await get("services.serving.knative.dev", name);
+    const service = await get("services.serving.knative.dev", name, within);
     const {
       observedGeneration,
       latestCreatedRevisionName,
@@ -107,19 +107,20 @@ async function waitFor({ name, service: applied }: FunctionPlan): Promise<void> 
     await new Promise((resolve) => setTimeout(resolve, 250));
   }
   if (fault !== undefined)
-    throw new Refusal(`${fault} A revision may be pinned: kn service describe ${name} -n ${namespace()}`);
+    throw new Refusal(`${fault} A revision may be pinned: kn service describe ${name} -n ${within}`);
   throw new Refusal(
-    `The function ${name} did not become ready: ${await reasonOf(name)}\nAn earlier revision still serves. ` +
-      `Details: kn revision list -s ${name} -n ${namespace()}`,
+    `The function ${name} did not become ready: ${await reasonOf(name, within)}\nAn earlier revision still serves. ` +
+      `Details: kn revision list -s ${name} -n ${within}`,
   );
 }
 
-/** Applies functions, then waits for all of them. Returns the names of those that changed. */
+/** Applies functions to a namespace, then waits for all of them. Returns the names of those that changed. */
 export async function applyFunctions(
   functions: readonly FunctionPlan[],
+  within: string,
   report: (progress: string) => void,
 ): Promise<string[]> {
-  const folder = join(ROOT, ".lotus/knative");
+  const folder = join(ROOT, ".lotus/knative", within);
   await mkdir(folder, { recursive: true });
   const changed: string[] = [];
   let applied = 0;
@@ -127,13 +128,13 @@ export async function applyFunctions(
     // kn reads one document from one file, and no standard input.
     const file = join(folder, `${name}.yaml`);
     await writeFile(file, toYaml([service]));
-    const said = await run("kn", ["service", "apply", "-f", file, "--no-wait", "-n", namespace()]);
+    const said = await run("kn", ["service", "apply", "-f", file, "--no-wait", "-n", within]);
     if (!/no changes/i.test(said)) changed.push(name);
     report(`applied ${++applied} of ${functions.length}, ${changed.length} changed`);
   }
   let ready = 0;
   await eachOf(functions, WAITS_AT_ONCE, async (fn) => {
-    await waitFor(fn);
+    await waitFor(fn, within);
     report(`${++ready} of ${functions.length} ready, ${changed.length} changed`);
   });
   return changed;

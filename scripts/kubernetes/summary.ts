@@ -1,6 +1,6 @@
 /** The summary of a deployment, with the next commands. */
 import type { Environment } from "./environment.ts";
-import { get, namespace } from "./kubectl.ts";
+import { get } from "./kubectl.ts";
 import type { ClusterPlan } from "./plan.ts";
 
 /** Returns the address of Kourier's load balancer. On minikube it has one while the tunnel runs. */
@@ -55,7 +55,8 @@ export async function summary(
     "",
     `Lotus is deployed: ${functions.length} functions, all ready. Pods without requests end after about 90 s.`,
     ...leftovers.map(
-      (name) => `The checkout no longer contains ${name}. To remove it: kn service delete ${name} -n ${namespace()}`,
+      (name) =>
+        `The checkout no longer contains ${name}. To remove it: kn service delete ${name} -n ${environment.namespace}`,
     ),
     "",
     "Next:",
@@ -65,8 +66,8 @@ export async function summary(
       profile,
     ).map((line) => `  ${line}`),
     "To see the pods:",
-    `  kn service list -n ${namespace()}`,
-    `  kubectl -n ${namespace()} get pods --watch`,
+    `  kn service list -n ${environment.namespace}`,
+    `  kubectl -n ${environment.namespace} get pods --watch`,
   ];
   return lines.join("\n");
 }

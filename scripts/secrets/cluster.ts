@@ -6,7 +6,7 @@ import { SERVICES } from "../database/sql.ts";
 import { clusterPostgres, type Database, withoutPassword } from "../kubernetes/backends.ts";
 import type { Environment } from "../kubernetes/environment.ts";
 import { type KafkaCredentials, secretOf, securityOf } from "../kubernetes/kafka-security.ts";
-import { get, type KubernetesObject, namespace, secretValue, toYaml } from "../kubernetes/kubectl.ts";
+import { get, type KubernetesObject, secretValue, toYaml } from "../kubernetes/kubectl.ts";
 import { run } from "../process/run.ts";
 import { addKey, type Keys, parseKeys, publicKeysText, retireOthers, signingKeyText } from "./keys.ts";
 
@@ -20,13 +20,13 @@ const KEY_CHANGES_MAX = 5;
 
 /**
  * Writes Secrets. Their values are never printed and never part of a command line.
- * @param within the namespace; the default is that of the command
+ * @param within the namespace
  * @param version makes Kubernetes refuse the change of a Secret that has another version
  */
 export async function writeSecrets(
   values: ReadonlyMap<string, Readonly<Record<string, string>>>,
+  within: string,
   version?: string,
-  within = namespace(),
 ): Promise<void> {
   if (values.size === 0) return;
   const secrets = [...values].map(([name, stringData]): KubernetesObject => {
@@ -43,8 +43,8 @@ export async function writeSecrets(
   await run("kubectl", ["apply", ...options, "-f", "-"], { input: toYaml(secrets) });
 }
 
-/** The Secrets of the keys, as the cluster has them now. */
-export async function readKeys(within = namespace()): Promise<{ keys: Keys; version: string | undefined }> {
+/** Reads the Secrets of the keys in a namespace. */
+export async function readKeys(within: string): Promise<{ keys: Keys; version: string | undefined }> {
   // In this order: a version older than the signing key is refused when it is written.
   const publicKeys = await get("secret", "public-keys", within);
   const signingKey = secretValue(await get("secret", "signing-key", within), "key.json");
@@ -55,15 +55,15 @@ export async function readKeys(within = namespace()): Promise<{ keys: Keys; vers
 }
 
 /**
- * Changes the public keys. Kubernetes refuses the change when another one came between reading and writing; then the change is repeated.
+ * Changes the public keys of a namespace. Kubernetes refuses the change when another one came between reading and writing; then the change is repeated.
  * @returns the keys after the change
  */
-export async function changePublicKeys(change: (keys: Keys) => Promise<Keys> | Keys): Promise<Keys> {
+export async function changePublicKeys(within: string, change: (keys: Keys) => Promise<Keys> | Keys): Promise<Keys> {
   for (let attempt = 1; ; attempt++) {
-    const { keys, version } = await readKeys();
+    const { keys, version } = await readKeys(within);
     const changed = await change(keys);
     try {
-      await writeSecrets(new Map([["public-keys", { "jwks.json": publicKeysText(changed) }]]), version);
+      await writeSecrets(new Map([["public-keys", { "jwks.json": publicKeysText(changed) }]]), within, version);
       return changed;
     } catch (error) {
       if (attempt === KEY_CHANGES_MAX || !/conflict|the object has been modified/i.test(String(error))) throw error;
@@ -102,7 +102,6 @@ export async function ensureSecrets(
   environment: Environment,
   { pooler, authority, password: given }: DatabaseExtras = {},
 ): Promise<string[]> {
-  // An explicit namespace, because two environments may be prepared at the same time.
   const { namespace: within } = environment;
   const missing = new Map<string, Record<string, string>>();
   const owner = await get("secret", "database-admin", within);
@@ -151,6 +150,6 @@ export async function ensureSecrets(
     missing.set("signing-key", { "key.json": signingKeyText(keys) });
   }
   if (securityOf(kafka) !== undefined) missing.set("kafka", secretOf(kafka));
-  await writeSecrets(missing, undefined, within);
+  await writeSecrets(missing, within);
   return [...missing.keys()];
 }

@@ -6,13 +6,13 @@ import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, inject, it } from "vitest";
 import { parse } from "yaml";
 import { TARGET_DEFAULT } from "../../generate/knative.ts";
-import { type KubernetesObject, namespace, toYaml } from "../../kubernetes/kubectl.ts";
+import { type KubernetesObject, toYaml } from "../../kubernetes/kubectl.ts";
 import { run } from "../../process/run.ts";
 
 import { PROGRAM, ROOT } from "../../project/paths.ts";
 import { runScenario } from "../../scenario/run.ts";
 import { BASE_URL, describeLoad, startLoad } from "./load.ts";
-import { deletePods, functionPods } from "./pods.ts";
+import { deletePods, functionPods, NAMESPACE } from "./pods.ts";
 
 const cluster = inject("cluster");
 const databaseUrl = cluster.skipped === undefined ? cluster.databaseUrl : "";
@@ -20,14 +20,14 @@ const USERS = 4;
 
 /** Applies a deployed function with a change, and waits for its new revision. */
 async function roll(name: string, change: (template: KubernetesObject["spec"]) => void): Promise<void> {
-  const deployed = join(ROOT, ".lotus/knative", `${name}.yaml`);
+  const deployed = join(ROOT, ".lotus/knative", NAMESPACE, `${name}.yaml`);
   const service = parse(await readFile(deployed, "utf8")) as KubernetesObject;
   change(service.spec.template);
   const folder = join(ROOT, ".lotus/knative/test");
   await mkdir(folder, { recursive: true });
   const file = join(folder, `${name}.yaml`);
   await writeFile(file, toYaml([service]));
-  await run("kn", ["service", "apply", "-f", file, "-n", namespace(), "--wait-timeout", "120"]);
+  await run("kn", ["service", "apply", "-f", file, "-n", NAMESPACE, "--wait-timeout", "120"]);
 }
 
 const newRevision = (name: string) =>

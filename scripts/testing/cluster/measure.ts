@@ -10,12 +10,12 @@ import { median, ratios, spread } from "../../bench/statistics.ts";
 import { describeError } from "../../cli/errors.ts";
 import { table } from "../../cli/text.ts";
 import { TARGET_DEFAULT } from "../../generate/knative.ts";
-import { get, list, namespace, readDocuments, toYaml } from "../../kubernetes/kubectl.ts";
+import { get, list, readDocuments, toYaml } from "../../kubernetes/kubectl.ts";
 import { BASE_DEFAULT } from "../../kubernetes/options.ts";
 import { attempt, run } from "../../process/run.ts";
 
 import { ROOT } from "../../project/paths.ts";
-import { functionPods, waitForZero } from "./pods.ts";
+import { functionPods, NAMESPACE, waitForZero } from "./pods.ts";
 
 const BARE = "bare-node";
 const BARE_PROGRAM =
@@ -52,7 +52,7 @@ async function applyBare(base: string): Promise<void> {
   await mkdir(join(ROOT, ".lotus/knative"), { recursive: true });
   const file = join(ROOT, `.lotus/knative/${BARE}.yaml`);
   await writeFile(file, toYaml([bare]));
-  await run("kn", ["service", "apply", "-f", file, "-n", namespace()]);
+  await run("kn", ["service", "apply", "-f", file, "-n", NAMESPACE]);
 }
 
 async function newUser(): Promise<{ token: string; id: string; email: string }> {
@@ -85,7 +85,7 @@ function callsOf(user: { token: string; id: string; email: string }): Call[] {
   });
   const event = (name: string, topic: string, data: object): Call => ({
     name,
-    url: `http://${name}.${namespace()}.svc.cluster.local/`,
+    url: `http://${name}.${NAMESPACE}.svc.cluster.local/`,
     method: "POST",
     body: data,
     headers: {
@@ -97,7 +97,7 @@ function callsOf(user: { token: string; id: string; email: string }): Call[] {
     },
   });
   return [
-    { name: BARE, url: `http://${BARE}.${namespace()}.svc.cluster.local/`, method: "GET" },
+    { name: BARE, url: `http://${BARE}.${NAMESPACE}.svc.cluster.local/`, method: "GET" },
     endpoint("POST", "/profile/register", { email: `${randomUUID()}@example.com`, password: "correct horse battery" }),
     endpoint("POST", "/profile/login", { email: user.email, password: "correct horse battery" }),
     endpoint("GET", "/profile/me"),
@@ -120,7 +120,7 @@ async function memoryOf(name: string): Promise<number | undefined> {
   const [pod] = await functionPods(name);
   if (pod === undefined) return undefined;
   const read = 'console.log(require("node:fs").readFileSync("/proc/1/status", "utf8").match(/VmRSS:\\s+(\\d+)/)[1])';
-  const where = ["exec", pod.metadata.name, "-n", namespace(), "-c", "user-container", "--"];
+  const where = ["exec", pod.metadata.name, "-n", NAMESPACE, "-c", "user-container", "--"];
   for (const node of ["node", "/nodejs/bin/node"]) {
     const { code, stdout } = await attempt("kubectl", [...where, node, "-e", read]);
     if (code === 0) return Number(stdout.trim()) * 1024;
@@ -158,7 +158,7 @@ async function imageBytes(name: string, base: string): Promise<{ whole: number; 
   const images: { names?: string[]; sizeBytes: number }[] = nodes.flatMap(({ status }) => status?.images ?? []);
   const bytesOf = (reference: string) =>
     images.find(({ names = [] }) => names.includes(reference))?.sizeBytes ?? Number.NaN;
-  const service = await get("services.serving.knative.dev", name);
+  const service = await get("services.serving.knative.dev", name, NAMESPACE);
   const whole = bytesOf(service?.spec.template.spec.containers[0].image);
   return { whole, own: whole - bytesOf(base) };
 }
@@ -184,7 +184,7 @@ async function main(): Promise<void> {
     const figures = [spread(taken, 0), median(ratios(taken, bare)).toFixed(2), resident.toFixed(1)];
     rows.push([name, ...figures, (whole / 1e6).toFixed(1), (own / 1e6).toFixed(2)]);
   }
-  await run("kn", ["service", "delete", BARE, "-n", namespace()]);
+  await run("kn", ["service", "delete", BARE, "-n", NAMESPACE]);
   console.log(
     `\n${table(rows)}\n\nOf ${values.rounds} rounds: the median (the least–the most); the ratio round by round.`,
   );

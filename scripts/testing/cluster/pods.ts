@@ -1,14 +1,18 @@
 /** Counts and deletes the pods of functions. */
 import { setTimeout as delay } from "node:timers/promises";
-import { type KubernetesObject, list, namespace } from "../../kubernetes/kubectl.ts";
+import { TARGET_DEFAULT } from "../../generate/knative.ts";
+import { type KubernetesObject, list } from "../../kubernetes/kubectl.ts";
 import { run } from "../../process/run.ts";
+
+/** The namespace of the environment laptop, which setup.ts deploys. */
+export const { namespace: NAMESPACE } = TARGET_DEFAULT;
 
 const ZERO_SECONDS_MAX = 240;
 const SERVICE = "serving.knative.dev/service";
 
 /** The pods of one function, or of all but the one that a PingSource wakes every minute. */
 export async function functionPods(name?: string): Promise<KubernetesObject[]> {
-  const pods = await list("pods", namespace(), "-l", "app.kubernetes.io/component=function");
+  const pods = await list("pods", NAMESPACE, "-l", "app.kubernetes.io/component=function");
   return pods.filter(({ metadata }) => {
     const service = metadata.labels?.[SERVICE];
     return name === undefined ? service !== "events-relay" : service === name;
@@ -28,5 +32,5 @@ export async function deletePods(pods: readonly KubernetesObject[], killed = fal
   if (pods.length === 0) return;
   const names = pods.map(({ metadata }) => metadata.name);
   const how = killed ? ["--force", "--grace-period=0"] : [];
-  await run("kubectl", ["delete", "pod", ...names, "-n", namespace(), "--wait=false", "--ignore-not-found", ...how]);
+  await run("kubectl", ["delete", "pod", ...names, "-n", NAMESPACE, "--wait=false", "--ignore-not-found", ...how]);
 }
