@@ -34,7 +34,7 @@ const eventOf = (number: number): EventSummary => ({
 const snapshot: Snapshot = {
   run: "bench",
   topology: { endpoints: [], topics: [], triggers: [], others: [] },
-  withKafka: false,
+  kafka: "none",
   ownPostgres: true,
   spanTarget: "nowhere",
 };

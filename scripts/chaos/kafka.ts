@@ -36,6 +36,10 @@ export async function startSecuredKafka(folder: string, onProgress: (line: strin
   if (kafka.secured.length === 0)
     throw new Error("Chaos kills its brokers, so it starts its own. Run it without the variable KAFKA_BROKERS.");
   return {
+    owned: kafka.owned,
+    get running() {
+      return kafka.running;
+    },
     bootstrap: kafka.bootstrap,
     secured: kafka.secured,
     stop: () => kafka.stop(),

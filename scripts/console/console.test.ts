@@ -42,6 +42,7 @@ const LEDGER_MILLISECONDS_MAX = 20_000;
 const WCAG = { tags: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"] };
 const ALL_RULES = { tags: [...WCAG.tags, "best-practice"] };
 const WAIT_MILLISECONDS_MAX = 60_000;
+const FAULT_MILLISECONDS = 1_500;
 /** A killed function leaves events that the relay publishes after a minute. */
 const FAULT_MILLISECONDS_MAX = 180_000;
 const RELAY_PAUSE_MILLISECONDS = 1_000;
@@ -56,7 +57,7 @@ interface Part {
 
 let lotus: TestLotus;
 beforeAll(async () => {
-  lotus = await startTestLotus({ console: true, otel: true });
+  lotus = await startTestLotus({ console: true, otel: true, faultMilliseconds: FAULT_MILLISECONDS });
 });
 afterAll(() => lotus?.stop());
 

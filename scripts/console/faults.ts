@@ -11,14 +11,22 @@ import { Load, type LoadResult } from "./load.ts";
 import type { Job } from "./protocol.ts";
 
 const FAULT_LOAD_PER_SECOND = 20;
-/** The load runs this long before and after a fault. */
-const CALM_MILLISECONDS = 2_000;
-const FAULT_LOAD_SECONDS = 8;
-const FAULT_MILLISECONDS = 5_000;
+/** How long a fault lasts. */
+export const FAULT_MILLISECONDS = 5_000;
+/** The load begins before a fault and ends after it. Both are parts of the duration of the fault. */
+const CALM_BEFORE = 0.4;
+const LOAD_DURATION = 1.6;
 const CUT_STEP_MILLISECONDS = 50;
 const KILLS = 3;
 const LOAD_PER_SECOND_MAX = 500;
 const LOAD_SECONDS_MAX = 120;
+
+/** The brokers of the run, as one. */
+interface OwnKafka {
+  isRunning(): boolean;
+  kill(): void;
+  restart(): Promise<void>;
+}
 
 /** The parts of the run that faults use. */
 export interface FaultOptions {
@@ -26,8 +34,9 @@ export interface FaultOptions {
   readonly database: ConsoleDatabase;
   readonly jobs: Jobs;
   readonly ownPostgres: boolean;
+  readonly faultMilliseconds: number;
   /** Stops the brokers and starts them again. Undefined: Lotus did not start the brokers. */
-  readonly kafka: { kill(): void; restart(): Promise<void> } | undefined;
+  readonly kafka: OwnKafka | undefined;
   url(): string | undefined;
   /** Publishes an event as a foreign producer does. */
   publish(topic: string, attributes: Readonly<Record<string, string>>, body: string): Promise<void>;
@@ -56,12 +65,12 @@ export class Faults {
 
   /** Starts a fault by its name. @throws {Refusal} when this run does not allow it */
   start(name: string, target: string): Job {
-    const { control, database } = this.#options;
+    const { control, database, faultMilliseconds } = this.#options;
     if (name === "kill") {
       return this.#underLoad(`Kill ${target}`, async (stop) => {
         for (let kill = 0; kill < KILLS && !stop.aborted; kill++) {
           control.act(target, "kill");
-          await delay(FAULT_MILLISECONDS / KILLS);
+          await delay(faultMilliseconds / KILLS);
         }
       });
     }
@@ -70,7 +79,7 @@ export class Faults {
         if (control.act(target, "freeze") !== "done")
           throw new Refusal(`${target} has no process now. Send it a request first.`);
         try {
-          await delay(FAULT_MILLISECONDS);
+          await delay(faultMilliseconds);
         } finally {
           control.act(target, "thaw");
         }
@@ -79,7 +88,7 @@ export class Faults {
     if (name === "cut-database") {
       this.#needOwnPostgres();
       return this.#underLoad("Cut the database", async (stop) => {
-        const until = performance.now() + FAULT_MILLISECONDS;
+        const until = performance.now() + faultMilliseconds;
         while (performance.now() < until && !stop.aborted) {
           await database.cutFunctions();
           await delay(CUT_STEP_MILLISECONDS);
@@ -90,14 +99,11 @@ export class Faults {
       this.#needOwnPostgres();
       return this.#underLoad("Kill Postgres", async () => void control.act("postgres", "kill"));
     }
-    if (name === "stop-kafka") {
+    if (name === "stop-kafka" || name === "start-kafka") {
       const { kafka } = this.#options;
-      if (kafka === undefined) throw new Refusal("Lotus did not start Kafka. Start both: npm start -- --kafka.");
-      return this.#underLoad("Stop Kafka", async () => {
-        kafka.kill();
-        await delay(FAULT_MILLISECONDS);
-        await kafka.restart();
-      });
+      if (kafka === undefined)
+        throw new Refusal("Lotus stops only a Kafka that it started by itself: npm start -- --kafka.");
+      return name === "stop-kafka" ? this.#stopKafka(kafka) : this.#startKafka(kafka);
     }
     if (name === "poison") return this.#poison();
     if (name === "scenario") return this.#scenario();
@@ -115,13 +121,34 @@ export class Faults {
     return this.#run(`${perSecond} payments/s for ${seconds} s`, perSecond, seconds);
   }
 
+  #stopKafka(kafka: OwnKafka): Job {
+    const { faultMilliseconds } = this.#options;
+    return this.#underLoad("Stop Kafka", async () => {
+      kafka.kill();
+      await delay(faultMilliseconds);
+      await kafka.restart();
+    });
+  }
+
+  #startKafka(kafka: OwnKafka): Job {
+    if (kafka.isRunning()) throw new Refusal("Kafka is running.");
+    // In the group of the loads: the fault that stops Kafka starts it too.
+    return this.#options.jobs.start("load", "Start Kafka", async () => {
+      await kafka.restart();
+      await this.#options.tick();
+      return "Kafka is running, and the relay has published the overdue events.";
+    });
+  }
+
   #needOwnPostgres(): void {
     if (!this.#options.ownPostgres) throw new Refusal("Lotus cuts only a Postgres that it started by itself.");
   }
 
   #underLoad(name: string, fault: (stop: AbortSignal) => Promise<void>): Job {
-    return this.#run(name, FAULT_LOAD_PER_SECOND, FAULT_LOAD_SECONDS, async (stop) => {
-      await delay(CALM_MILLISECONDS);
+    const { faultMilliseconds } = this.#options;
+    const seconds = (faultMilliseconds * LOAD_DURATION) / 1000;
+    return this.#run(name, FAULT_LOAD_PER_SECOND, seconds, async (stop) => {
+      await delay(faultMilliseconds * CALM_BEFORE);
       await fault(stop);
     });
   }

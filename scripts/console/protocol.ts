@@ -129,12 +129,15 @@ export interface Batch {
   readonly dropped?: number;
 }
 
+/** Who started the brokers: a foreign program (`given`), or this run. `none`: the event bus carries the events. */
+export type KafkaOrigin = "none" | "given" | "started";
+
 /** The whole state, for a client that begins or has missed too much. */
 export interface Snapshot extends Batch {
   /** Identifies the run. Ids of the stream begin with it. */
   readonly run: string;
   readonly topology: Topology;
-  readonly withKafka: boolean;
+  readonly kafka: KafkaOrigin;
   /** Whether Lotus started the Postgres, so that faults may be injected. */
   readonly ownPostgres: boolean;
   readonly spanTarget: SpanTarget;

@@ -33,11 +33,12 @@ const TOKEN_HEADER = "lotus-console";
 const LOOPBACK = /^(?:127\.|::1$|::ffff:127\.)/;
 
 /** The run that the console shows and commands. */
-export interface ConsoleOptions extends Pick<FaultOptions, "kafka" | "publish" | "url" | "tick"> {
+export interface ConsoleOptions extends Pick<FaultOptions, "kafka" | "faultMilliseconds" | "publish" | "url" | "tick"> {
   readonly control: Control;
   /** The owner's URL of the database. */
   readonly databaseUrl: string;
   readonly functions: readonly LotusFunction[];
+  /** Whether Kafka carries the events. Lotus may not have started it. */
   readonly withKafka: boolean;
   readonly ownPostgres: boolean;
   /** Receives the spans of the functions. Undefined: they go elsewhere, or nowhere. */
@@ -139,7 +140,7 @@ export function createConsole(options: ConsoleOptions): Console {
     (): Snapshot => ({
       run,
       topology,
-      withKafka,
+      kafka: options.kafka !== undefined ? "started" : withKafka ? "given" : "none",
       ownPostgres,
       spanTarget: options.spanTarget,
       spansReceived: traces.received,

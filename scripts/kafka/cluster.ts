@@ -26,6 +26,10 @@ export interface KafkaOptions {
 
 /** Running brokers. On brokers that KAFKA_BROKERS names, only `stop` works, and has no effect. */
 export interface Kafka {
+  /** Whether Lotus started the brokers. It kills, restarts and erases no others. */
+  readonly owned: boolean;
+  /** Whether every broker has a process. Lotus does not watch brokers that it did not start. */
+  readonly running: boolean;
   /** host:port of each broker. */
   readonly bootstrap: readonly string[];
   /** host:port of each broker's secured listener; empty without one. */
@@ -60,6 +64,8 @@ function givenKafka(brokers: string): Kafka {
     throw new Error("Lotus did not start the brokers of KAFKA_BROKERS, so it does not kill or erase them.");
   };
   return {
+    owned: false,
+    running: true,
     bootstrap: brokers.split(",").map((broker) => broker.trim()),
     secured: [],
     stop: async () => undefined,
@@ -80,6 +86,7 @@ async function clientPorts(brokers: number, first: number | undefined): Promise<
 }
 
 class Cluster implements Kafka {
+  readonly owned = true;
   readonly bootstrap: readonly string[];
   readonly secured: readonly string[];
   readonly #runtime: Runtime;
@@ -93,6 +100,10 @@ class Cluster implements Kafka {
     this.#plan = plan;
     this.bootstrap = runtime.nodes.map(({ clientPort }) => `127.0.0.1:${clientPort}`);
     this.secured = plan.secured === undefined ? [] : runtime.nodes.map(({ securedPort }) => `127.0.0.1:${securedPort}`);
+  }
+
+  get running(): boolean {
+    return this.#processes.every((process) => process?.running);
   }
 
   async start(): Promise<void> {

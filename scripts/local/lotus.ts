@@ -11,6 +11,7 @@ import { createHttpServer } from "#kernel/listener";
 import { readSettings } from "#kernel/settings";
 import { type Built, buildFunctions, endEsbuild, programOf } from "../build/bundles.ts";
 import { Refusal } from "../cli/errors.ts";
+import { FAULT_MILLISECONDS } from "../console/faults.ts";
 import { type Console, createConsole } from "../console/server.ts";
 import type { ConnectionBudget } from "../database/connections.ts";
 import { readInstallation } from "../database/installation.ts";
@@ -70,6 +71,8 @@ export interface LotusOptions {
   onStopRequested?(): void;
   /** Serves the console at `/`. */
   readonly console?: boolean;
+  /** How long a fault of the console lasts. */
+  readonly faultMilliseconds?: number;
   /** Do not build: dist/ is up to date. */
   readonly built?: boolean;
   /** Do not migrate: an earlier run with this folder has done it. The database may be unavailable. */
@@ -224,11 +227,30 @@ async function publishToKafka(
 
 /** All brokers of a Kafka as one. */
 const restartable = (kafka: Kafka) => ({
+  isRunning: () => kafka.running,
   kill: () => {
     for (const index of kafka.bootstrap.keys()) kafka.kill(index);
   },
   restart: async () => void (await Promise.all(kafka.bootstrap.map((_, index) => kafka.restart(index)))),
 });
+
+/** Shows the brokers as one process. */
+function kafkaProcess(kafka: Kafka): OtherProcess {
+  const { kill } = restartable(kafka);
+  return {
+    status: () => ({
+      name: "kafka",
+      kind: "kafka",
+      state: kafka.running ? "running" : "zero",
+      port: Number(kafka.bootstrap[0]?.split(":").at(-1)),
+    }),
+    kill() {
+      const wasRunning = kafka.running;
+      kill();
+      return wasRunning;
+    },
+  };
+}
 
 /** Fires a PingSource once. */
 async function ping(source: Manifests["pingSources"][number], url: string): Promise<void> {
@@ -338,16 +360,10 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
               onProgress: (line) => onNews("kafka", line),
             });
             endings.push(() => started.stop());
-            others.push({
-              status: () => ({ name: "kafka", kind: "kafka", state: "running", port: portOf(started.bootstrap) }),
-              kill: () => {
-                for (const index of started.bootstrap.keys()) started.kill(index);
-                return true;
-              },
-            });
             return started;
           })
         : options.kafka || undefined;
+    if (kafka?.owned) others.push(kafkaProcess(kafka));
     const secret = randomBytes(24).toString("base64url");
     await mkdir(join(secrets, "run"), { recursive: true, mode: 0o700 });
     await writeFile(join(secrets, "run", "secret"), secret, { mode: 0o600 });
@@ -378,7 +394,8 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
         ownPostgres: options.databaseUrl === undefined,
         telemetry,
         spanTarget: telemetry !== undefined ? "console" : options.otel === undefined ? "nowhere" : "elsewhere",
-        kafka: kafka && restartable(kafka),
+        kafka: kafka?.owned ? restartable(kafka) : undefined,
+        faultMilliseconds: options.faultMilliseconds ?? FAULT_MILLISECONDS,
         url: () => publicUrl,
         publish: (topic, attributes, body) =>
           kafka === undefined
@@ -446,8 +463,9 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     endings.push(() => Promise.all([...functions.values()].map((fn) => fn.close())));
     endings.push(() => bus.stop());
     if (kafka !== undefined && options.deliver !== false) {
-      // Other installations may read the same topics of a given Kafka.
-      const installation = options.kafka === true ? undefined : await readInstallation(database);
+      // Other installations may read the same topics of a Kafka that this run did not start.
+      const isOfThisRun = options.kafka === true && kafka.owned;
+      const installation = isOfThisRun ? undefined : await readInstallation(database);
       const running = manifests.kafkaSources.map((source) =>
         runKafkaSource(installed(source, kafkaPrefix, installation), {
           brokers: kafka.bootstrap,
@@ -582,8 +600,6 @@ function passedOn(withKafka: boolean): Record<string, string> {
     ...Object.fromEntries(given),
   };
 }
-
-const portOf = (bootstrap: readonly string[]) => Number(bootstrap[0]?.split(":").at(-1));
 
 /** Returns how a function is called: `POST /order/pay`, `topic user-registered`, `cron …`. */
 function callOf(fn: LotusFunction): string {

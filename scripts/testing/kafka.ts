@@ -23,6 +23,10 @@ export async function startTestKafka(options: Partial<KafkaOptions> = {}): Promi
   const folder = await mkdtemp(join(tmpdir(), "lotus-kafka-"));
   const kafka = await startKafka({ brokers: 1, folder, ...options });
   return {
+    owned: kafka.owned,
+    get running() {
+      return kafka.running;
+    },
     bootstrap: kafka.bootstrap,
     secured: kafka.secured,
     kill: (index) => kafka.kill(index),

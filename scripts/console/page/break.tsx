@@ -7,7 +7,7 @@ import { clock } from "./format.ts";
 import { JobLine } from "./ledger.tsx";
 import { Action, announce } from "./parts.tsx";
 import { href } from "./route.ts";
-import { jobs, ownPostgres, processes, withKafka } from "./store.ts";
+import { jobs, kafkaOrigin, ownPostgres, processes } from "./store.ts";
 
 interface Fault {
   readonly name: string;
@@ -20,6 +20,9 @@ interface Fault {
   disabled?(): string;
 }
 
+const NEEDS_KAFKA = { none: "needs --kafka", given: "Lotus did not start these brokers", started: "" } as const;
+const needsOwnKafka = () => NEEDS_KAFKA[kafkaOrigin.value];
+const isKafkaRunning = () => processes.value.some(({ kind, state }) => kind === "kafka" && state === "running");
 const needsOwnPostgres = () => (ownPostgres.value ? "" : "needs the Postgres that Lotus starts");
 
 const FAULTS: readonly Fault[] = [
@@ -56,7 +59,14 @@ const FAULTS: readonly Fault[] = [
     title: "Stop Kafka",
     effect: "The brokers are killed for 5 s. No request waits for them; the outbox fills.",
     undo: "The brokers start again, and the relay publishes the outbox.",
-    disabled: () => (withKafka.value ? "" : "needs --kafka"),
+    disabled: () => needsOwnKafka() || (isKafkaRunning() ? "" : "Kafka is stopped"),
+  },
+  {
+    name: "start-kafka",
+    title: "Start Kafka",
+    effect: "Starts brokers that ended, such as after `npx lotus kill kafka`.",
+    undo: "The relay publishes the outbox.",
+    disabled: () => needsOwnKafka() || (isKafkaRunning() ? "Kafka is running" : ""),
   },
 ];
 

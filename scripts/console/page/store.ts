@@ -7,6 +7,7 @@ import type {
   EventSummary,
   FunctionFigures,
   Job,
+  KafkaOrigin,
   Snapshot,
   SpanTarget,
   Topology,
@@ -33,7 +34,7 @@ export const lastMessageAt = signal(0);
 export const run = signal("");
 export const dropped = signal(0);
 export const topology = signal<Topology>({ endpoints: [], topics: [], triggers: [], others: [] });
-export const withKafka = signal(false);
+export const kafkaOrigin = signal<KafkaOrigin>("none");
 export const ownPostgres = signal(false);
 export const spanTarget = signal<SpanTarget>("nowhere");
 /** Counts the spans that Lotus has received. */
@@ -120,7 +121,7 @@ function reset(snapshot: Snapshot): void {
   const isOther = run.value !== snapshot.run;
   run.value = snapshot.run;
   topology.value = snapshot.topology;
-  withKafka.value = snapshot.withKafka;
+  kafkaOrigin.value = snapshot.kafka;
   ownPostgres.value = snapshot.ownPostgres;
   spanTarget.value = snapshot.spanTarget;
   if (isOther) {
