@@ -18,7 +18,6 @@ import {
   startTestLotus,
   type TestLotus,
 } from "../testing/lotus.ts";
-import { startNetwork } from "../testing/network.ts";
 import { bundlePage } from "./assets.ts";
 import { IMAGE_BYTES_MAX, IMAGE_NAMES, IMAGES } from "./screenshots.ts";
 
@@ -196,6 +195,18 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
   const overflow = (page: Page) =>
     page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth");
 
+  /** Expects that a phone and a desktop show the page without a violation and without horizontal scrolling. */
+  async function expectUsable(page: Page, rules?: Parameters<typeof violations>[1]): Promise<void> {
+    for (const viewport of [PHONE, DESKTOP]) {
+      await page.setViewportSize(viewport);
+      expect([viewport.width, await overflow(page), await violations(page, rules)]).toEqual([viewport.width, 0, []]);
+    }
+  }
+
+  /** Expects that the focus is at a button; prints the element that has it otherwise. */
+  const expectFocus = async (page: Page, text: RegExp) =>
+    expect(await page.evaluate("document.activeElement.outerHTML.slice(0, 200)")).toMatch(text);
+
   describe("in both themes", () => {
     const pages = new Map<"light" | "dark", Page>();
     beforeAll(async () => {
@@ -285,10 +296,7 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     ]);
     await tree.locator(".step").getByText("order.place", { exact: true }).click();
     await tree.getByText("postgresql").filter({ visible: true }).waitFor();
-    for (const viewport of [PHONE, DESKTOP]) {
-      await page.setViewportSize(viewport);
-      expect(await violations(page)).toEqual([]);
-    }
+    await expectUsable(page);
   });
 
   it("makes a payment with one button, opens its event, and shows it without a violation", async () => {
@@ -299,10 +307,7 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     await page.locator("table.waterfall").getByText("request", { exact: true }).waitFor();
     await page.reload();
     await page.locator("table.waterfall").getByText("effect", { exact: true }).waitFor();
-    for (const viewport of [PHONE, DESKTOP]) {
-      await page.setViewportSize(viewport);
-      expect(await violations(page)).toEqual([]);
-    }
+    await expectUsable(page);
   });
 
   it("shows that a killed function starts again", async () => {
@@ -316,8 +321,9 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     await row.getByText("zero").waitFor();
     await user.call("GET /billing/balance");
     await row.getByText("running").waitFor();
-    await page.getByRole("button", { name: "Stop billing-balance" }).click();
+    await page.getByRole("button", { name: "Stop billing-balance" }).press("Enter");
     await row.getByText("zero").waitFor();
+    await expectFocus(page, /^<a [^>]*>billing-balance</);
   });
 
   it("replays a dead letter", async () => {
@@ -350,15 +356,16 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     const page = await open(`/#/ledger?filter=${user.email}`);
     await live(page);
     await page.getByText("balanced", { exact: true }).waitFor();
-    await page.getByRole("button", { name: "Verify the ledger" }).click();
+    await page.getByRole("button", { name: "Verify the ledger" }).press("Enter");
     await page.getByText(/The ledger is right: \d+ entries/).waitFor();
+    await expectFocus(page, /^<button [^>]*>Verify the ledger</);
     await page.getByRole("link", { name: user.id }).click();
     const entries = page.getByRole("table");
     await entries.getByText("deposit").waitFor();
     await entries.getByText("charge").waitFor();
     await user.call("POST /billing/add-money?money=7.25");
     await entries.getByText("7.25", { exact: true }).waitFor({ timeout: LEDGER_MILLISECONDS_MAX });
-    expect(await violations(page)).toEqual([]);
+    await expectUsable(page);
   });
 
   it("sends a call of the OpenAPI document as the demo user, and explains a refusal", async () => {
@@ -375,11 +382,12 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     await settled(lotus);
     await send.click();
     await page.getByRole("heading", { name: /Answer 200 in/ }).waitFor();
+    await page.getByText(/^Headers/).click();
     await page.getByText("The same call with curl").click();
     await page.getByText(/curl -i -X POST 'http:.*money=100'/).waitFor();
     await page.reload();
     await page.getByText(/as demo-/).waitFor();
-    expect(await violations(page)).toEqual([]);
+    await expectUsable(page);
   });
 
   it.each(["light", "dark"] as const)(
@@ -387,11 +395,7 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     async (colorScheme) => {
       const page = await open("/docs", { colorScheme });
       await page.getByText("/order/pay", { exact: true }).waitFor();
-      for (const viewport of [PHONE, DESKTOP]) {
-        await page.setViewportSize(viewport);
-        expect(await violations(page, WCAG)).toEqual([]);
-        expect(await overflow(page)).toBe(0);
-      }
+      await expectUsable(page, WCAG);
     },
   );
 
@@ -410,7 +414,7 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
       await meanwhile(RELAY_PAUSE_MILLISECONDS, relay, () => proof.waitFor({ timeout: FAULT_MILLISECONDS_MAX }));
       await relaying;
       await page.locator("canvas").waitFor();
-      expect(await violations(page)).toEqual([]);
+      await expectUsable(page);
     },
     FAULT_MILLISECONDS_MAX + WAIT_MILLISECONDS_MAX,
   );
@@ -420,9 +424,37 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     await live(page);
     await page.getByRole("button", { name: "Publish a poison event" }).click();
     await page.getByRole("link", { name: "dead letters 1" }).click();
-    await page.getByText(/The data is not that of notification-requested/).waitFor();
+    await page.getByText(/The data is not that of notification-requested/).click();
+    await expectUsable(page);
     await lotus.database.query("delete from events.dead_letters");
     await page.getByText("The list of dead letters is empty.").waitFor();
+  });
+
+  it("keeps the focus at a button while it sends, while its job runs and afterwards", async () => {
+    const page = await open("/#/break");
+    await live(page);
+    let answer: () => void = () => undefined;
+    const answered = new Promise<void>((resolve) => {
+      answer = resolve;
+    });
+    await page.route("**/console/api/load?*", async (route) => {
+      await answered;
+      await route.continue();
+    });
+    await page.getByLabel("Payments/s").fill("1");
+    await page.getByLabel("Seconds").fill("1");
+    const button = page.getByRole("button", { name: "Run the load" });
+    await button.press("Enter");
+    await button.and(page.locator("[data-busy]")).waitFor();
+    await expectFocus(page, /^<button [^>]*data-busy[^>]*>Run the load/);
+    answer();
+    await page.getByRole("button", { name: "Run the load (another job is running)", disabled: true }).waitFor();
+    await expectFocus(page, /^<button [^>]*>Run the load/);
+    // A second press has no effect: the server would refuse it.
+    await page.keyboard.press("Enter");
+    await page.getByText(/1 payments\/s for 1 s: .*Trial balance 0\.00/).waitFor();
+    await expectFocus(page, /^<button [^>]*>Run the load/);
+    expect(await page.getByRole("alert").allTextContents()).toEqual([""]);
   });
 
   it("states why a fault is not possible in this run", async () => {
@@ -430,58 +462,5 @@ describe.skipIf(skipWithoutChromium)("the console in Chromium", () => {
     await live(page);
     await expectDisabled(page, "Cut the database", "needs the Postgres that Lotus starts");
     await expectDisabled(page, "Stop Kafka", "needs --kafka");
-  });
-
-  it("continues after a cut of its connections", async () => {
-    const network = await startNetwork(Number(new URL(lotus.url).port));
-    try {
-      const user = await newUser(lotus, 1);
-      const context = await browser.newContext();
-      contexts.push(context);
-      const page = await context.newPage();
-      await page.goto(`http://localhost:${network.port}/#/events?filter=${user.id}`);
-      await live(page);
-      const rows = page.getByRole("table", { name: "Events" }).getByRole("link");
-      await rows.nth(1).waitFor();
-      network.cut();
-      await page.getByText("reconnecting").first().waitFor();
-      await user.call("POST /billing/add-money?money=1");
-      await rows.nth(2).waitFor();
-      await live(page);
-    } finally {
-      await network.stop();
-    }
-  });
-
-  it("connects again after an answer of 503, also without a shared worker", async () => {
-    const context = await browser.newContext();
-    contexts.push(context);
-    const page = await context.newPage();
-    await page.addInitScript("delete globalThis.SharedWorker");
-    let refusals = 0;
-    await page.route("**/console/stream", (route) =>
-      refusals++ === 0 ? route.fulfill({ status: 503, body: "" }) : route.continue(),
-    );
-    await page.goto(lotus.url);
-    await live(page);
-    expect(refusals).toBe(2);
-  });
-
-  it("serves twelve tabs with one stream", async () => {
-    const context = await browser.newContext();
-    contexts.push(context);
-    const tabs = await Promise.all(
-      Array.from({ length: 12 }, async () => {
-        const page = await context.newPage();
-        await page.goto(lotus.url);
-        return page;
-      }),
-    );
-    await Promise.all(tabs.map(live));
-    const user = await newUser(lotus, 1);
-    await Promise.all(tabs.map((page) => page.evaluate(`location.hash = "#/events?filter=${user.id}"`)));
-    await Promise.all(
-      tabs.map((page) => page.getByRole("table", { name: "Events" }).getByRole("link").first().waitFor()),
-    );
   });
 });

@@ -129,7 +129,7 @@ export interface Batch {
   readonly dropped?: number;
 }
 
-/** Who started the brokers: a foreign program (`given`), or this run. `none`: the event bus carries the events. */
+/** The starter of the brokers: this run, or another program (`given`). With `none` the event bus carries the events. */
 export type KafkaOrigin = "none" | "given" | "started";
 
 /** The whole state, for a client that begins or has missed too much. */

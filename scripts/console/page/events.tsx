@@ -262,7 +262,7 @@ function DeadLetters() {
             <a href={href("events", letter.event)}>Event …{tail(letter.event)}</a>
           </p>
           <pre tabIndex={0}>{pretty(letter.body)}</pre>
-          <pre>{JSON.stringify(letter.attributes, null, 2)}</pre>
+          <pre tabIndex={0}>{JSON.stringify(letter.attributes, null, 2)}</pre>
         </details>
       ))}
     </section>

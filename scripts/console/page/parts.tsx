@@ -114,8 +114,20 @@ export function Action({
 }) {
   const busy = useSignal(false);
   const problem = useSignal("");
+  const button = useRef<HTMLButtonElement>(null);
+  const isOff = busy.value || disabled !== "";
+  // A button that is removed would leave the focus at the document.
+  useLayoutEffect(() => {
+    const element = button.current;
+    return () => {
+      if (element === null || document.activeElement !== element) return;
+      const near =
+        element.closest("tr")?.querySelector<HTMLElement>("a") ?? document.querySelector<HTMLElement>("main");
+      near?.focus();
+    };
+  }, []);
   const click = async () => {
-    if (busy.value) return;
+    if (busy.value || disabled !== "") return;
     busy.value = true;
     problem.value = "";
     try {
@@ -132,9 +144,10 @@ export function Action({
         type="button"
         class={kind}
         aria-label={label}
-        disabled={disabled !== ""}
-        // A disabled button would lose the focus.
-        aria-disabled={busy.value || undefined}
+        ref={button}
+        // The attribute `disabled` would take the focus away.
+        aria-disabled={isOff || undefined}
+        data-busy={busy.value || undefined}
         title={disabled || undefined}
         onClick={() => void click()}
       >

@@ -166,7 +166,7 @@ function Form({ call }: { call: CallForm }) {
           </p>
           <details>
             <summary>Headers</summary>
-            <pre>{answer.headers.map(([name, value]) => `${name}: ${value}`).join("\n")}</pre>
+            <pre tabIndex={0}>{answer.headers.map(([name, value]) => `${name}: ${value}`).join("\n")}</pre>
           </details>
         </>
       )}
