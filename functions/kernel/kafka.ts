@@ -71,14 +71,19 @@ const toLog: Report = (message, reason) => {
 /**
  * Makes a kafkajs client for brokers, secured as the settings say. It connects when it is used.
  * @param report receives the messages of kafkajs; the default writes them to the log
+ * @param clientId the name of the client in the logs of brokers and in its consumer groups; the default is the name of the function
  * @throws {SettingsError} when a file that a setting names cannot be read
  */
-export async function kafkaClient(brokers: readonly string[], report: Report = toLog): Promise<Kafka> {
+export async function kafkaClient(
+  brokers: readonly string[],
+  report: Report = toLog,
+  clientId = process.env.K_SERVICE ?? "lotus",
+): Promise<Kafka> {
   const { Kafka, logLevel } = await import("kafkajs");
   await quietenEmptyQueues();
   const identity = sasl();
   return new Kafka({
-    clientId: process.env.K_SERVICE ?? "lotus",
+    clientId,
     brokers: [...brokers],
     ssl: tls(),
     ...(identity !== undefined && { sasl: identity }),

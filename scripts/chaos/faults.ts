@@ -4,12 +4,13 @@ import { rm, statfs, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
-import { kafkaClient } from "#kernel/kafka";
+import { asAdmin } from "../kafka/admin.ts";
 import { createTopics } from "../kafka/topics.ts";
 import type { PgBouncer } from "../local/pgbouncer.ts";
 import type { Postgres } from "../local/postgres.ts";
 import { sendSignal } from "../process/child.ts";
 import { rotateKeys } from "../secrets/keys.ts";
+import { joinGroup } from "./group-member.ts";
 import type { SecuredKafka } from "./kafka.ts";
 import type { LotusProcess } from "./lotus-process.ts";
 import type { PostgresProxy } from "./postgres-proxy.ts";
@@ -234,18 +235,6 @@ const become =
 export const MAKE_OVERDUE = `with waiting as materialized (select id from events.outbox order by time, id for update)
   update events.outbox o set attempted_at = '-infinity' from waiting where o.id = waiting.id`;
 
-/** Runs an action with an administrator's client. */
-async function asAdmin<T>({ kafka }: Target, work: (admin: KafkaAdmin) => Promise<T>): Promise<T> {
-  const admin = (await kafkaClient(kafka?.bootstrap ?? [], () => undefined)).admin({ retry: { retries: 5 } });
-  await admin.connect();
-  try {
-    return await work(admin);
-  } finally {
-    await admin.disconnect();
-  }
-}
-type KafkaAdmin = ReturnType<Awaited<ReturnType<typeof kafkaClient>>["admin"]>;
-
 const killBrokers =
   (all: boolean): Fault["begin"] =>
   async ({ kafka, random }) => {
@@ -255,25 +244,13 @@ const killBrokers =
     return async () => void (await Promise.all(killed.map((index) => kafka?.restart(index))));
   };
 
-/**
- * Joins a consumer group beside the source of Lotus. The group rebalances, and this member receives records without handling them.
- * @param commits offset 0 for its partitions, so that the source begins again at the first record
- */
-const joinGroup =
+/** Joins a consumer group of Lotus beside its source. */
+const rebalance =
   (commits: boolean): Fault["begin"] =>
   async (target) => {
-    const { topics, consumerGroup: groupId } = target.random.pick(lotusOf(target).sources);
-    const client = await kafkaClient(target.kafka?.bootstrap ?? [], () => undefined);
-    const consumer = client.consumer({ groupId, retry: { retries: 0 } });
-    await consumer.connect();
-    await consumer.subscribe({ topics: [...topics], fromBeginning: true });
-    await consumer.run({
-      autoCommit: !commits,
-      eachMessage: async ({ topic, partition }) => {
-        if (commits) await consumer.commitOffsets([{ topic, partition, offset: "0" }]);
-      },
-    });
-    return async () => void (await consumer.disconnect().catch(() => undefined));
+    const { topics, consumerGroup } = target.random.pick(lotusOf(target).sources);
+    const member = await joinGroup(target.kafka?.bootstrap ?? [], consumerGroup, topics, commits);
+    return () => member.leave();
   };
 
 /** Fills the filesystem of the database. */
@@ -716,7 +693,7 @@ export const FAULTS: readonly Fault[] = [
     milliseconds: 1_000,
     async begin(target) {
       const topic = target.random.pick(lotusOf(target).sources.flatMap(({ topics }) => topics));
-      await asAdmin(target, (admin) => admin.deleteTopics({ topics: [topic] }));
+      await asAdmin(target.kafka?.bootstrap ?? [], (admin) => admin.deleteTopics({ topics: [topic] }));
       return async () => void (await createTopics(target.kafka?.bootstrap ?? []));
     },
   },
@@ -726,7 +703,7 @@ export const FAULTS: readonly Fault[] = [
     needs: "kafka",
     group: "kafka",
     milliseconds: 2_000,
-    begin: joinGroup(false),
+    begin: rebalance(false),
   },
   {
     name: "reset-group",
@@ -734,7 +711,7 @@ export const FAULTS: readonly Fault[] = [
     needs: "kafka",
     group: "kafka",
     milliseconds: 2_000,
-    begin: joinGroup(true),
+    begin: rebalance(true),
   },
 ];
 

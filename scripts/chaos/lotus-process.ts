@@ -20,6 +20,8 @@ export interface StartOptions {
   readonly migrated?: boolean;
   /** Options of Node for every function. */
   readonly functionOptions: readonly string[];
+  /** Receives the lines of the functions and the news of Lotus, each with its time. */
+  readonly logFile: string;
 }
 
 /** A message to the process. `replace` stops a function cleanly, so that its next request starts another process. */

@@ -1,11 +1,13 @@
 /** One chaos run: load, faults, heal, settle, check; on a Lotus that it starts itself, or on an installation that exists. */
 import { spawnSync } from "node:child_process";
+import { appendFileSync, writeFileSync } from "node:fs";
 import { chmod, mkdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
 import { buildFunctions, endEsbuild } from "../build/bundles.ts";
 import { readPasswords, rolesOf } from "../database/roles.ts";
+import { asAdmin } from "../kafka/admin.ts";
 import { type PgBouncer, startPgBouncer } from "../local/pgbouncer.ts";
 import { startPostgres } from "../local/postgres.ts";
 import { ROOT } from "../project/paths.ts";
@@ -70,6 +72,21 @@ const WHY_MISSING: Readonly<Record<Part, string>> = {
   "small disk": "needs root, who may mount a small filesystem, and --disk",
 };
 
+/** Describes the oldest events that wait, for the log of the run. */
+const UNSETTLED = `select id, topic, subject, time, awaiting, attempts, attempted_at from events.outbox order by time limit 50`;
+
+/** Describes the consumer groups of Lotus in Kafka, for the log of the run. */
+async function groupsOf({ kafka, lotus }: Target): Promise<string[]> {
+  const ids = (lotus?.sources ?? []).map(({ consumerGroup }) => consumerGroup);
+  return asAdmin(kafka?.bootstrap ?? [], async (admin) => {
+    const { groups } = await admin.describeGroups(ids);
+    return groups.map(
+      ({ groupId, state, members }) =>
+        `${groupId} is ${state}, with ${members.map(({ memberId }) => memberId).join(", ")}`,
+    );
+  }).catch((error: Error) => [error.message]);
+}
+
 /** A database that exists. */
 export interface GivenDatabase {
   /** Connects as the owner. */
@@ -97,6 +114,8 @@ export interface ChaosOptions {
   /** Contains the data, the history and the report. */
   readonly folder: string;
   readonly historyFile: string;
+  /** Receives the lines of the functions, the news of Lotus, and the faults, each with its time. */
+  readonly logFile: string;
   /** Breaks something before the load starts. */
   readonly sabotage?: Sabotage;
   /** The run lasts until this many operations have an outcome and each kind of fault was injected, also after its minutes. */
@@ -187,6 +206,7 @@ async function startWorld(options: ChaosOptions, random: Random, endings: (() =>
       kafka: kafka !== undefined,
       built: true,
       functionOptions: ["--require", CLOCK],
+      logFile: options.logFile,
       ...(pooler !== undefined && { pooler: `postgres://127.0.0.1:${pooler.port}` }),
     },
     { ...kafka?.environment, ...(pooler !== undefined && { DATABASE_PREPARE: "false" }) },
@@ -310,6 +330,8 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
   const random = randomFrom(seed);
   const endings: (() => Promise<unknown>)[] = [];
   await mkdir(folder, { recursive: true });
+  writeFileSync(options.logFile, "");
+  const record = (line: string) => appendFileSync(options.logFile, `${new Date().toISOString()} chaos: ${line}\n`);
   try {
     const { url, adminUrl, target } = await startWorld(options, random.fork("faults"), endings);
     const { lotus } = target;
@@ -380,8 +402,14 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
     else while (counters.operations < 2 * clients && !interrupted.aborted) await delay(BUSY_GROUP_MILLISECONDS);
     phase = "no fault";
     await injectFaults(options, possible, target, history, counters, {
-      began: (name) => void active.push(name),
-      ended: (name) => void active.splice(active.indexOf(name), 1),
+      began(name) {
+        record(`${name} begins`);
+        active.push(name);
+      },
+      ended(name) {
+        record(`${name} has ended`);
+        active.splice(active.indexOf(name), 1);
+      },
       injected(name, from, to) {
         const injection = { name, from, to, recoveryMilliseconds: undefined as number | undefined };
         injections.push(injection);
@@ -392,6 +420,7 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
     });
 
     phase = "settling";
+    record("settles");
     loadEnd.abort();
     const users = await load;
     const healedAt = performance.now();
@@ -404,6 +433,8 @@ export async function runChaos(options: ChaosOptions): Promise<Report> {
     }
     const settledMilliseconds = performance.now() - healedAt;
     clearInterval(sampling);
+    for (const row of (await ask(UNSETTLED)) ?? []) record(`unsettled: ${JSON.stringify(row)}`);
+    if (target.kafka !== undefined) for (const group of await groupsOf(target)) record(`group: ${group}`);
 
     onProgress("Checking the history and the database");
     const database = new Client({ connectionString: adminUrl });

@@ -65,6 +65,7 @@ async function chaos(sabotage?: Sabotage): Promise<Report> {
       ...(!isOwn && { database: { adminUrl } }),
       folder,
       historyFile: join(folder, "history.jsonl"),
+      logFile: join(folder, "lotus.log"),
       ...(sabotage !== undefined && {
         sabotage,
         settleMillisecondsMax: SABOTAGED_SETTLE_MILLISECONDS_MAX,

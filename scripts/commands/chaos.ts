@@ -56,6 +56,12 @@ Exit code 0: every invariant holds. 1: a violation, which the output names. 2: a
     database: { type: "string", value: "URL", about: "its database, as the owner or as a superuser" },
     kafka: { type: "boolean", about: "start a real Kafka with three brokers instead of the local event bus" },
     history: { type: "string", value: "FILE", about: "keep the history as JSON lines" },
+    log: {
+      type: "string",
+      value: "FILE",
+      about: "the lines of the functions and of Lotus, with times",
+      default: "chaos-lotus.log",
+    },
     report: { type: "string", value: "FILE", about: "the report as an HTML page", default: "chaos-report.html" },
   },
   run,
@@ -75,6 +81,7 @@ interface ChaosValues {
   readonly database: string | undefined;
   readonly kafka: boolean;
   readonly history: string | undefined;
+  readonly log: string;
   readonly report: string;
 }
 
@@ -154,6 +161,7 @@ async function run(values: ChaosValues): Promise<void> {
     ...(sabotage !== undefined && { sabotage }),
     folder,
     historyFile: values.history === undefined ? join(folder, "history.jsonl") : resolve(values.history),
+    logFile: resolve(values.log),
     onProgress(line) {
       // A log file needs one line every ten seconds, not one a second.
       if (!isTTY && performance.now() - shownAt < 10_000) return;

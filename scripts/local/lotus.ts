@@ -19,17 +19,17 @@ import { migrate } from "../database/migrate.ts";
 import { readPasswords } from "../database/roles.ts";
 import { SERVICES } from "../database/sql.ts";
 import { type Kafka, startKafka } from "../kafka/cluster.ts";
-import { createTopicsWhenPossible } from "../kafka/topics.ts";
 import { hasEnded } from "../process/child.ts";
 import { findFunctions, type LotusFunction } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
 import { ensureSecrets } from "../secrets/local.ts";
-import { describe, installed, runKafkaSource } from "../sources/kafka-source.ts";
+import type { KafkaSource } from "../sources/delivery.ts";
 import { createControl, type OtherProcess } from "./control.ts";
 import { serveEdits } from "./edits.ts";
 import { type BusState, createEventBus } from "./event-bus.ts";
 import { FunctionProcess } from "./function-process.ts";
 import { createGateway, type Listening, listen } from "./gateway.ts";
+import { deliverFromKafka } from "./kafka-delivery.ts";
 import { type Manifests, readManifests } from "./manifests.ts";
 import { type OtlpReceiver, startOtlpReceiver } from "./otlp-receiver.ts";
 import { erasePostgres, type Postgres, startPostgres } from "./postgres.ts";
@@ -103,6 +103,8 @@ export interface Lotus {
   readonly telemetry: OtlpReceiver | undefined;
   /** The brokers, in a run with Kafka. */
   readonly kafka: Kafka | undefined;
+  /** The KafkaSources that this process runs, with the names that they have in this installation. */
+  readonly kafkaSources: readonly KafkaSource[];
   /** The served functions by name. */
   readonly served: ReadonlyMap<string, ServedFunction>;
   /** Changes how the event bus treats published events, for fault injection. Without effect in a run with Kafka. */
@@ -369,9 +371,6 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     await writeFile(join(secrets, "run", "secret"), secret, { mode: 0o600 });
     // `settings()` would keep these values, and a test gives its process the settings of a function afterwards.
     const kafkaPrefix = options.kafkaPrefix ?? readSettings(process.env).KAFKA_PREFIX;
-    const topics =
-      kafka && (await createTopicsWhenPossible(kafka.bootstrap, kafkaPrefix, (news) => onNews("kafka", news)));
-    if (topics !== undefined) endings.push(() => topics.stop());
     let inside = "";
     const resolve = (name: string) => `${inside}/${name}`;
     // The bus listens first: the environment of every function contains its address.
@@ -462,25 +461,6 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     endings.push(() => busListening.stop());
     endings.push(() => Promise.all([...functions.values()].map((fn) => fn.close())));
     endings.push(() => bus.stop());
-    if (kafka !== undefined && options.deliver !== false) {
-      // Other installations may read the same topics of a Kafka that this run did not start.
-      const isOfThisRun = options.kafka === true && kafka.owned;
-      const installation = isOfThisRun ? undefined : await readInstallation(database);
-      const running = manifests.kafkaSources.map((source) =>
-        runKafkaSource(installed(source, kafkaPrefix, installation), {
-          brokers: kafka.bootstrap,
-          resolve,
-          onEvent(event) {
-            if (event.kind === "delivered" || event.kind === "committed") return;
-            onNews(source.metadata.name, describe(event));
-          },
-        }),
-      );
-      endings.push(() => Promise.all(running.map((source) => source.stop())));
-      if (topics?.created)
-        await step("Joining the consumer groups", () => Promise.all(running.map((source) => source.joined)));
-    }
-
     if (options.watch) {
       const watching = await serveEdits({
         functions,
@@ -526,6 +506,23 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     await runFile.publish({ url, ...addresses });
     endings.push(() => runFile.publish(addresses));
 
+    // The gateway already serves, and does not wait for brokers that are down.
+    const delivery =
+      kafka &&
+      (await step("Connecting to Kafka", () =>
+        deliverFromKafka({
+          brokers: kafka.bootstrap,
+          prefix: kafkaPrefix,
+          sources: options.deliver === false ? [] : manifests.kafkaSources,
+          // Other installations may read the same topics of a Kafka that this run did not start.
+          installation:
+            options.kafka === true && kafka.owned ? async () => undefined : () => readInstallation(database),
+          resolve,
+          tell: onNews,
+        }),
+      ));
+    if (delivery !== undefined) endings.push(() => delivery.stop());
+
     const fire = (source: Manifests["pingSources"][number]) =>
       ping(source, resolve(source.spec.sink.ref.name)).catch((error: Error) =>
         onNews(source.metadata.name, `not fired: ${error.message}`),
@@ -539,6 +536,7 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       adminUrl: database,
       telemetry,
       kafka,
+      kafkaSources: delivery?.sources() ?? [],
       manifests,
       functions,
       served: descriptions,

@@ -4,11 +4,14 @@ import { createServer, type IncomingHttpHeaders, type ServerResponse } from "nod
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Admin, Message } from "kafkajs";
+import type { Message } from "kafkajs";
 import type { Client } from "pg";
 import { kafkaClient } from "#kernel/kafka";
+import { asAdmin } from "../kafka/admin.ts";
 import { findKafka, type Kafka, type KafkaOptions, NO_KAFKA, startKafka } from "../kafka/cluster.ts";
 import { makeOverdue } from "./lotus.ts";
+
+export { asAdmin };
 
 /** The way to run Kafka here. Undefined: tests that need it are skipped, and the run prints the reason. */
 export const kafkaSource = await findKafka();
@@ -37,17 +40,6 @@ export async function startTestKafka(options: Partial<KafkaOptions> = {}): Promi
       await rm(folder, { recursive: true, force: true });
     },
   };
-}
-
-/** Runs an action with an administrator's client. */
-export async function asAdmin<T>(bootstrap: readonly string[], work: (admin: Admin) => Promise<T>): Promise<T> {
-  const admin = (await kafkaClient(bootstrap, () => undefined)).admin({ retry: { retries: 8 } });
-  await admin.connect();
-  try {
-    return await work(admin);
-  } finally {
-    await admin.disconnect();
-  }
 }
 
 /** Makes a topic. */
