@@ -64,7 +64,7 @@ const FAULTS: readonly Fault[] = [
   {
     name: "start-kafka",
     title: "Start Kafka",
-    effect: "Starts brokers that ended, such as after `npx lotus kill kafka`.",
+    effect: "Starts brokers that have ended, for example after npx lotus kill kafka.",
     undo: "The relay publishes the outbox.",
     disabled: () => needsOwnKafka() || (isKafkaRunning() ? "Kafka is running" : ""),
   },
@@ -123,7 +123,7 @@ function Chart({ job }: { job: Job }) {
 
 const isRunning = ({ state }: Job) => state === "running";
 
-/** Shows the faults. A job in progress stands above the buttons, where the person who started it looks. */
+/** Shows the faults. A job in progress stands above the buttons, where the person who started it looks. A wide page shows its chart beside them. */
 export function Break() {
   const target = useSignal("order-pay");
   const rate = useSignal("50");
@@ -149,86 +149,90 @@ export function Break() {
       {jobs.value.filter(isRunning).map((job) => (
         <JobLine key={job.id} job={job} />
       ))}
-      <div class="cards">
-        {FAULTS.map(({ name, title, effect, undo, aimed, disabled }) => (
-          <section key={name} class="card">
-            <h2>{title}</h2>
-            <p>{effect}</p>
-            <p>
-              <small>{undo}</small>
-            </p>
-            {aimed && (
+      <div class="break">
+        <div class="cards">
+          {FAULTS.map(({ name, title, effect, undo, aimed, disabled }) => (
+            <section key={name} class="card">
+              <h2>{title}</h2>
+              <p>{effect}</p>
               <p>
-                <label>
-                  Function{" "}
-                  <select value={target.value} onChange={(event) => (target.value = event.currentTarget.value)}>
-                    {functions.map((fn) => (
-                      <option key={fn.name}>{fn.name}</option>
-                    ))}
-                  </select>
-                </label>
+                <small>{undo}</small>
               </p>
-            )}
-            <Action
-              work={() => start(`faults/${name}?target=${aimed ? target.value : ""}`)}
-              disabled={disabled?.() || busy}
-            >
-              {title}
+              {aimed && (
+                <p>
+                  <label>
+                    Function{" "}
+                    <select value={target.value} onChange={(event) => (target.value = event.currentTarget.value)}>
+                      {functions.map((fn) => (
+                        <option key={fn.name}>{fn.name}</option>
+                      ))}
+                    </select>
+                  </label>
+                </p>
+              )}
+              <Action
+                work={() => start(`faults/${name}?target=${aimed ? target.value : ""}`)}
+                disabled={disabled?.() || busy}
+              >
+                {title}
+              </Action>
+            </section>
+          ))}
+          <section class="card">
+            <h2>Poison event</h2>
+            <p>A foreign producer publishes an event whose data does not fit its type.</p>
+            <p>
+              <small>
+                The event becomes a <a href={href("events", "", { tab: "dead-letters" })}>dead letter</a>.
+              </small>
+            </p>
+            <Action work={() => start("faults/poison")}>Publish a poison event</Action>
+          </section>
+          <section class="card">
+            <h2>Scenario</h2>
+            <p>Plays the Postman collection with a new user: 14 requests, 22 assertions.</p>
+            <Action work={() => start("faults/scenario")} disabled={busy}>
+              Run the scenario
             </Action>
           </section>
-        ))}
-        <section class="card">
-          <h2>Poison event</h2>
-          <p>A foreign producer publishes an event whose data does not fit its type.</p>
-          <p>
-            <small>
-              The event becomes a <a href={href("events", "", { tab: "dead-letters" })}>dead letter</a>.
-            </small>
-          </p>
-          <Action work={() => start("faults/poison")}>Publish a poison event</Action>
-        </section>
-        <section class="card">
-          <h2>Scenario</h2>
-          <p>Plays the Postman collection with a new user: 14 requests, 22 assertions.</p>
-          <Action work={() => start("faults/scenario")} disabled={busy}>
-            Run the scenario
-          </Action>
-        </section>
-        <section class="card">
-          <h2>Load</h2>
-          <p class="actions">
-            <label>
-              Payments/s{" "}
-              <input
-                type="number"
-                min="1"
-                max="500"
-                value={rate.value}
-                onInput={(event) => (rate.value = event.currentTarget.value)}
-              />
-            </label>
-            <label>
-              Seconds{" "}
-              <input
-                type="number"
-                min="1"
-                max="120"
-                value={seconds.value}
-                onInput={(event) => (seconds.value = event.currentTarget.value)}
-              />
-            </label>
-          </p>
-          <Action work={() => start(`load?rate=${rate.value}&seconds=${seconds.value}`)} disabled={busy}>
-            Run the load
-          </Action>
+          <section class="card">
+            <h2>Load</h2>
+            <p class="actions">
+              <label>
+                Payments/s{" "}
+                <input
+                  type="number"
+                  min="1"
+                  max="500"
+                  value={rate.value}
+                  onInput={(event) => (rate.value = event.currentTarget.value)}
+                />
+              </label>
+              <label>
+                Seconds{" "}
+                <input
+                  type="number"
+                  min="1"
+                  max="120"
+                  value={seconds.value}
+                  onInput={(event) => (seconds.value = event.currentTarget.value)}
+                />
+              </label>
+            </p>
+            <Action work={() => start(`load?rate=${rate.value}&seconds=${seconds.value}`)} disabled={busy}>
+              Run the load
+            </Action>
+          </section>
+        </div>
+        <section class="results" aria-label="Results">
+          {chart && <Chart job={chart} />}
+          <h2>Results</h2>
+          {results.length === 0 && <p class="empty">Runs appear here after their end.</p>}
+          {results.map((job) => (
+            <JobLine key={job.id} job={job} />
+          ))}
         </section>
       </div>
-      <h2>Results</h2>
-      {results.length === 0 && <p class="empty">Runs appear here after their end.</p>}
-      {results.map((job) => (
-        <JobLine key={job.id} job={job} />
-      ))}
-      {chart && <Chart job={chart} />}
     </>
   );
 }

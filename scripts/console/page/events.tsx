@@ -176,8 +176,11 @@ function Outbox() {
     <section class="list">
       <p>
         The outbox has <strong>{figures === undefined ? "?" : count(figures.outboxDepth)}</strong> events that are not
-        settled. The oldest is {duration((figures?.outboxAgeMilliseconds ?? 0) * 1000)} old. The relay publishes an
-        event again after a minute.
+        settled.{" "}
+        {figures !== undefined && figures.outboxDepth > 0 && (
+          <>The oldest is {duration(figures.outboxAgeMilliseconds * 1000)} old. </>
+        )}
+        The relay publishes an event again after a minute.
       </p>
       <Problem text={problem} />
       {data !== undefined && data.length === 0 && (

@@ -106,7 +106,7 @@ export function Logs() {
         paused={paused.value}
         empty="No line matches these filters."
         columns={[
-          { title: "Time", class: "time plain", cell: (row) => clock(Date.parse(row.time) * 1000) },
+          { title: "Time", class: "time", cell: (row) => clock(Date.parse(row.time) * 1000) },
           { title: "Function", class: "name", cell: (row) => row.name },
           {
             title: "Level",
