@@ -10,5 +10,6 @@ const direct = [process.env.NO_PROXY ?? process.env.no_proxy, "localhost", "127.
 process.env.NO_PROXY = direct;
 process.env.no_proxy = direct;
 
+const { COMMANDS } = await import("./commands/index.ts");
 const { runProgram } = await import("./cli/program.ts");
-await runProgram(process.argv.slice(2));
+await runProgram(COMMANDS, process.argv.slice(2));

@@ -127,11 +127,23 @@ function stampOf(file: string): Stamp {
   return stats === undefined ? [0, 0] : [stats.mtimeMs, stats.size];
 }
 
-function stampsOf(files: Iterable<string>): Record<string, Stamp> {
-  return Object.fromEntries([...files].map((file) => [file, stampOf(file)]));
+/** A file system takes the time of a change from a clock that advances in steps. */
+const FILE_TIME_STEP_MILLISECONDS = 10;
+/** Is the stamp of no file. */
+const UNKNOWN: Stamp = [-1, -1];
+
+/**
+ * Returns the stamps of files that were read after `began`, in milliseconds since 1970. A file that changed since then has a stamp
+ * that never matches, because its old content may have been read.
+ */
+export function stampsOf(files: Iterable<string>, began: number): Record<string, Stamp> {
+  const isOlder = ([milliseconds]: Stamp) => milliseconds < began - FILE_TIME_STEP_MILLISECONDS;
+  const safe = (stamp: Stamp) => (isOlder(stamp) ? stamp : UNKNOWN);
+  return Object.fromEntries([...files].map((file) => [file, safe(stampOf(file))]));
 }
 
-function isUnchanged(stamps: Readonly<Record<string, Stamp>>): boolean {
+/** Returns whether files still have these stamps. */
+export function isUnchanged(stamps: Readonly<Record<string, Stamp>>): boolean {
   return Object.entries(stamps).every(([file, [milliseconds, bytes]]) => {
     const now = stampOf(file);
     return now[0] === milliseconds && now[1] === bytes;
@@ -171,11 +183,12 @@ function inputsOf(name: string, { inputs }: Metafile): Set<string> {
   return new Set([...found].filter((path) => !/^[a-z-]{2,}:/.test(path)));
 }
 
-/** Writes the bundle of one function and the program that runs it. */
+/** Writes the bundle of one function and the program that runs it. `began` is the time before its files were read. */
 async function writeFunction(
   { name, file }: FunctionFile,
   { outputFiles, metafile }: BuildResult<ReturnType<typeof optionsFor>>,
   startCache: string,
+  began: number,
 ): Promise<State["functions"][string]> {
   const output = metafile.outputs[`dist/${name}.bundle.cjs`];
   // The start cache does not support import(); a bundle contains every module.
@@ -195,7 +208,7 @@ async function writeFunction(
   await writeWhole(`${bundleOf(name)}.map`, map);
   await writeWhole(bundleOf(name), bundle);
   await writeWhole(programOf(name), code);
-  return { inputs: stampsOf([...inputsOf(name, metafile), file]), compiled };
+  return { inputs: stampsOf([...inputsOf(name, metafile), file], began), compiled };
 }
 
 /** Returns the errors of a failed build with code frames. */
@@ -214,10 +227,12 @@ async function buildNow(functions: readonly FunctionFile[]): Promise<{
   const failed = new Map<string, string>();
   const startCache = await readFile(START_CACHE, "utf8");
   const one = async (group: readonly FunctionFile[]) => {
+    const began = Date.now();
     const result = await build(optionsFor(group));
     return Promise.all(
       group.map(
-        async (fn) => [fn, await writeFunction(fn, result, startCache)] as [FunctionFile, State["functions"][string]],
+        async (fn) =>
+          [fn, await writeFunction(fn, result, startCache, began)] as [FunctionFile, State["functions"][string]],
       ),
     );
   };
@@ -277,7 +292,7 @@ async function buildInTurn(only: readonly string[] | undefined): Promise<Built> 
     return known === undefined || !isUnchanged(known.inputs) || !existsSync(programOf(name));
   });
   if (stale.length === 0) return { names: wanted.map(({ name }) => name), changed: [], failed: new Map() };
-  const common = stampsOf(COMMON_INPUTS);
+  const common = stampsOf(COMMON_INPUTS, Date.now());
   const { built, failed } = await buildNow(stale);
   const functions = Object.fromEntries([
     ...Object.entries(state.functions).filter(([name]) => all.some((fn) => fn.name === name)),

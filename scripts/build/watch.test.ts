@@ -39,51 +39,67 @@ afterAll(async () => {
 });
 
 const ask = async () => (await call({ url }, "GET /order/subscriptions")).body;
-/** The source with a line at the begin of its handler. */
-function withLine(line: string): string {
-  const changed = source.replace(/async handle\([^)]*\) \{/, (begin) => `${begin}\n    ${line}`);
-  if (changed === source) throw new Error(`${FILE} has no handler that this test can change.`);
-  return changed;
-}
+/** Returns the change that adds a line at the begin of the handler. */
+const withLine = (line: string) => (text: string) =>
+  text.replace(/async handle\([^)]*\) \{/, (begin) => `${begin}\n    ${line}`);
 const greeting = (text: string) => withLine(`return ok([{ id: 9, name: "${text}", price: 1 }]);`);
 
-const LATER_MILLISECONDS_MAX = 15_000;
+/** Writes a text into a file of the copy, does the work, and writes the earlier text back, so that the next test finds it. */
+async function edited(file: string, change: (text: string) => string, work: () => Promise<void>): Promise<void> {
+  const path = join(copy, file);
+  const before = await readFile(path, "utf8");
+  const after = change(before);
+  if (after === before) throw new Error(`${file} has no text that this test can change.`);
+  await writeFile(path, after);
+  try {
+    await work();
+  } finally {
+    await writeFile(path, before);
+  }
+}
+
+/** Waits until dev prints a text after the call of this function. */
+function printed(what: string, pattern: RegExp): () => Promise<void> {
+  const from = output.length;
+  return async () => void (await eventually(what, () => pattern.test(output.slice(from))));
+}
 
 describe("npm run dev", () => {
   it("answers the next request with the changed code", async () => {
     expect(await ask()).toHaveLength(3);
-    for (const text of ["one", "two"]) {
-      await writeFile(join(copy, FILE), greeting(text));
-      await eventually("the change is answered", async () => (await ask())[0].name === text);
-    }
+    await edited(FILE, greeting("one"), async () => {
+      await eventually("the change is answered", async () => (await ask())[0].name === "one");
+      await writeFile(join(copy, FILE), greeting("two")(source));
+      await eventually("the second change is answered", async () => (await ask())[0].name === "two");
+    });
     expect(output).toMatch(/order-subscriptions .*built/);
   });
 
   it("keeps the old code while the new code does not compile, sets a header, and prints the place of the error", async () => {
-    await writeFile(join(copy, FILE), greeting("three").replace("return ok(", "return ok(("));
-    await eventually("the error is printed", () =>
-      /does not compile; the previous code keeps running\.\n.*Expected "\)".*\n\n +functions\/order\/subscriptions\.ts:\d+:\d+:\n.*return ok\(\(/.test(
-        output,
-      ),
-    );
-    const { body, headers } = await call({ url }, "GET /order/subscriptions");
-    expect([body[0].name, headers.get("lotus-code")]).toEqual(["two", "outdated"]);
-    expect((await call({ url }, "GET /profile/jwks")).headers.get("lotus-code")).toBeNull();
-    await writeFile(join(copy, FILE), source);
+    await edited(FILE, greeting("old"), async () => {
+      await eventually("the old code answers", async () => (await ask())[0].name === "old");
+      const error = printed(
+        "the error is printed",
+        /does not compile; the previous code keeps running\.\n.*Expected "\)".*\n\n +functions\/order\/subscriptions\.ts:\d+:\d+:\n.*return ok\(\(/,
+      );
+      await writeFile(join(copy, FILE), greeting("new")(source).replace("return ok(", "return ok(("));
+      await error();
+      const { body, headers } = await call({ url }, "GET /order/subscriptions");
+      expect([body[0].name, headers.get("lotus-code")]).toEqual(["old", "outdated"]);
+      expect((await call({ url }, "GET /profile/jwks")).headers.get("lotus-code")).toBeNull();
+    });
     await eventually("the corrected code answers", async () => (await ask()).length === 3);
     expect((await call({ url }, "GET /order/subscriptions")).headers.get("lotus-code")).toBeNull();
   });
 
   it("builds the functions that use a changed file of the kernel", async () => {
-    const file = join(copy, "functions/kernel/problem.ts");
-    const text = await readFile(file, "utf8");
-    const changed = text.replace("This address does not exist", "Nowhere");
-    expect(changed).not.toBe(text);
-    await writeFile(file, changed);
-    await eventually(
-      "the change is answered",
-      async () => (await call({ url }, "GET /order/subscriptionsx")).body.title === "Nowhere",
-    );
+    const rename = (text: string) => text.replace("This address does not exist", "Nowhere");
+    await edited("functions/kernel/problem.ts", rename, async () => {
+      await eventually(
+        "the change is answered",
+        async () => (await call({ url }, "GET /order/subscriptionsx")).body.title === "Nowhere",
+      );
+    });
   });
 
   it("serves a new endpoint with its manifest, and stops serving a deleted one", async () => {
@@ -102,38 +118,29 @@ export default endpoint({
 });
 `,
     );
-    await eventually(
-      "it answers",
-      async () => (await call({ url }, "GET /order/cheapest")).body.name === "daily",
-      LATER_MILLISECONDS_MAX,
-    );
-    await expect(readFile(join(copy, "knative/functions/order-cheapest.yaml"), "utf8")).resolves.toContain(
-      "order-cheapest",
-    );
-    await rm(file);
+    try {
+      await eventually("it answers", async () => (await call({ url }, "GET /order/cheapest")).body.name === "daily");
+      await expect(readFile(join(copy, "knative/functions/order-cheapest.yaml"), "utf8")).resolves.toContain(
+        "order-cheapest",
+      );
+    } finally {
+      await rm(file);
+    }
     await eventually(
       "the endpoint is removed",
       async () => (await call({ url }, "GET /order/cheapest")).status === 404,
-      LATER_MILLISECONDS_MAX,
     );
   });
 
   it("shows type errors, and their correction", async () => {
-    await writeFile(join(copy, FILE), withLine('const n: number = "x"; void n;'));
-    await eventually("the error is shown", () => /types .*TS2322: Type 'string'/.test(output));
-    await writeFile(join(copy, FILE), source);
-    await eventually("the end is shown", () => /types .*no errors/.test(output));
+    const error = printed("the error is shown", /types .*TS2322: Type 'string'/);
+    await edited(FILE, withLine('const n: number = "x"; void n;'), error);
+    await printed("the correction is shown", /types .*no errors/)();
   });
 
   it("migrates after an edit of SQL, and names the file of an error", async () => {
-    const file = join(copy, "functions/order/schema/functions.sql");
-    const text = await readFile(file, "utf8");
-    await writeFile(file, `${text}\nselect nonsense;\n`);
-    await eventually(
-      "the error is shown",
-      () => /migrate .*functions\/order\/schema\/functions\.sql.*nonsense/s.test(output),
-      LATER_MILLISECONDS_MAX,
-    );
-    await writeFile(file, text);
+    const error = printed("the error is shown", /migrate .*functions\/order\/schema\/functions\.sql.*nonsense/s);
+    const add = (text: string) => `${text}\nselect nonsense;\n`;
+    await edited("functions/order/schema/functions.sql", add, error);
   });
 });

@@ -55,10 +55,13 @@ class Folders {
   }
 }
 
-/** Builds changed functions, at most one build of each at a time. */
+/** Builds changed functions one after the other. */
 class Builder {
-  readonly #running = new Map<string, Promise<void>>();
+  /** The builds that have not begun. They read every edit up to now. */
+  readonly #waiting = new Map<string, Promise<void>>();
+  readonly #errors = new Map<string, string>();
   readonly #changes: Changes;
+  #last: Promise<unknown> = Promise.resolve();
 
   constructor(changes: Changes) {
     this.#changes = changes;
@@ -66,18 +69,25 @@ class Builder {
 
   /** Resolves when the code that was on disk at the call is built. */
   fresh = (name: string): Promise<void> => {
-    const build = async () => {
-      const { failed } = await buildFunctions([name]);
-      const errors = failed.get(name) ?? "";
-      this.#changes.built(name, errors);
-      if (errors !== "") throw new Error(errors);
-    };
-    const running = this.#running.get(name);
-    if (running !== undefined) return running;
-    const started = build().finally(() => this.#running.delete(name));
-    this.#running.set(name, started);
-    return started;
+    const waiting = this.#waiting.get(name);
+    if (waiting !== undefined) return waiting;
+    const build = this.#last.then(() => {
+      this.#waiting.delete(name);
+      return this.#build(name);
+    });
+    this.#waiting.set(name, build);
+    this.#last = build.catch(() => undefined);
+    return build;
   };
+
+  async #build(name: string): Promise<void> {
+    const { changed, failed } = await buildFunctions([name]);
+    const errors = failed.get(name) ?? "";
+    const isNews = changed.length > 0 || errors !== (this.#errors.get(name) ?? "");
+    this.#errors.set(name, errors);
+    if (isNews) this.#changes.built(name, errors);
+    if (errors !== "") throw new Error(errors);
+  }
 }
 
 /**
@@ -109,8 +119,9 @@ export async function watchProject(changes: Changes): Promise<{ stop(): Promise<
       .filter(([, inputs]) => sources.some((file) => inputs.has(file)))
       .map(([name]) => name);
     changes.functions(affected, builder.fresh);
+    changes.sources(sources);
+    // One after the other, so that the build for a request waits for one other build at most.
     for (const name of affected) if (!stopped) await builder.fresh(name).catch(() => undefined);
-    if (!stopped) changes.sources(sources);
   };
 
   const folders = new Folders((file) => {

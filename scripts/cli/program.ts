@@ -1,14 +1,25 @@
 /** Runs the program `lotus`: finds the command and runs it. */
-import { COMMANDS, GROUPS } from "../commands/index.ts";
+import type { Command } from "./command.ts";
 import { exitCodeOf, UsageError } from "./errors.ts";
 import { didYouMean } from "./nearest.ts";
 import { print } from "./output.ts";
 import { asksForHelp, runSingleCommand } from "./single.ts";
 
-function listCommands(): string {
-  const width = Math.max(...Object.keys(COMMANDS).map((name) => name.length));
-  const groups = GROUPS.map((group) => {
-    const lines = Object.entries(COMMANDS)
+/** A command in the list. It is loaded when it is called. */
+export interface Entry {
+  readonly group: string;
+  /** One line of the list. */
+  readonly about: string;
+  load(): Promise<Command>;
+}
+
+/** The commands by their names, in the order of the list. */
+export type Commands = Readonly<Record<string, Entry>>;
+
+function listCommands(commands: Commands): string {
+  const width = Math.max(...Object.keys(commands).map((name) => name.length));
+  const groups = [...new Set(Object.values(commands).map(({ group }) => group))].map((group) => {
+    const lines = Object.entries(commands)
       .filter(([, entry]) => entry.group === group)
       .map(([name, { about }]) => `  ${name.padEnd(width)}  ${about}`);
     return `${group}\n${lines.join("\n")}`;
@@ -17,11 +28,11 @@ function listCommands(): string {
 }
 
 /** Runs the command that the arguments name. */
-export async function runProgram([name, ...args]: readonly string[]): Promise<void> {
-  if (name === undefined || name === "help" || asksForHelp([name])) return print(listCommands());
-  const entry = COMMANDS[name];
+export async function runProgram(commands: Commands, [name, ...args]: readonly string[]): Promise<void> {
+  if (name === undefined || name === "help" || asksForHelp([name])) return print(listCommands(commands));
+  const entry = commands[name];
   if (entry === undefined) {
-    console.error(`lotus has no command ${name}.${didYouMean(name, Object.keys(COMMANDS))} See: npx lotus --help`);
+    console.error(`lotus has no command ${name}.${didYouMean(name, Object.keys(commands))} See: npx lotus --help`);
     process.exit(exitCodeOf(new UsageError()));
   }
   await runSingleCommand(name, await entry.load(), args);

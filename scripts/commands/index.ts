@@ -1,24 +1,17 @@
 /** The commands of the program `lotus`. A command is loaded when it is called. */
 import type { Command } from "../cli/command.ts";
+import type { Commands, Entry } from "../cli/program.ts";
 
-/** The groups of the list, in their order. */
-export const GROUPS = ["Run", "Data", "Develop", "Cluster"] as const;
+type Group = "Run" | "Data" | "Develop" | "Cluster";
 
-interface Entry {
-  readonly group: (typeof GROUPS)[number];
-  /** One line of the list. */
-  readonly about: string;
-  load(): Promise<Command>;
-}
-
-const entry = (group: Entry["group"], about: string, load: () => Promise<{ readonly default: Command }>): Entry => ({
+const entry = (group: Group, about: string, load: () => Promise<{ readonly default: Command }>): Entry => ({
   group,
   about,
   load: async () => (await load()).default,
 });
 
 /** Every command by its name. The file of a command has the same name. */
-export const COMMANDS: Readonly<Record<string, Entry>> = {
+export const COMMANDS: Commands = {
   start: entry("Run", "run everything on this machine until Ctrl-C", () => import("./start.ts")),
   dev: entry("Run", "the same, and serve every edit", () => import("./dev.ts")),
   scenario: entry("Run", "play the Postman scenario against a running Lotus", () => import("./scenario.ts")),
@@ -34,7 +27,6 @@ export const COMMANDS: Readonly<Record<string, Entry>> = {
   keys: entry("Data", "list and rotate the keys that sign tokens", () => import("./keys.ts")),
   migrate: entry("Data", "bring a database up to date", () => import("./migrate.ts")),
   topics: entry("Data", "create the topics in Kafka", () => import("./topics.ts")),
-  preflight: entry("Cluster", "prove that roles and topics work", () => import("./preflight.ts")),
 
   new: entry("Develop", "write the first files of an endpoint, an event or a service", () => import("./new.ts")),
   generate: entry("Develop", "write manifests, OpenAPI and event schemas", () => import("./generate.ts")),
@@ -48,6 +40,7 @@ export const COMMANDS: Readonly<Record<string, Entry>> = {
   bench: entry("Develop", "measure Lotus against floors", () => import("./bench.ts")),
 
   cluster: entry("Cluster", "start minikube with Knative", () => import("./cluster.ts")),
+  preflight: entry("Cluster", "prove that roles and topics work", () => import("./preflight.ts")),
   deploy: entry("Cluster", "deploy Lotus with kubectl and kn", () => import("./deploy.ts")),
   undeploy: entry("Cluster", "remove Lotus from the cluster", () => import("./undeploy.ts")),
   rotate: entry("Cluster", "renew keys and passwords in the cluster", () => import("./rotate.ts")),

@@ -50,7 +50,6 @@ describe("the parts of scripts/", () => {
     const breaches = files.flatMap((file) =>
       importsOf(file)
         .filter((target) => partOf(target) === "commands" && partOf(file) !== "commands")
-        .filter(() => file !== "scripts/cli/program.ts")
         .map((target) => `${file} imports ${target}`),
     );
     expect(breaches).toEqual([]);

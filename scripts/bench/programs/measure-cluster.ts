@@ -1,21 +1,20 @@
 /**
- * Measures a deployment: each function's image, its start from zero beside a bare Node Service, the memory of its pod.
- *   node --import ./scripts/typescript.mjs scripts/testing/cluster/measure.ts --rounds 10 --base IMAGE       on a cluster without other callers of Lotus
+ * Measures a deployment: the image of each function, its start from zero beside a bare Node Service, and the memory of its pod.
+ *   node --import ./scripts/typescript.mjs scripts/bench/programs/measure-cluster.ts --rounds 10 --base IMAGE       on a cluster without other callers of Lotus
  */
 import { randomUUID } from "node:crypto";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { median, ratios, spread } from "../../bench/statistics.ts";
 import { describeError } from "../../cli/errors.ts";
 import { table } from "../../cli/text.ts";
 import { TARGET_DEFAULT } from "../../generate/knative.ts";
 import { get, list, readDocuments, toYaml } from "../../kubernetes/kubectl.ts";
 import { BASE_DEFAULT } from "../../kubernetes/options.ts";
 import { attempt, run } from "../../process/run.ts";
-
 import { ROOT } from "../../project/paths.ts";
-import { functionPods, NAMESPACE, waitForZero } from "./pods.ts";
+import { functionPods, NAMESPACE, waitForZero } from "../../testing/cluster/pods.ts";
+import { median, ratios, spread } from "../statistics.ts";
 
 const BARE = "bare-node";
 const BARE_PROGRAM =
