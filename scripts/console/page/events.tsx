@@ -4,8 +4,8 @@ import { useEffect, useMemo } from "preact/hooks";
 import type { DeadLetterRow, EventDetail, EventSummary, OutboxRow } from "../protocol.ts";
 import { get, post } from "./api.ts";
 import { age, bytes, clock, count, duration, pretty, short, tail } from "./format.ts";
-import { Action, announce, Copy, Problem, Status, useData, WindowTable } from "./parts.tsx";
-import { href, open, route, setQuery } from "./route.ts";
+import { Action, announce, Copy, FilterBox, PauseButton, Problem, Status, useData, WindowTable } from "./parts.tsx";
+import { href, open, route } from "./route.ts";
 import { databaseFigures, events, eventsVersion, spanTarget } from "./store.ts";
 import { TraceList } from "./traces.tsx";
 import { Waterfall } from "./waterfall.tsx";
@@ -126,19 +126,8 @@ function List({ selected }: { selected: string }) {
   return (
     <section class="list">
       <div class="toolbar">
-        <label>
-          <span>Filter</span>
-          <input
-            type="search"
-            class="filter"
-            value={filter}
-            placeholder="type, user, state, trace"
-            onInput={(event) => setQuery({ filter: event.currentTarget.value })}
-          />
-        </label>
-        <button type="button" aria-pressed={paused.value} onClick={() => (paused.value = !paused.value)}>
-          {paused.value ? "Continue" : "Pause"}
-        </button>
+        <FilterBox text={filter} placeholder="type, user, state, trace" />
+        <PauseButton paused={paused} />
         <span class="total">{count(rows.length)} events</span>
       </div>
       <WindowTable

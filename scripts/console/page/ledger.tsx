@@ -4,8 +4,8 @@ import { useEffect, useState } from "preact/hooks";
 import type { AccountDetail, AccountRow, EntryRow, Job, LedgerSummary } from "../protocol.ts";
 import { demoUser, get, post } from "./api.ts";
 import { clock, count, money, short } from "./format.ts";
-import { Action, Copy, Problem, Status, sentenceOf, useData } from "./parts.tsx";
-import { href, route, setQuery } from "./route.ts";
+import { Action, Copy, FilterBox, Problem, Status, sentenceOf, useData } from "./parts.tsx";
+import { href, route } from "./route.ts";
 import { figures, jobs, recentRequests } from "./store.ts";
 
 const HASH_DIGITS_SHOWN = 12;
@@ -110,16 +110,7 @@ function Accounts({ movement }: { movement: number }) {
     <section>
       <h2>Accounts</h2>
       <div class="toolbar">
-        <label>
-          <span>Filter</span>
-          <input
-            type="search"
-            class="filter"
-            placeholder="email or start of the id"
-            value={search}
-            onInput={(event) => setQuery({ filter: event.currentTarget.value })}
-          />
-        </label>
+        <FilterBox text={search} placeholder="email or start of the id" />
         {demoUser.value && <a href={href("ledger", demoUser.value.id)}>Account of the demo user</a>}
       </div>
       <Problem text={problem} />

@@ -4,7 +4,7 @@ import { useMemo } from "preact/hooks";
 import type { TraceDetail } from "../protocol.ts";
 import { get } from "./api.ts";
 import { clock, count, short } from "./format.ts";
-import { Problem, sentenceOf, WindowTable } from "./parts.tsx";
+import { FilterBox, PauseButton, Problem, sentenceOf, WindowTable } from "./parts.tsx";
 import { open, route, setQuery } from "./route.ts";
 import { lines, linesVersion, type ParsedLine, processes, spanTarget } from "./store.ts";
 
@@ -22,7 +22,7 @@ function download(rows: readonly ParsedLine[]): void {
 /** Shows the log lines. */
 export function Logs() {
   const { query } = route.value;
-  const [fn, level, trace, text] = ["function", "level", "trace", "filter"].map((name) => query.get(name) ?? "");
+  const [fn, level, trace, text = ""] = ["function", "level", "trace", "filter"].map((name) => query.get(name) ?? "");
   const paused = useSignal(false);
   const problem = useSignal("");
   const version = linesVersion.value;
@@ -81,18 +81,8 @@ export function Logs() {
             onInput={(event) => setQuery({ trace: event.currentTarget.value.trim() })}
           />
         </label>
-        <label>
-          <span>Text</span>
-          <input
-            type="search"
-            class="filter"
-            value={text}
-            onInput={(event) => setQuery({ filter: event.currentTarget.value })}
-          />
-        </label>
-        <button type="button" aria-pressed={paused.value} onClick={() => (paused.value = !paused.value)}>
-          {paused.value ? "Continue" : "Pause"}
-        </button>
+        <FilterBox label="Text" text={text} />
+        <PauseButton paused={paused} />
         <button type="button" onClick={() => download(rows)}>
           Download
         </button>

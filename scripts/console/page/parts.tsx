@@ -1,9 +1,10 @@
 /** Small parts of every page: status, copy button, errors, sparkline, list with a window. */
-import { signal, useSignal } from "@preact/signals";
+import { type Signal, signal, useSignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Failure } from "./api.ts";
 import { count } from "./format.ts";
+import { setQuery } from "./route.ts";
 import { reconnections } from "./store.ts";
 
 const COPIED_MILLISECONDS = 1_500;
@@ -299,5 +300,38 @@ export function WindowTable<T>({
         {shown.length === 0 && <p class="empty">{empty}</p>}
       </div>
     </div>
+  );
+}
+
+/** The filter of a list. The address of the page keeps its text. */
+export function FilterBox({
+  label = "Filter",
+  text,
+  placeholder,
+}: {
+  label?: string;
+  text: string;
+  placeholder?: string;
+}) {
+  return (
+    <label>
+      <span>{label}</span>
+      <input
+        type="search"
+        class="filter"
+        value={text}
+        placeholder={placeholder}
+        onInput={(event) => setQuery({ filter: event.currentTarget.value })}
+      />
+    </label>
+  );
+}
+
+/** Stops the growth of a list, and continues it. */
+export function PauseButton({ paused }: { paused: Signal<boolean> }) {
+  return (
+    <button type="button" aria-pressed={paused.value} onClick={() => (paused.value = !paused.value)}>
+      {paused.value ? "Continue" : "Pause"}
+    </button>
   );
 }

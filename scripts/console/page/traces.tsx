@@ -2,9 +2,10 @@
 import type { TraceDetail, TraceStep, TraceSummary } from "../protocol.ts";
 import { get } from "./api.ts";
 import { clock, count, duration, short, tail } from "./format.ts";
-import { Copy, Problem, Status, useData, WindowTable } from "./parts.tsx";
-import { href, route, setQuery } from "./route.ts";
+import { Copy, FilterBox, Problem, Status, useData, WindowTable } from "./parts.tsx";
+import { href, route } from "./route.ts";
 import { spansReceived, spanTarget } from "./store.ts";
+import { extentOf, Lane } from "./waterfall.tsx";
 
 const TRACE_ID = /^[0-9a-f]{32}$/;
 
@@ -57,9 +58,8 @@ function Attributes({ step }: { step: TraceStep }) {
 const DEPTH_SHOWN_MAX = 8;
 
 function Tree({ steps }: { steps: readonly TraceStep[] }) {
-  const start = Math.min(...steps.map(({ at }) => at));
-  const end = Math.max(...steps.map(({ at, microseconds }) => at + microseconds));
-  const whole = Math.max(1, end - start);
+  const extent = extentOf(steps);
+  const { start, end, whole } = extent;
   return (
     <table class="waterfall tree">
       <caption>
@@ -87,17 +87,7 @@ function Tree({ steps }: { steps: readonly TraceStep[] }) {
                 <small>{step.kind === step.name ? step.who : `${step.who}, ${step.kind}`}</small>
               </div>
             </th>
-            <td class="lane">
-              <svg viewBox="0 0 1000 16" preserveAspectRatio="none" aria-hidden="true">
-                <rect
-                  class={`bar ${step.failed ? "failed" : step.kind.replace(" ", "-")}`}
-                  x={((step.at - start) / whole) * 996}
-                  width={Math.max(4, (step.microseconds / whole) * 996)}
-                  y="2"
-                  height="12"
-                />
-              </svg>
-            </td>
+            <Lane kind={step.kind.replace(" ", "-")} step={step} extent={extent} />
             <td class="optional">+{duration(step.at - start)}</td>
             <td>
               {duration(step.microseconds)}
@@ -170,16 +160,7 @@ export function TraceList() {
   return (
     <section class="list">
       <div class="toolbar">
-        <label>
-          <span>Filter</span>
-          <input
-            type="search"
-            class="filter"
-            value={filter}
-            placeholder="call, function, failed"
-            onInput={(event) => setQuery({ filter: event.currentTarget.value })}
-          />
-        </label>
+        <FilterBox text={filter} placeholder="call, function, failed" />
         <span class="total">the last {count(rows.length)} traces</span>
       </div>
       <Problem text={problem} />

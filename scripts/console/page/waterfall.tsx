@@ -50,12 +50,60 @@ function longestOf(rows: readonly Row[]): Row | undefined {
   return inner.sort((a, b) => b.microseconds - a.microseconds)[0];
 }
 
+interface Timed {
+  readonly at: number;
+  readonly microseconds: number;
+}
+
+/** The time from the first begin to the last end, in microseconds. */
+interface Extent {
+  readonly start: number;
+  readonly end: number;
+  /** At least 1. */
+  readonly whole: number;
+}
+
+/** Returns the extent of steps. */
+export function extentOf(steps: readonly Timed[]): Extent {
+  const start = Math.min(...steps.map(({ at }) => at));
+  const end = Math.max(...steps.map(({ at, microseconds }) => at + microseconds));
+  return { start, end, whole: Math.max(1, end - start) };
+}
+
+const BAR_WIDTH_MAX = 996;
+const BAR_WIDTH_MIN = 4;
+
+/** The cell of a step with its place in time. */
+export function Lane({
+  kind,
+  step,
+  extent,
+}: {
+  kind: string;
+  step: Timed & { readonly failed: boolean };
+  extent: Extent;
+}) {
+  const widthOf = (microseconds: number) => (microseconds / extent.whole) * BAR_WIDTH_MAX;
+  return (
+    <td class="lane">
+      <svg viewBox="0 0 1000 16" preserveAspectRatio="none" aria-hidden="true">
+        <rect
+          class={`bar ${step.failed ? "failed" : kind}`}
+          x={widthOf(step.at - extent.start)}
+          width={Math.max(BAR_WIDTH_MIN, widthOf(step.microseconds))}
+          y="2"
+          height="12"
+        />
+      </svg>
+    </td>
+  );
+}
+
 /** Draws the steps of an event. */
 export function Waterfall({ spans }: { spans: readonly Span[] }) {
   const rows = rowsOf(spans);
-  const start = Math.min(...spans.map(({ at }) => at));
-  const end = Math.max(...spans.map(({ at, microseconds }) => at + microseconds));
-  const whole = Math.max(1, end - start);
+  const extent = extentOf(spans);
+  const { start, end, whole } = extent;
   const longest = longestOf(rows);
   const share = (microseconds: number) => `${Math.round((microseconds / whole) * 100)} %`;
   return (
@@ -81,17 +129,7 @@ export function Waterfall({ spans }: { spans: readonly Span[] }) {
               {row.who !== "" && <small>{row.who}</small>}
               {row.note !== "" && <small class={row.failed ? "bad" : undefined}>{row.note}</small>}
             </th>
-            <td class="lane">
-              <svg viewBox="0 0 1000 16" preserveAspectRatio="none" aria-hidden="true">
-                <rect
-                  class={`bar ${row.failed ? "failed" : row.kind}`}
-                  x={((row.at - start) / whole) * 996}
-                  width={Math.max(4, (row.microseconds / whole) * 996)}
-                  y="2"
-                  height="12"
-                />
-              </svg>
-            </td>
+            <Lane kind={row.kind} step={row} extent={extent} />
             <td>
               {row.microseconds === 0 ? `at ${duration(row.at - start)}` : duration(row.microseconds)}
               {row === longest && <strong> longest</strong>}
