@@ -15,7 +15,7 @@ afterAll(() => rm(folder, { recursive: true, force: true }));
 it("ends a run with a violation with exit code 1, and names the invariant, the user, the operations and the seed", async () => {
   const report = join(folder, "report.html");
   const flags = ["--sabotage", "wrong-balance", "--faults", "", "--minutes", "0.01", "--operations", "200"];
-  const args = [PROGRAM, "chaos", "--seed", "7", ...flags, "--report", report];
+  const args = [PROGRAM, "chaos", "--seed", "7", ...flags, "--report", report, "--log", join(folder, "lotus.log")];
   const ended = await attempt(process.execPath, args);
   expect(ended.code, ended.stdout + ended.stderr).toBe(1);
   const [, user] =

@@ -21,6 +21,8 @@ const CONNECT_MILLISECONDS_MAX = 5_000;
 /** A heal is repeated until it succeeds: another fault may have ended what it needs. */
 const HEAL_MILLISECONDS_MAX = 60_000;
 const HEAL_PAUSE_MILLISECONDS = 200;
+/** The SQLSTATE of a transaction that Postgres ended because of a deadlock. */
+const DEADLOCK_DETECTED = "40P01";
 const EVENTS_ON_THEIR_WAY_MAX = 20;
 /** More than Kafka and the event bus accept as one record. */
 const LARGE_RECORD_BYTES = 1_300_000;
@@ -114,6 +116,22 @@ async function withDatabase<T>(url: string, work: (client: Client) => Promise<T>
   } finally {
     await client.end().catch(() => undefined);
   }
+}
+
+/** Locks rows in a transaction, and resolves to what ends it. */
+async function lockRows(url: string, text: string): Promise<() => Promise<void>> {
+  const client = new Client({ connectionString: url, connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX });
+  client.on("error", () => undefined);
+  const end = () => client.end().catch(() => undefined);
+  await client.connect();
+  try {
+    await client.query("begin");
+    await client.query(text);
+  } catch (error) {
+    await end();
+    throw error;
+  }
+  return end;
 }
 
 const nameOf = (url: string) => decodeURIComponent(new URL(url).pathname.slice(1));
@@ -504,14 +522,8 @@ export const FAULTS: readonly Fault[] = [
     needs: "database",
     group: "database",
     milliseconds: 4_000,
-    async begin({ directUrl }) {
-      const client = new Client({ connectionString: directUrl, connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX });
-      client.on("error", () => undefined);
-      await client.connect();
-      await client.query("begin");
-      await client.query("select from billing.accounts where kind = 'user' order by random() limit 2 for update");
-      return async () => void (await client.end().catch(() => undefined));
-    },
+    begin: ({ directUrl }) =>
+      lockRows(directUrl, "select from billing.accounts where kind = 'user' order by random() limit 2 for update"),
   },
   {
     name: "lock-outbox",
@@ -519,14 +531,7 @@ export const FAULTS: readonly Fault[] = [
     needs: "database",
     group: "database",
     milliseconds: 2_000,
-    async begin({ directUrl }) {
-      const client = new Client({ connectionString: directUrl, connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX });
-      client.on("error", () => undefined);
-      await client.connect();
-      await client.query("begin");
-      await client.query("select from events.outbox order by time, id for update");
-      return async () => void (await client.end().catch(() => undefined));
-    },
+    begin: ({ directUrl }) => lockRows(directUrl, "select from events.outbox order by time, id for update"),
   },
   {
     name: "migrate",
@@ -717,7 +722,11 @@ export const FAULTS: readonly Fault[] = [
 
 /** Injects one fault, waits for its duration, and heals it. Returns whether it had a target. */
 export async function inject(fault: Fault, target: Target, end: AbortSignal): Promise<boolean> {
-  const heal = await fault.begin(target);
+  const heal = await fault.begin(target).catch((error: { code?: string }) => {
+    // Postgres ends one transaction of a deadlock: here the transaction of the fault, at other times one of Lotus.
+    if (error.code === DEADLOCK_DETECTED) return undefined;
+    throw error;
+  });
   if (heal === undefined) return false;
   await delay(fault.milliseconds, undefined, { signal: end }).catch(() => undefined);
   const until = performance.now() + HEAL_MILLISECONDS_MAX;

@@ -1,5 +1,6 @@
 /** lotus fuzz: sends generated requests to every endpoint and checks each answer against docs/openapi.json. */
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -13,6 +14,8 @@ import { ROOT } from "../project/paths.ts";
 
 const SCHEMATHESIS = "schemathesis==4.32.5";
 const CASES_DEFAULT = 10_000;
+/** A round costs some seconds, so it generates more than a few cases. */
+const CASES_OF_ROUND_MIN = 20;
 const FOLDER = join(ROOT, "node_modules/.cache/lotus-fuzz");
 /** The programs of the virtual environment; Windows has another folder name. */
 const PROGRAMS = join(FOLDER, process.platform === "win32" ? "Scripts" : "bin");
@@ -37,6 +40,18 @@ function run(program: string, words: readonly string[], folder = ROOT): Promise<
     );
     child.once("exit", (code) => resolve(code ?? 1));
   });
+}
+
+/** Runs Schemathesis with its output on this terminal. Returns its exit code, and the number of requests that it generated. */
+async function generate(words: readonly string[], folder: string): Promise<{ code: number; generated: number }> {
+  const child = spawn(join(PROGRAMS, "schemathesis"), words, { cwd: folder, stdio: ["ignore", "pipe", "inherit"] });
+  let written = "";
+  child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    process.stdout.write(text);
+    written += text;
+  });
+  const [code] = await once(child, "close");
+  return { code: code ?? 1, generated: Number(/^ *(\d+) generated/m.exec(written)?.[1] ?? 0) };
 }
 
 /** @throws {Refusal} a sentence, when Python is missing or the installation fails */
@@ -89,7 +104,7 @@ export default command({
   notes: `Schemathesis, a Python program, generates the requests. The command installs ${SCHEMATHESIS} from PyPI into
 ${relative(ROOT, FOLDER)}, and runs it against a separate Lotus with an empty database.`,
   options: {
-    cases: { type: "string", value: "N", about: "requests in total, about", default: String(CASES_DEFAULT) },
+    cases: { type: "string", value: "N", about: "requests in total, at least", default: String(CASES_DEFAULT) },
     seed: { type: "string", value: "N", about: "repeat the requests of an earlier run" },
   },
   async run(values) {
@@ -97,37 +112,48 @@ ${relative(ROOT, FOLDER)}, and runs it against a separate Lotus with an empty da
     if (values.seed !== undefined && !/^\d{1,40}$/.test(values.seed)) throw new UsageError("--seed must be a number.");
     await install();
     const endpoints = (await findFunctions()).filter(({ kind }) => kind === "endpoint").length;
-    const casesPerEndpoint = Math.ceil(Number(values.cases) / endpoints / 2);
+    const cases = Number(values.cases);
     const folder = await mkdtemp(join(tmpdir(), "lotus-fuzz-"));
     const failures: string[] = [];
+    let sent = 0;
     // Schemathesis would otherwise register a user and send that user's token.
     const config = join(folder, "schemathesis.toml");
     await writeFile(config, "[auth]\nauto-signup = false\n");
     const lotus = await startLotus({ port: 0, folder, step });
     try {
       const token = await newToken(lotus.url);
-      for (const [how, headers] of [
-        ["without a token", []],
-        ["with a token", ["-H", `Authorization: Bearer ${token}`]],
-      ] as const) {
-        print(`\n${how}: ${casesPerEndpoint} cases for each of ${endpoints} endpoints`);
-        const words = [
-          ...["--config-file", config, "run", join(ROOT, "docs/openapi.json")],
-          ...["--url", lotus.url, "--checks", CHECKS.join(","), "--max-examples", String(casesPerEndpoint)],
-          // One worker: the parser of Python 3.11 fails when two threads use it.
-          ...["--workers", "1", "--warnings", "off", "--continue-on-failure"],
-          ...(values.seed === undefined ? [] : ["--seed", values.seed]),
-          ...headers,
-        ];
-        // Schemathesis keeps its cache in the working directory.
-        const code = await run(join(PROGRAMS, "schemathesis"), words, folder);
-        if (code !== 0) failures.push(how);
+      // An endpoint without inputs has few different requests, so a round may generate fewer than it may send.
+      for (let round = 0; sent < cases; round++) {
+        const before = sent;
+        const casesPerEndpoint = Math.max(CASES_OF_ROUND_MIN, Math.ceil((cases - sent) / endpoints / 2));
+        for (const [how, headers] of [
+          ["without a token", []],
+          ["with a token", ["-H", `Authorization: Bearer ${token}`]],
+        ] as const) {
+          print(`\n${how}: at most ${casesPerEndpoint} random cases for each of ${endpoints} endpoints`);
+          const words = [
+            ...["--config-file", config, "run", join(ROOT, "docs/openapi.json")],
+            ...["--url", lotus.url, "--checks", CHECKS.join(","), "--max-examples", String(casesPerEndpoint)],
+            // One worker: the parser of Python 3.11 fails when two threads use it.
+            ...["--workers", "1", "--warnings", "off", "--continue-on-failure"],
+            // The other phases would repeat the requests of the first round.
+            ...(round === 0 ? [] : ["--phases", "fuzzing"]),
+            ...(values.seed === undefined ? [] : ["--seed", String(BigInt(values.seed) + BigInt(round))]),
+            ...headers,
+          ];
+          // Schemathesis keeps its cache in the working directory.
+          const { code, generated } = await generate(words, folder);
+          sent += generated;
+          if (code !== 0) failures.push(how);
+        }
+        if (sent === before) throw new Refusal("Schemathesis generated no request.");
       }
     } finally {
       await lotus.stop();
       await rm(folder, { recursive: true, force: true });
     }
+    print(`\nSchemathesis generated ${sent} cases.`);
     if (failures.length > 0)
-      throw new Refusal(`Schemathesis found failures ${failures.join(" and ")}. Its report is above.`);
+      throw new Refusal(`Schemathesis found failures ${[...new Set(failures)].join(" and ")}. Its report is above.`);
   },
 });
