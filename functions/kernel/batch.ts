@@ -214,13 +214,11 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     measure("lotus.queue.calls", countReadyCalls(), { "db.query.summary": name });
     // A single call outside the lane usually did not wait.
     if (entries.length === 1 && !inLane) return begun;
-    for (const { call, since } of entries)
-      statement
-        .spanOf?.(call)
-        ?.child(`wait ${name}`, "internal", since)
-        .set({ "lotus.lane": inLane })
-        .link(begun.span)
-        .end();
+    for (const { call, since } of entries) {
+      const caller = statement.spanOf?.(call);
+      if (!caller?.sampled) continue;
+      caller.child(`wait ${name}`, "internal", since).set({ "lotus.lane": inLane }).link(begun.span).end();
+    }
     return begun;
   }
 

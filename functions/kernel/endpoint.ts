@@ -18,6 +18,7 @@ import {
   splitTarget,
 } from "./request.ts";
 import {
+  type Attributes,
   beginSpan,
   isRecording,
   measure,
@@ -287,16 +288,44 @@ function endCreating(creating: Span, envelopes: readonly Envelope[]): void {
 }
 
 const METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
-const spans = new WeakMap<IncomingMessage, Span>();
 
-/** Returns the method and route of a request for spans and metrics. An unknown path has no route: a client can send any text. */
-function routeOf(request: IncomingMessage, source: string): { method: string; route: string | undefined } {
-  const { method = "" } = request;
-  const route = pathOf(source);
-  return {
-    method: METHODS.includes(method) ? method : "_OTHER",
-    route: splitTarget(request)[0] === route ? route : undefined,
-  };
+/** A request in traces and metrics. An unknown path has no route: a client can send any text. */
+interface Observed {
+  readonly span: Span;
+  readonly method: string;
+  readonly route: string | undefined;
+}
+
+const observed = new WeakMap<IncomingMessage, Observed>();
+
+function observe(request: IncomingMessage, source: string): Observed {
+  const known = observed.get(request);
+  if (known !== undefined) return known;
+  const begun = beginObserving(request, source);
+  observed.set(request, begun);
+  return begun;
+}
+
+function beginObserving(request: IncomingMessage, source: string): Observed {
+  // Without telemetry the span only provides the ids of the trace for log lines and events.
+  if (!isRecording()) return { span: beginSpan("", "server", undefined, 0), method: "", route: undefined };
+  const path = pathOf(source);
+  const method = METHODS.includes(request.method ?? "") ? (request.method ?? "") : "_OTHER";
+  const route = splitTarget(request)[0] === path ? path : undefined;
+  const span = beginSpan(route === undefined ? method : `${method} ${route}`, "server", undefined);
+  recordColdStart(span);
+  if (span.sampled) {
+    span
+      .set({
+        "http.request.method": method,
+        "http.route": route,
+        "url.path": route,
+        "url.scheme": "http",
+        "faas.trigger": "http",
+      })
+      .link(readTraceparent(request.headers.traceparent));
+  }
+  return { span, method, route };
 }
 
 /**
@@ -305,27 +334,7 @@ function routeOf(request: IncomingMessage, source: string): { method: string; ro
  * @param source the function's name, such as order-pay
  */
 export function spanOf(request: IncomingMessage, source: string): Span {
-  const known = spans.get(request);
-  if (known !== undefined) return known;
-  if (!isRecording()) {
-    // Without telemetry the span only provides the ids of the trace for log lines and events.
-    const unrecorded = beginSpan("", "server", undefined, 0);
-    spans.set(request, unrecorded);
-    return unrecorded;
-  }
-  const { method, route } = routeOf(request, source);
-  const span = beginSpan(route === undefined ? method : `${method} ${route}`, "server", undefined, performance.now());
-  spans.set(request, span);
-  recordColdStart(span);
-  return span
-    .set({
-      "http.request.method": method,
-      "http.route": route,
-      "url.path": route,
-      "url.scheme": "http",
-      "faas.trigger": "http",
-    })
-    .link(readTraceparent(request.headers.traceparent));
+  return observe(request, source).span;
 }
 
 /**
@@ -334,17 +343,18 @@ export function spanOf(request: IncomingMessage, source: string): Span {
  */
 export function endSpan(request: IncomingMessage, response: ServerResponse, source: string, beganAt: number): void {
   if (!isRecording()) return;
-  const { method, route } = routeOf(request, source);
+  const { span, method, route } = observe(request, source);
   const status = response.statusCode;
   const errorType = status < 500 ? undefined : String(status);
-  measure("http.server.request.duration", (performance.now() - beganAt) / 1000, {
+  const attributes: Attributes = {
     "http.request.method": method,
     "url.scheme": "http",
     "http.response.status_code": status,
-    ...(route && { "http.route": route }),
-    ...(errorType && { "error.type": errorType }),
-  });
-  spanOf(request, source).set({ "http.response.status_code": status }).end(errorType);
+  };
+  if (route !== undefined) attributes["http.route"] = route;
+  if (errorType !== undefined) attributes["error.type"] = errorType;
+  measure("http.server.request.duration", (performance.now() - beganAt) / 1000, attributes);
+  if (span.sampled) span.set({ "http.response.status_code": status }).end(errorType);
 }
 
 /**

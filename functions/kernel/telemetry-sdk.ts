@@ -3,19 +3,19 @@
  * telemetry.cjs of it. A function with an endpoint reads that file after its first answer.
  */
 import { hostname } from "node:os";
-import { type Attributes, DiagLogLevel, diag, ROOT_CONTEXT, SpanKind, SpanStatusCode, trace } from "@opentelemetry/api";
-import { type ExportResult, ExportResultCode } from "@opentelemetry/core";
+import { type Attributes, DiagLogLevel, diag, SpanKind, SpanStatusCode, TraceFlags } from "@opentelemetry/api";
+import { type ExportResult, ExportResultCode, millisToHrTime } from "@opentelemetry/core";
 import { OTLPMetricExporter } from "@opentelemetry/exporter-metrics-otlp-http";
 import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-http";
-import { defaultResource, detectResources, envDetector, resourceFromAttributes } from "@opentelemetry/resources";
-import { MeterProvider, PeriodicExportingMetricReader, type PushMetricExporter } from "@opentelemetry/sdk-metrics";
 import {
-  AlwaysOnSampler,
-  BatchSpanProcessor,
-  type ReadableSpan,
-  type SpanExporter,
-  TracerProvider,
-} from "@opentelemetry/sdk-trace";
+  defaultResource,
+  detectResources,
+  envDetector,
+  type Resource,
+  resourceFromAttributes,
+} from "@opentelemetry/resources";
+import { MeterProvider, PeriodicExportingMetricReader, type PushMetricExporter } from "@opentelemetry/sdk-metrics";
+import { BatchSpanProcessor, type ReadableSpan, type SpanExporter } from "@opentelemetry/sdk-trace";
 import type { Exporter, ExporterOptions, Measurement, Metric, SpanRecord } from "./telemetry.ts";
 
 /** Seconds, as the semantic conventions advise for durations. */
@@ -131,11 +131,41 @@ function numberOf(name: string, byDefault: number): number {
   return Number.isFinite(value) && value > 0 ? value : byDefault;
 }
 
-/** Hands the ids of a record to the SDK, which would make its own. */
-class GivenIds {
-  next: { traceId: string; spanId: string } = { traceId: "", spanId: "" };
-  generateTraceId = (): string => this.next.traceId;
-  generateSpanId = (): string => this.next.spanId;
+const SCOPE = { name: "lotus" };
+/** The default of OTEL_SPAN_LINK_COUNT_LIMIT. */
+const LINKS_MAX = 128;
+
+/** Makes the span that the processor of the SDK accepts. The tracer of the SDK makes the same span with more work. */
+function toReadableSpan(record: SpanRecord, resource: Resource): ReadableSpan {
+  const { traceId, spanId, parentSpanId, start, end, links, events } = record;
+  const context = { traceId, spanId, traceFlags: TraceFlags.SAMPLED };
+  return {
+    name: record.name,
+    kind: KINDS[record.kind],
+    spanContext: () => context,
+    ...(parentSpanId !== undefined && {
+      parentSpanContext: { traceId, spanId: parentSpanId, traceFlags: TraceFlags.SAMPLED, isRemote: true },
+    }),
+    startTime: millisToHrTime(start),
+    endTime: millisToHrTime(end),
+    duration: millisToHrTime(end - start),
+    ended: true,
+    status: { code: record.failed ? SpanStatusCode.ERROR : SpanStatusCode.UNSET },
+    attributes: record.attributes,
+    links: links.slice(0, LINKS_MAX).map((link) => ({
+      context: {
+        traceId: link.traceId,
+        spanId: link.spanId,
+        traceFlags: link.sampled ? TraceFlags.SAMPLED : TraceFlags.NONE,
+      },
+    })),
+    events: events.map(({ name, time }) => ({ name, time: millisToHrTime(time) })),
+    resource,
+    instrumentationScope: SCOPE,
+    droppedAttributesCount: 0,
+    droppedEventsCount: 0,
+    droppedLinksCount: Math.max(0, links.length - LINKS_MAX),
+  };
 }
 
 function resourceOf(service: string) {
@@ -156,7 +186,6 @@ function resourceOf(service: string) {
 }
 
 function startTraces(service: string, warnings: Warnings) {
-  const ids = new GivenIds();
   const processor = new BatchSpanProcessor({
     exporter: wrapSpanExporter(new OTLPTraceExporter(), warnings),
     scheduledDelayMillis: numberOf("OTEL_BSP_SCHEDULE_DELAY", 5_000),
@@ -164,36 +193,11 @@ function startTraces(service: string, warnings: Warnings) {
     maxExportBatchSize: numberOf("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512),
     exportTimeoutMillis: numberOf("OTEL_BSP_EXPORT_TIMEOUT", 30_000),
   });
-  const provider = new TracerProvider({
-    resource: resourceOf(service),
-    // telemetry.ts has decided.
-    sampler: new AlwaysOnSampler(),
-    idGenerator: ids,
-    spanProcessors: [processor],
-  });
-  const tracer = provider.getTracer("lotus");
-  const flags = (sampled: boolean) => (sampled ? 1 : 0);
-  const accept = (record: SpanRecord) => {
-    ids.next = record;
-    const { traceId, parentSpanId } = record;
-    const parent =
-      parentSpanId === undefined
-        ? ROOT_CONTEXT
-        : trace.setSpanContext(ROOT_CONTEXT, { traceId, spanId: parentSpanId, traceFlags: 1, isRemote: true });
-    const options = {
-      kind: KINDS[record.kind],
-      startTime: record.start,
-      attributes: { ...record.attributes },
-      links: record.links.map((link) => ({
-        context: { traceId: link.traceId, spanId: link.spanId, traceFlags: flags(link.sampled) },
-      })),
-    };
-    const span = tracer.startSpan(record.name, options, parent);
-    for (const { name, time } of record.events) span.addEvent(name, time);
-    if (record.failed) span.setStatus({ code: SpanStatusCode.ERROR });
-    span.end(record.end);
+  const resource = resourceOf(service);
+  return {
+    accept: (record: SpanRecord) => processor.onEnd(toReadableSpan(record, resource)),
+    shutdown: () => processor.shutdown(),
   };
-  return { accept, shutdown: () => provider.shutdown() };
 }
 
 function startMetrics(service: string, warnings: Warnings) {

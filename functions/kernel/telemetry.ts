@@ -106,12 +106,19 @@ export interface ExporterOptions {
 
 const TRACEPARENT = /^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})/;
 const ZEROS = /^0+$/;
+/** The place of the flags in a `traceparent`. */
+const FLAGS_AT = 53;
 
 /** Reads a `traceparent` (W3C Trace Context §3.2). Returns undefined for a missing or invalid one. */
 export function readTraceparent(text: unknown): SpanContext | undefined {
   const [, traceId = "", spanId = "", flags = ""] = TRACEPARENT.exec(typeof text === "string" ? text : "") ?? [];
   if (traceId === "" || ZEROS.test(traceId) || ZEROS.test(spanId)) return undefined;
   return { traceId, spanId, sampled: (Number.parseInt(flags, 16) & 1) === 1 };
+}
+
+/** Whether the flags of a `traceparent` ask for recording. It reads two characters only: most events are not sampled. */
+function mayBeSampled(text: unknown): boolean {
+  return typeof text === "string" && (Number.parseInt(text.slice(FLAGS_AT, FLAGS_AT + 2), 16) & 1) === 1;
 }
 
 /** Returns the `traceparent` of a span. */
@@ -220,9 +227,10 @@ export class Span implements SpanContext {
   readonly #kind: SpanKind;
   #name: string;
   #start: number;
-  readonly #attributes: Attributes = {};
-  readonly #links: SpanContext[] = [];
-  readonly #events: { name: string; time: number }[] = [];
+  /** Made for spans that are recorded only. */
+  #attributes: Attributes | undefined;
+  #links: SpanContext[] | undefined;
+  #events: { name: string; time: number }[] | undefined;
   #ended = false;
 
   constructor(context: SpanContext, parentSpanId: string | undefined, name: string, kind: SpanKind, start?: number) {
@@ -252,19 +260,26 @@ export class Span implements SpanContext {
 
   set(attributes: Readonly<Record<string, string | number | boolean | undefined>>): this {
     if (!this.sampled) return this;
-    for (const [name, value] of Object.entries(attributes)) if (value !== undefined) this.#attributes[name] = value;
+    this.#attributes ??= {};
+    for (const name in attributes) {
+      const value = attributes[name];
+      if (value !== undefined) this.#attributes[name] = value;
+    }
     return this;
   }
 
   link(...contexts: readonly (SpanContext | undefined)[]): this {
     if (!this.sampled) return this;
+    this.#links ??= [];
     for (const context of contexts) if (context !== undefined) this.#links.push(context);
     return this;
   }
 
   /** @param time a time of `performance.now()` */
   event(name: string, time: number): this {
-    if (this.sampled) this.#events.push({ name, time: performance.timeOrigin + time });
+    if (!this.sampled) return this;
+    this.#events ??= [];
+    this.#events.push({ name, time: performance.timeOrigin + time });
     return this;
   }
 
@@ -273,10 +288,10 @@ export class Span implements SpanContext {
    * @param errorType a word for the failure, such as a problem code; never a message, which could quote data
    * @param end a time of `performance.now()`; by default the present
    */
-  end(errorType?: string, end: number = performance.now()): void {
+  end(errorType?: string, end?: number): void {
     if (!this.sampled || this.#ended) return;
     this.#ended = true;
-    if (errorType !== undefined) this.#attributes["error.type"] = errorType;
+    if (errorType !== undefined) this.set({ "error.type": errorType });
     emit({
       record: "span",
       traceId: this.traceId,
@@ -286,10 +301,10 @@ export class Span implements SpanContext {
       name: this.#name,
       kind: this.#kind,
       start: performance.timeOrigin + this.#start,
-      end: performance.timeOrigin + end,
-      attributes: this.#attributes,
-      links: this.#links,
-      events: this.#events,
+      end: performance.timeOrigin + (end ?? performance.now()),
+      attributes: this.#attributes ?? {},
+      links: this.#links ?? [],
+      events: this.#events ?? [],
       failed: errorType !== undefined,
     });
   }
@@ -317,6 +332,7 @@ export function markListening(): void {
 
 /** Records the cold start below the first span of a process, from the start of the process to its listening. */
 export function recordColdStart(first: Span): void {
+  if (!isFirst) return void first.set({ "faas.coldstart": false });
   const isColdStart = isFirst && listeningAt !== undefined;
   isFirst = false;
   first.set({ "faas.coldstart": isColdStart });
@@ -381,8 +397,8 @@ export function isRecording(): boolean {
  */
 export function beginSend(topic: string, traceparents: readonly unknown[], relay?: Span): Span | undefined {
   if (state?.decide === undefined) return undefined;
-  const contexts = traceparents.map(readTraceparent).filter((context) => context?.sampled);
-  const [first] = contexts;
+  const contexts = traceparents.filter(mayBeSampled).map(readTraceparent);
+  const first = contexts.find((context) => context !== undefined);
   if (first === undefined) return undefined;
   const span = beginSpan(`send ${topic}`, "client", first)
     .set({

@@ -17,7 +17,7 @@ import { guardChild } from "../process/child.ts";
 import { TYPESCRIPT } from "../project/paths.ts";
 import { ensureSecrets } from "../secrets/local.ts";
 import { makeTopic } from "../testing/kafka.ts";
-import { processorMilliseconds, treeProcessorMilliseconds } from "../testing/process.ts";
+import { threadMilliseconds, treeProcessorMilliseconds } from "../testing/process.ts";
 import { ending } from "./flags.ts";
 import type { LoadOptions, LoadRequest, LoadResult } from "./programs/load.ts";
 
@@ -225,7 +225,8 @@ async function startWorld(): Promise<World> {
 
     const load: World["load"] = async ({ port, child }, options) => {
       const processorTimes = () =>
-        Promise.all([processorMilliseconds(child.pid ?? 0), treeProcessorMilliseconds(postgres.process.pid ?? 0)]);
+        // The time of threads is exact; that of a process is counted in steps of 10 ms.
+        Promise.all([threadMilliseconds(child.pid ?? 0), treeProcessorMilliseconds(postgres.process.pid ?? 0)]);
       const before = await processorTimes();
       const answered = once(generator, "message") as Promise<[LoadResult | { error: string }]>;
       generator.send({ ...options, port } satisfies LoadOptions);
