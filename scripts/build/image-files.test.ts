@@ -2,11 +2,11 @@
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
-import { cp, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import { cp, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { promisify } from "node:util";
-import { beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { findFunctions } from "../project/functions.ts";
 import { builtInputs } from "./bundles.ts";
 import { CONTEXT, type ImageContent, PROGRAM_NAMES, prepareImage } from "./image-files.ts";
@@ -48,35 +48,67 @@ describe("the image", () => {
     expect(notices).toMatch(/Copyright/);
   });
 
-  it("has equal bytes in two builds, V8's compiled code of functions and of the exporter included", async () => {
+  describe("V8's compiled code of functions and of the exporter", () => {
     const some = ["order-list", "profile-login", "notification-store"];
-    // V8's code contains the path of the file, which is the same in every image.
-    const folder = await mkdtemp(join(tmpdir(), "lotus-rehearsal-"));
-    const build = async () => {
-      for (const name of some) await cp(join(CONTEXT, "app", name), join(folder, name), { recursive: true });
+    /** V8's code contains the path of the file, which is the same in every image. */
+    let folder: string;
+    beforeAll(async () => {
+      folder = await mkdtemp(join(tmpdir(), "lotus-rehearsal-"));
+    });
+    afterAll(() => rm(folder, { recursive: true }));
+
+    const hashOf = async (file: string) =>
+      createHash("sha256")
+        .update(await readFile(file))
+        .digest("hex");
+
+    /**
+     * Runs the warm-up of the image. Returns the hash of each file.
+     * @param before a program that each process runs before its bundle
+     */
+    async function build(before = ""): Promise<Map<string, string>> {
+      for (const name of some) {
+        await rm(join(folder, name), { recursive: true, force: true });
+        await cp(join(CONTEXT, "app", name), join(folder, name), { recursive: true });
+        for (const file of ["function.cjs", "telemetry.cjs"])
+          await writeFile(join(folder, name, file), before + (await readFile(join(folder, name, file), "utf8")));
+      }
       await cp(join(CONTEXT, "rehearse.cjs"), join(folder, "rehearse.cjs"));
       await promisify(execFile)(process.execPath, [join(folder, "rehearse.cjs")]);
-      const hashes = new Map<string, string>();
-      for (const entry of await readdir(folder, { recursive: true, withFileTypes: true })) {
-        if (!entry.isFile()) continue;
-        const file = join(entry.parentPath, entry.name);
-        hashes.set(
-          relative(folder, file),
-          createHash("sha256")
-            .update(await readFile(file))
-            .digest("hex"),
-        );
-      }
-      for (const name of some) await rm(join(folder, name), { recursive: true });
-      return hashes;
-    };
-    const first = await build();
-    for (const name of some) {
-      const caches = [...first.keys()].filter((file) => file.startsWith(`${name}/`) && file.endsWith(".cache"));
-      expect(caches.map((file) => file.slice(name.length + 1).split(".")[0]).sort()).toEqual([name, "telemetry"]);
+      const entries = await readdir(folder, { recursive: true, withFileTypes: true });
+      const files = entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
+      return new Map(
+        await Promise.all(files.map(async (file) => [relative(folder, file), await hashOf(file)] as const)),
+      );
     }
-    expect(await build()).toEqual(first);
-    await rm(folder, { recursive: true });
+    const cachesIn = (files: Iterable<string>) => [...files].filter((file) => file.endsWith(".cache")).sort();
+
+    it("has equal bytes in two builds, and also when Node has compiled other functions before", async () => {
+      const first = await build();
+      const names = cachesIn(first.keys()).map((file) => file.split(".")[0]);
+      expect(names).toEqual(some.flatMap((name) => [`${name}/${name}`, `${name}/telemetry`]).sort());
+      expect(await build()).toEqual(first);
+
+      const others = await build("for (let i = 0; i < 100; i++) new Function('return (() => ' + i + ')()')();");
+      for (const file of cachesIn(first.keys())) expect(others.get(file), file).toBe(first.get(file));
+    });
+
+    it("is accepted by a process without flags", async () => {
+      const caches = cachesIn((await build()).keys());
+      const program = `
+        const { readFileSync } = require("node:fs");
+        const { wrap } = require("node:module");
+        const { Script } = require("node:vm");
+        for (const cache of process.argv.slice(1)) {
+          const filename = cache.slice(0, cache.indexOf(".", cache.lastIndexOf("/"))) + ".bundle.cjs";
+          const cachedData = readFileSync(cache).subarray(32);
+          const script = new Script(wrap(readFileSync(filename, "latin1")), { filename, cachedData });
+          console.log(script.cachedDataRejected);
+        }`;
+      const files = caches.map((file) => join(folder, file));
+      const { stdout } = await promisify(execFile)(process.execPath, ["-e", program, ...files]);
+      expect(stdout.trim().split("\n")).toEqual(caches.map(() => "false"));
+    });
   });
 
   it("has the same hashes in a second build, and other hashes on another base", async () => {

@@ -2,14 +2,17 @@
  * Runs each function once while the image is built, with the Node of the image. The image then contains V8's compiled code,
  * because a pod's file system is read-only. The functions run up to their first statement, which is refused. All that
  * runs here must run in the same way in every build, so that two builds have equal bytes: no retries, no timers, no exports.
- * With `--telemetry FOLDER` it compiles the exporter of one folder.
+ * With `--telemetry FOLDER` it compiles the exporter of one folder, and with `--renumber FOLDER` it makes its caches equal in every build.
  */
 import { type ChildProcess, fork } from "node:child_process";
-import { generateKeyPairSync, sign } from "node:crypto";
+import { createHash, generateKeyPairSync, sign } from "node:crypto";
 import { once } from "node:events";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { wrap } from "node:module";
 import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
+import { setFlagsFromString } from "node:v8";
+import { Script } from "node:vm";
 import { pathOf } from "#kernel/endpoint";
 import { TOKEN_AUDIENCE, TOKEN_ISSUER } from "#kernel/limits";
 import type { SpanRecord, TelemetryModule } from "#kernel/telemetry";
@@ -17,9 +20,15 @@ import type { SpanRecord, TelemetryModule } from "#kernel/telemetry";
 const MILLISECONDS_MAX = 30_000;
 /** Functions that run at the same time. */
 const AT_ONCE = 2;
-/** V8 writes equal bytes for equal code when its random seed is equal. V8 accepts such a cache in a process without the flag. */
-const FLAGS = ["--random-seed=1"];
+/**
+ * V8 writes equal bytes for equal code when its random seed is equal. Sparkplug marks functions at times that depend on the machine,
+ * and the cache contains the marks.
+ */
+const FLAGS = ["--random-seed=1", "--no-sparkplug"];
 const TELEMETRY = "--telemetry";
+const RENUMBER = "--renumber";
+/** A checksum begins the file of a cache: start-cache.ts. */
+const CHECKSUM_BYTES = 32;
 const ID = "00000000-0000-4000-8000-000000000000";
 
 const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
@@ -56,6 +65,27 @@ function compileTelemetry(folder: string): void {
   exporter.accept(span);
   exporter.accept({ record: "measurement", metric: "http.server.request.duration", value: 0, attributes: {} });
   process.exit(0);
+}
+
+/**
+ * Reads each cache of a folder and writes it again. V8 numbers the functions of a process in the order in which it compiles them,
+ * Node's own functions among them, and their order depends on the machine. A process that only reads a cache numbers them in the
+ * order of the cache.
+ */
+function renumber(folder: string): void {
+  for (const file of readdirSync(folder)) {
+    const [name] = /^[^.]+(?=\.\w+\..*cache$)/.exec(file) ?? [];
+    if (name === undefined) continue;
+    const bundle = join(folder, `${name}.bundle.cjs`);
+    const cachedData = readFileSync(join(folder, file)).subarray(CHECKSUM_BYTES);
+    const script = new Script(wrap(readFileSync(bundle, "latin1")), { filename: bundle, cachedData });
+    if (script.cachedDataRejected) throw new Error(`V8 does not accept ${file}`);
+    // A function runs with Sparkplug, and V8 refuses a cache of other flags.
+    setFlagsFromString("--sparkplug");
+    const data = script.createCachedData();
+    setFlagsFromString("--no-sparkplug");
+    writeFileSync(join(folder, file), Buffer.concat([createHash("sha256").update(data).digest(), data]));
+  }
 }
 
 async function endOf(child: ChildProcess): Promise<void> {
@@ -161,7 +191,8 @@ async function rehearseIn(folder: string, database: number): Promise<void> {
     await rehearse(join(folder, "function.cjs"), pathOf(bundle.replace(".bundle.cjs", "")), keys, database).finally(
       () => writeFileSync(exporter, original),
     );
-    await endOf(fork(__filename, [TELEMETRY, folder], { execArgv: FLAGS, stdio: "ignore" }));
+    for (const option of [TELEMETRY, RENUMBER])
+      await endOf(fork(__filename, [option, folder], { execArgv: FLAGS, stdio: "inherit", env: {} }));
   } finally {
     rmSync(keys, { recursive: true });
   }
@@ -188,4 +219,5 @@ async function rehearseAll(): Promise<void> {
 
 const [option, only] = process.argv.slice(2);
 if (option === TELEMETRY && only !== undefined) compileTelemetry(only);
-void rehearseAll();
+else if (option === RENUMBER && only !== undefined) renumber(only);
+else void rehearseAll();
