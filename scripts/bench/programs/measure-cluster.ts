@@ -11,9 +11,9 @@ import { table } from "../../cli/text.ts";
 import { TARGET_DEFAULT } from "../../generate/knative.ts";
 import { get, list, readDocuments, toYaml } from "../../kubernetes/kubectl.ts";
 import { BASE_DEFAULT } from "../../kubernetes/options.ts";
-import { attempt, run } from "../../process/run.ts";
+import { run } from "../../process/run.ts";
 import { ROOT } from "../../project/paths.ts";
-import { functionPods, NAMESPACE, waitForZero } from "../../testing/cluster/pods.ts";
+import { functionPods, inContainer, NAMESPACE, waitForZero } from "../../testing/cluster/pods.ts";
 import { median, ratios, spread } from "../statistics.ts";
 
 const BARE = "bare-node";
@@ -119,12 +119,8 @@ async function memoryOf(name: string): Promise<number | undefined> {
   const [pod] = await functionPods(name);
   if (pod === undefined) return undefined;
   const read = 'console.log(require("node:fs").readFileSync("/proc/1/status", "utf8").match(/VmRSS:\\s+(\\d+)/)[1])';
-  const where = ["exec", pod.metadata.name, "-n", NAMESPACE, "-c", "user-container", "--"];
-  for (const node of ["node", "/nodejs/bin/node"]) {
-    const { code, stdout } = await attempt("kubectl", [...where, node, "-e", read]);
-    if (code === 0) return Number(stdout.trim()) * 1024;
-  }
-  return undefined;
+  const text = await inContainer(pod, read);
+  return text === undefined ? undefined : Number(text.trim()) * 1024;
 }
 
 /** Returns a new order each time, because the remaining work of a function slows the next one down. */

@@ -2,7 +2,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { TARGET_DEFAULT } from "../../generate/knative.ts";
 import { type KubernetesObject, list } from "../../kubernetes/kubectl.ts";
-import { run } from "../../process/run.ts";
+import { attempt, run } from "../../process/run.ts";
 
 /** The namespace of the environment laptop, which setup.ts deploys. */
 export const { namespace: NAMESPACE } = TARGET_DEFAULT;
@@ -33,4 +33,14 @@ export async function deletePods(pods: readonly KubernetesObject[], killed = fal
   const names = pods.map(({ metadata }) => metadata.name);
   const how = killed ? ["--force", "--grace-period=0"] : [];
   await run("kubectl", ["delete", "pod", ...names, "-n", NAMESPACE, "--wait=false", "--ignore-not-found", ...how]);
+}
+
+/** Runs a program of Node in the container of a function. Returns its standard output; undefined when it failed. */
+export async function inContainer(pod: KubernetesObject, program: string): Promise<string | undefined> {
+  const where = ["exec", pod.metadata.name, "-n", NAMESPACE, "-c", "user-container", "--"];
+  for (const node of ["node", "/nodejs/bin/node"]) {
+    const { code, stdout } = await attempt("kubectl", [...where, node, "-e", program]);
+    if (code === 0) return stdout;
+  }
+  return undefined;
 }

@@ -87,7 +87,13 @@ export default async function setup(project: TestProject): Promise<(() => Promis
   // Deployments of the tests inherit the variable: a command line does not contain the password.
   if (backends) process.env.DATABASE_ADMIN_PASSWORD = decodeURIComponent(new URL(backends.databaseUrl).password);
   const deployArguments = `${process.env.CLUSTER_DEPLOY ?? ""} ${where}`;
-  console.log(await deploy(deployArguments));
+  console.log(
+    await deploy(deployArguments).catch(async (error: unknown) => {
+      // vitest does not call the teardown of a setup that failed, and the servers would keep the process alive.
+      await backends?.stop();
+      throw error;
+    }),
+  );
   const controlled = await get("deployment", "kafka-controller", "knative-eventing");
   const source = controlled === undefined && backends ? startKafkaSource(backends.kafka) : undefined;
   const databaseUrl = backends?.localDatabaseUrl ?? process.env.DATABASE_ADMIN_URL ?? "";
