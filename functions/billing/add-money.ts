@@ -13,5 +13,5 @@ export default endpoint({
   idempotent: true,
   query: v.pipe(MoneyQuery, v.metadata({ examples: [{ money: 100 }] })),
   answers: { 200: Balance, 400: ["balance-limit"], 409: ["account-not-open"] },
-  handle: ({ query, ...request }) => moveMoney(deposit, { ...request, money: query.money }),
+  handle: (request) => moveMoney(deposit, request, request.query.money),
 });

@@ -5,25 +5,23 @@ import { type EndpointRequest, ok, type Success } from "#kernel/endpoint";
 import { Amount, AmountNumber, type Money, readBalance, toNumber, toText } from "#kernel/money";
 import type { Envelope } from "#kernel/outbox";
 import { type CodeOf, invalid, Problem } from "#kernel/problem";
-import { expiredKey, type Idempotency } from "#kernel/request";
-import type { Span } from "#kernel/telemetry";
-import type { User } from "#kernel/token";
+import { expiredKey } from "#kernel/request";
 
 export const MoneyQuery = v.object({ money: Amount });
 export const Balance = v.pipe(v.object({ balance: AmountNumber }), v.title("Balance"));
 
+/** The parts of a request that a movement of money needs. */
+type MoneyRequest = Pick<
+  EndpointRequest,
+  "user" | "idempotency" | "deadline" | "source" | "span" | "traceparent" | "publish"
+>;
+
 /** A movement of money that a user requests. */
 export interface MoneyCall {
-  readonly user: User;
+  readonly request: MoneyRequest;
   readonly money: Money;
   /** The recipient of a transfer: an email in its normal form. */
-  readonly recipient?: string;
-  readonly idempotency: Idempotency;
-  /** When the request must be answered, on the clock of `performance.now()`. */
-  readonly deadline: number;
-  readonly source: string;
-  readonly span: Span;
-  readonly traceparent: string;
+  readonly recipient: string | null;
 }
 
 /** The row that billing.move_money returns for a call: the answer, and the events that it wrote to the outbox. */
@@ -42,14 +40,14 @@ export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: 
   const statement = (waits: boolean) =>
     `select * from billing.move_money('${kind}', ${waits}, $1, $2, $3, $4, $5, $6, $7, $8)`;
   const values = (calls: readonly MoneyCall[]) => [
-    calls.map(({ user }) => user.id),
-    calls.map(({ user }) => user.email),
-    calls.map(({ recipient }) => recipient ?? null),
+    calls.map(({ request }) => request.user.id),
+    calls.map(({ request }) => request.user.email),
+    calls.map(({ recipient }) => recipient),
     calls.map(({ money }) => String(money)),
-    calls.map(({ idempotency }) => idempotency.key),
-    calls.map(({ idempotency }) => idempotency.fingerprint),
-    calls[0]?.source,
-    calls.map(({ traceparent }) => traceparent),
+    calls.map(({ request }) => request.idempotency.key),
+    calls.map(({ request }) => request.idempotency.fingerprint),
+    calls[0]?.request.source,
+    calls.map(({ request }) => request.traceparent),
   ];
   return batched<MoneyCall, Moved>({
     name: `billing.${kind}`,
@@ -57,10 +55,10 @@ export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: 
     one: statement(true),
     valuesOfMany: values,
     valuesOfOne: (call) => values([call]),
-    keyOf: ({ user }) => user.id,
-    repetitionOf: ({ idempotency }) => idempotency.repetition,
-    deadlineOf: ({ deadline }) => deadline,
-    spanOf: ({ span }) => span,
+    keyOf: ({ request }) => request.user.id,
+    repetitionOf: ({ request }) => request.idempotency.repetition,
+    deadlineOf: ({ request }) => request.deadline,
+    spanOf: ({ request }) => request.span,
   });
 }
 
@@ -85,7 +83,7 @@ function refusal({ outcome, balance, wait }: Moved["answer"], { money, recipient
       const details = {
         "insufficient-funds": `Not enough money: the request asks for ${toText(money)}, the balance is ${held}. The balance is unchanged.`,
         "balance-limit":
-          recipient === undefined
+          recipient === null
             ? `The account holds ${held}; with ${toText(money)} more it would exceed the limit of an account. The balance is unchanged.`
             : `With ${toText(money)} more the recipient's account would exceed the limit of an account. The balance is unchanged.`,
       };
@@ -101,13 +99,17 @@ function refusal({ outcome, balance, wait }: Moved["answer"], { money, recipient
 /**
  * Moves money from or to the caller's account, and answers with the balance after it.
  * @param move the function that {@link moneyMover} made for this endpoint
+ * @param recipient the recipient of a transfer: an email in its normal form
  */
 export async function moveMoney(
   move: (call: MoneyCall) => Promise<Moved>,
-  { publish, ...call }: MoneyCall & Pick<EndpointRequest, "publish">,
+  request: MoneyRequest,
+  money: Money,
+  recipient: string | null = null,
 ): Promise<Success<200, { balance: number }> | Problem> {
+  const call = { request, money, recipient };
   const { answer, emitted } = await move(call);
-  publish(emitted);
+  request.publish(emitted);
   if (answer.outcome !== "done") return refusal(answer, call);
   return ok({ balance: toNumber(readBalance(answer.balance)) });
 }

@@ -25,6 +25,6 @@ export default endpoint({
     429: ["too-many-attempts"],
   },
   // The schema accepts only emails that have a normal form, so the fallback is only for the type checker.
-  handle: ({ query, ...request }) =>
-    moveMoney(transfer, { ...request, money: query.money, recipient: normalEmail(query.to) ?? query.to }),
+  handle: (request) =>
+    moveMoney(transfer, request, request.query.money, normalEmail(request.query.to) ?? request.query.to),
 });

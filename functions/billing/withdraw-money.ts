@@ -12,5 +12,5 @@ export default endpoint({
   idempotent: true,
   query: MoneyQuery,
   answers: { 200: Balance, 400: ["insufficient-funds"], 409: ["account-not-open"] },
-  handle: ({ query, ...request }) => moveMoney(withdrawal, { ...request, money: query.money }),
+  handle: (request) => moveMoney(withdrawal, request, request.query.money),
 });

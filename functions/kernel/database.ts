@@ -356,7 +356,7 @@ async function send<Row>(client: PoolClient, name: string, text: string, values:
   let drop = false;
   try {
     try {
-      return (await client.query({ ...(prepares() && { name }), text, values })).rows as Row[];
+      return (await client.query(prepares() ? { name, text, values } : { text, values })).rows as Row[];
     } catch (error) {
       const unprepared = UNPREPARED.test(sqlState(error) ?? "");
       if (!unprepared && !isStalePlan(error)) throw error;

@@ -4,6 +4,7 @@ import {
   type IncomingMessage,
   type RequestListener,
   type Server,
+  type ServerOptions,
   type ServerResponse,
   STATUS_CODES,
 } from "node:http";
@@ -22,14 +23,17 @@ import { encodeProblem, invalid, Problem, type ProblemCode, writeProblem } from 
  * Creates a server that is not listening yet.
  * @param headerBytesMax the request line and all headers, in bytes; a longer request is answered 431
  * @param connectionsMax open connections; Node closes one more at once
+ * @param classes the classes of requests and responses; the default is Node's
  */
 export function createHttpServer(
   headerBytesMax: number,
   listener: RequestListener,
   connectionsMax = CONNECTIONS_MAX,
+  classes: Pick<ServerOptions, "IncomingMessage" | "ServerResponse"> = {},
 ): Server {
   const server = createServer(
     {
+      ...classes,
       maxHeaderSize: headerBytesMax,
       // By default Node hides the second header of a name such as `authorization`.
       joinDuplicateHeaders: true,

@@ -106,13 +106,9 @@ async function publishToSink(sink: URL, { topic, event }: Envelope, until: numbe
  */
 function toKafkaRecord({ topic, event }: Envelope, prefix: string) {
   const { attributes, body } = encode(event);
-  const headers = Object.fromEntries(attributes.map(([name, value]) => [`ce_${name}`, value]));
-  return {
-    topic: prefix + topic,
-    key: event.partitionkey ?? null,
-    value: body,
-    headers: { ...headers, "content-type": "application/json" },
-  };
+  const headers: Record<string, string> = { "content-type": "application/json" };
+  for (const [name, value] of attributes) headers[`ce_${name}`] = value;
+  return { topic: prefix + topic, key: event.partitionkey ?? null, value: body, headers };
 }
 
 async function send(envelopes: readonly Envelope[], until: number): Promise<void> {

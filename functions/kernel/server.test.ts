@@ -1,8 +1,17 @@
 import { type ChildProcess, fork, spawn } from "node:child_process";
 import { once } from "node:events";
-import { Agent, createServer, type IncomingMessage, type RequestOptions, request } from "node:http";
+import {
+  Agent,
+  createServer,
+  type IncomingMessage,
+  type RequestOptions,
+  request,
+  type ServerResponse,
+} from "node:http";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import { join } from "node:path";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import * as v from "valibot";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { bundleOf } from "../../scripts/build/bundles.ts";
@@ -365,5 +374,35 @@ describe("a bundle", () => {
       call({ url }, "GET /order/subscriptions").catch(() => undefined),
     );
     expect([answer.status, answer.body]).toEqual([200, (await call(lotus, "GET /order/subscriptions")).body]);
+  });
+});
+
+describe("the objects of a request", () => {
+  it("share their hidden classes with those of other requests", async () => {
+    const description = endpoint({
+      method: "GET",
+      caller: "anyone",
+      summary: "Answers 200.",
+      answers: { 200: v.object({}) },
+      handle: async () => ok({}),
+    });
+    const { server } = createFunctionServer("same-classes", description);
+    const served: [IncomingMessage, ServerResponse][] = [];
+    server.on("request", (incoming, outgoing) => served.push([incoming, outgoing]));
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    endings.push(async () => server.close());
+    const agent = new Agent({ keepAlive: true });
+    // V8 may still change the classes during the first requests.
+    for (let count = 0; count < 4; count++) {
+      const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/same/classes`;
+      expect((await send(url, { agent })).answer.statusCode).toBe(200);
+    }
+    agent.destroy();
+    setFlagsFromString("--allow-natives-syntax");
+    const haveSameMap = runInNewContext("(one, other) => %HaveSameMap(one, other)");
+    const [, , third = [], fourth = []] = served;
+    const same = third.map((object, index) => haveSameMap(object, fourth[index]));
+    setFlagsFromString("--no-allow-natives-syntax");
+    expect(same).toEqual([true, true]);
   });
 });

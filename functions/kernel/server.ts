@@ -2,7 +2,7 @@
  * Runs the process of a function. It listens, limits the load, passes each request to the functions framework, and drains after
  * SIGTERM. The framework's own listener cannot drain, and accepts bodies of a gigabyte (decision 0003).
  */
-import type { IncomingMessage, RequestListener, Server, ServerResponse } from "node:http";
+import { IncomingMessage, type RequestListener, type Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { cloudEvent, http } from "@google-cloud/functions-framework";
@@ -14,6 +14,7 @@ import { forbidden, isForThisMachine, isFromPage, isSecret, RUN_HEADER } from ".
 import { admit, type Endpoint, endSpan, spanOf, toHttpFunction, type Use } from "./endpoint.ts";
 import { disconnectKafka } from "./kafka.ts";
 import {
+  CONNECTIONS_MAX,
   CONNECTIONS_WAITING_MAX,
   DRAIN_ARRIVAL_MILLISECONDS,
   DRAIN_DATABASE_MILLISECONDS_MAX,
@@ -48,6 +49,22 @@ export function register(name: string, description: Endpoint | Subscriber, frame
   logAs(name);
   if ("method" in description) framework.http(name, toHttpFunction(name, description) as Parameters<typeof http>[1]);
   else framework.cloudEvent(name, toCloudEventFunction(name, description) as Parameters<typeof cloudEvent>[1]);
+}
+
+/**
+ * Makes the classes of the requests and responses that the framework's Express application receives. Express sets the prototype of
+ * each one to its own. V8 then gives each object a hidden class that no other object has, so on Node 20 every access to a property
+ * is slow. An object of these classes already has Express's prototype.
+ */
+function classesOf(framework: RequestListener) {
+  class ExpressRequest extends IncomingMessage {}
+  class ExpressResponse<Request extends IncomingMessage> extends ServerResponse<Request> {}
+  const express = framework as unknown as { request: object; response: object };
+  Object.setPrototypeOf(ExpressRequest.prototype, express.request);
+  Object.setPrototypeOf(ExpressResponse.prototype, express.response);
+  express.request = ExpressRequest.prototype;
+  express.response = ExpressResponse.prototype;
+  return { IncomingMessage: ExpressRequest, ServerResponse: ExpressResponse };
 }
 
 type FrameworkRequest = IncomingMessage & { originalUrl?: string; body?: Buffer; rawBody?: Buffer };
@@ -135,13 +152,14 @@ export function createFunctionServer(
   };
 
   const headerBytesMax = isEndpoint ? FORWARDED_HEADER_BYTES_MAX : EVENT_HEADER_BYTES_MAX;
-  const server = createHttpServer(headerBytesMax, (request, response) => {
+  const listener: RequestListener = (request, response) => {
     serve(request, response).catch((error: unknown) => {
       if (error instanceof Problem) return writeProblem(response, error);
       log("warning", "a request broke off", { reason: failure(error).reason ?? "" });
       response.destroy();
     });
-  });
+  };
+  const server = createHttpServer(headerBytesMax, listener, CONNECTIONS_MAX, classesOf(framework));
 
   /** Closes unused connections. Node does not regard a connection that never received a request as idle, and would wait for it. */
   const closeUnused = () => {

@@ -28,8 +28,8 @@ export default endpoint({
     ),
   }),
   answers: { 200: Payment, 400: ["insufficient-funds"], 404: ["unknown-subscription"], 409: ["account-not-open"] },
-  async handle({ query, ...request }) {
-    const placed = await placeOrder(query, request);
+  async handle(request) {
+    const placed = await placeOrder(request.query, request);
     return placed instanceof Problem ? placed : ok(placed);
   },
 });

@@ -16,8 +16,8 @@ export default endpoint({
     404: ["unknown-order"],
     409: ["order-not-paid", "account-not-open"],
   },
-  async handle({ query: { id }, ...request }) {
-    const refunded = await refundOrder(id, request);
+  async handle(request) {
+    const refunded = await refundOrder(request.query.id, request);
     return refunded instanceof Problem ? refunded : ok(refunded);
   },
 });

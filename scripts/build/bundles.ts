@@ -18,7 +18,7 @@ import {
 import { Refusal } from "../cli/errors.ts";
 import { type FunctionFile, functionFiles } from "../project/functions.ts";
 import { ROOT } from "../project/paths.ts";
-import { encodeWithoutClearing, leaveOut } from "./stubs.ts";
+import { leaveOut, rewriteLibraries } from "./stubs.ts";
 import { buildTelemetry, TELEMETRY } from "./telemetry.ts";
 
 /** The folder of the bundles. */
@@ -113,7 +113,7 @@ function optionsFor(functions: readonly FunctionFile[]) {
     // ws looks for native helpers, which Lotus does not install.
     define: { "process.env.WS_NO_BUFFER_UTIL": '"1"', "process.env.WS_NO_UTF_8_VALIDATE": '"1"' },
     external: ["bufferutil", "utf-8-validate", "pg-native"],
-    plugins: [entries(functions), leaveOut, encodeWithoutClearing],
+    plugins: [entries(functions), leaveOut, rewriteLibraries],
     absWorkingDir: ROOT,
     logLevel: "silent",
     metafile: true,

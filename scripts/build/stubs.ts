@@ -43,18 +43,37 @@ function unused(name: string): string {
   return `module.exports = () => { throw new Error("${name} is not in this bundle: scripts/build/stubs.ts"); };`;
 }
 
-const ENCODER = /kafkajs[\\/]src[\\/]protocol[\\/]encoder\.js$/;
+/** A change of a library that the build makes while it reads one of its files. */
+interface Rewrite {
+  readonly file: RegExp;
+  rewrite(text: string): string;
+}
 
-/** kafkajs clears a buffer of 512 bytes for each header of each record, and then overwrites what it sends. */
-export const encodeWithoutClearing: Plugin = {
-  name: "encode-without-clearing",
+const REWRITES: Readonly<Record<string, Rewrite>> = {
+  // kafkajs clears a buffer of 512 bytes for each header of each record, and then overwrites what it sends.
+  "encode-without-clearing": {
+    file: /kafkajs[\\/]src[\\/]protocol[\\/]encoder\.js$/,
+    rewrite: (text) => text.replaceAll("Buffer.alloc(", "Buffer.allocUnsafe("),
+  },
+  // The helper of Neon's bundler gives each function its original name, with `Object.defineProperty`, each time that it is created.
+  "keep-short-names": {
+    file: /@neondatabase[\\/]serverless[\\/]index\.m?js$/,
+    rewrite: (text) => text.replace(/\((\w+),(\w+)\)=>\w+\(\1,"name",\{value:\2,configurable:!0\}\)/, "$1=>$1"),
+  },
+};
+
+/** Makes libraries cheaper at run time. The build ends with an error when a library no longer has the code that a rewrite expects. */
+export const rewriteLibraries: Plugin = {
+  name: "rewrite-libraries",
   setup({ onLoad }) {
-    onLoad({ filter: ENCODER }, async ({ path }) => {
-      const text = await readFile(path, "utf8");
-      const contents = text.replaceAll("Buffer.alloc(", "Buffer.allocUnsafe(");
-      if (contents === text) throw new Error(`${path} allocates in another way now: scripts/build/stubs.ts`);
-      return { contents };
-    });
+    for (const [name, { file, rewrite }] of Object.entries(REWRITES)) {
+      onLoad({ filter: file }, async ({ path }) => {
+        const text = await readFile(path, "utf8");
+        const contents = rewrite(text);
+        if (contents === text) throw new Error(`${path} no longer has the code of ${name}: scripts/build/stubs.ts`);
+        return { contents };
+      });
+    }
   },
 };
 
