@@ -17,6 +17,7 @@ import {
   eventually,
   makeOverdue,
   newUser,
+  roleOf,
   settled,
   startTestLotus,
   type TestLotus,
@@ -257,6 +258,23 @@ describe("the relay", () => {
     await eventually("the log line is written", () => published(lotus) - before >= 12_000);
     expect(published(lotus) - before).toBe(12_000);
     expect(said(lotus, NOT_PUBLISHED)).toEqual([]);
+  });
+
+  it("does not count an attempt while the broker and the database fail at the same time", async () => {
+    const user = await newUser(lotus);
+    await settled(lotus);
+    const release = `execute on function events.release(uuid[])`;
+    const role = roleOf(lotus, "events");
+    lotus.disturbBus("refuse");
+    await lotus.database.query(`revoke ${release} from ${role}`);
+    await leaveInOutbox(lotus.database, user.id, numbered(20));
+    await lotus.tick("events-relay");
+    expect(await outbox(lotus)).toEqual({ waiting: 20, attempts: 1 });
+    lotus.disturbBus("deliver");
+    await lotus.database.query(`grant ${release} to ${role}`);
+    await lotus.tick("events-relay");
+    await eventually("the events are settled", async () => (await outbox(lotus)).waiting === 0);
+    expect(await notificationsOf(lotus, user.id)).toEqual({ all: 20, different: 20 });
   });
 
   it("deletes the oldest dead letters of other producers beyond a number, a size and an age, and none from the outbox", async () => {

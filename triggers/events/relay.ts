@@ -55,6 +55,28 @@ async function claim(overdueSeconds: number, exceptTopics: readonly string[], sp
   return row?.overdue ?? [];
 }
 
+/** Events that a run claimed and neither published nor released, because the database failed as well. */
+let unreleased: readonly string[] = [];
+
+/**
+ * Releases claimed events, so that an outage does not count as an attempt.
+ * @returns whether the database did it; otherwise the next run repeats it
+ */
+async function release(ids: readonly string[]): Promise<boolean> {
+  unreleased = ids;
+  try {
+    if (ids.length > 0) await query("release", "select events.release($1)", [ids]);
+  } catch (error) {
+    log("error", "claimed events were not released; the next run tries again", {
+      count: ids.length,
+      ...failure(error),
+    });
+    return false;
+  }
+  unreleased = [];
+  return true;
+}
+
 /** Moves events that no subscriber settles to the dead letters, so that the number of publications has a limit. */
 async function giveUp(): Promise<void> {
   const count = await deleteInBatches(RELAY_BATCH_EVENTS_MAX, (most) =>
@@ -70,6 +92,7 @@ async function giveUp(): Promise<void> {
 async function publishOverdue(span: Span): Promise<void> {
   const began = performance.now();
   const until = began + RELAY_RUN_MILLISECONDS_MAX;
+  if (!(await release(unreleased))) return;
   // A topic that the brokers refuse or lack waits for the next run, and delays no other topic.
   const failed: string[] = [];
   let published = 0;
@@ -77,7 +100,8 @@ async function publishOverdue(span: Span): Promise<void> {
     // Claims only events that were overdue when this run began, so that this run does not publish an event twice.
     const overdue = await claim(RELAY_OVERDUE_SECONDS + elapsed / 1000, failed, span);
     if (overdue.length === 0) break;
-    for (const [topic, envelopes] of byTopic(overdue)) {
+    const topics = byTopic(overdue);
+    for (const [index, [topic, envelopes]] of topics.entries()) {
       try {
         published += await publishOrMoveToDeadLetters(envelopes, until, span);
       } catch (error) {
@@ -88,7 +112,10 @@ async function publishOverdue(span: Span): Promise<void> {
           reason,
         });
         failed.push(topic);
-        await query("release", "select events.release($1)", [idsOf(envelopes)]);
+        if (await release(idsOf(envelopes))) continue;
+        // The database fails too. The events of the other topics were claimed, and are not published in this run.
+        unreleased = idsOf(topics.slice(index).flatMap(([, rest]) => rest));
+        return;
       }
     }
   }
