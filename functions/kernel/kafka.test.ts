@@ -303,6 +303,20 @@ describe.skipIf(kafkaSource !== "java")("a Kafka that authenticates its clients,
     await expect(sendToKafka(kafka.secured, [record(topic)])).rejects.toThrow(/authentication failed/i);
   });
 
+  it("receives the user and the password that their files contain at the next connection", async () => {
+    logLines();
+    const files = { KAFKA_USERNAME_FILE: join(folder, "user"), KAFKA_PASSWORD_FILE: join(folder, "renewed") };
+    const write = (user: string, password: string) => {
+      writeFileSync(files.KAFKA_USERNAME_FILE, user);
+      writeFileSync(files.KAFKA_PASSWORD_FILE, password);
+    };
+    write("former", "expired");
+    const { sendToKafka } = await kernelWith({ ...tls, KAFKA_SASL_MECHANISM: "plain", ...files });
+    await expect(sendToKafka(kafka.secured, [record(topic)])).rejects.toThrow(/authentication failed/i);
+    write("alice", "secret");
+    await sendToKafka(kafka.secured, [record(topic)]);
+  });
+
   it("is not trusted when an unknown authority signed its certificate", async () => {
     logLines();
     const who = { KAFKA_USERNAME: "alice", KAFKA_PASSWORD: "secret" };

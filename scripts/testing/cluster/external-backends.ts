@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { Kafka as KafkaClient, logLevel } from "kafkajs";
 import { type Kafka, startKafka } from "../../kafka/cluster.ts";
+import { withoutPassword } from "../../kubernetes/backends.ts";
 import { type Postgres, startPostgres } from "../../local/postgres.ts";
 import { PROGRAM, ROOT } from "../../project/paths.ts";
 
@@ -18,11 +19,11 @@ const KAFKA_PORT = 19092;
 const PRIVATE_PORTS = { client: 29092, internal: 29093, controller: 29094 };
 
 export interface ExternalBackends {
-  /** For `npx lotus deploy --database`. */
+  /** The owner's URL with the password. Pods reach this address. */
   readonly databaseUrl: string;
   /** The same database, from this machine. */
   readonly localDatabaseUrl: string;
-  /** For `npx lotus deploy --kafka`. */
+  /** For `npx lotus deploy --brokers`. */
   readonly kafka: string;
   stop(): Promise<void>;
 }
@@ -113,7 +114,10 @@ if (process.argv[1] === import.meta.filename) {
   if (values.host === undefined) throw new Error("Say how pods reach this machine: --host ADDRESS");
   const backends = await startExternalBackends(values.host, join(ROOT, ".lotus/external-backends"));
   const source = startKafkaSource(backends.kafka);
-  console.log(`npx lotus deploy --database '${backends.databaseUrl}' --brokers ${backends.kafka}`);
+  const { password } = new URL(backends.databaseUrl);
+  console.log(
+    `DATABASE_ADMIN_PASSWORD='${decodeURIComponent(password)}' npx lotus deploy --database '${withoutPassword(backends.databaseUrl)}' --brokers ${backends.kafka}`,
+  );
   const stop = () => {
     source.kill();
     void backends.stop().then(() => process.exit());
