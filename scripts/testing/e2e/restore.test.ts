@@ -89,10 +89,10 @@ describe.skipIf(!canStartKafka)("a restore to a point in time", () => {
       return user;
     });
 
-    // Step 2 of the runbook: the database.
+    // Step 3 of the runbook: the database.
     await server.query(`drop database ${name}`);
     await server.query(`alter database ${snapshot} rename to ${name}`);
-    // Step 3: topics and consumer groups.
+    // Step 4: topics and consumer groups.
     await asAdmin(kafka.bootstrap, async (admin) => {
       const groups = (await admin.listGroups()).groups.map(({ groupId }) => groupId);
       await admin.deleteGroups(groups.filter((group) => group.startsWith(PREFIX)));
@@ -104,11 +104,11 @@ describe.skipIf(!canStartKafka)("a restore to a point in time", () => {
       );
     });
     await createTopics(kafka.bootstrap, { prefix: PREFIX });
-    // Step 4: the ledger.
+    // Step 5: the ledger.
     const verified = await attempt(process.execPath, [PROGRAM, "verify-ledger", "--database", url, "--seal", seal]);
     expect(verified).toMatchObject({ code: 0, stdout: expect.stringMatching(/The ledger is right/) });
 
-    // Step 5: the same program, and the relay publishes the outbox.
+    // Step 6: the same program, and the relay publishes the outbox.
     await withLotus(true, async (lotus) => {
       await relayNow(lotus);
       await settled(lotus);
