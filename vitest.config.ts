@@ -14,9 +14,11 @@ function projectOf(file: string): Project {
   if (/testing\/kafka\.ts"|\.\.\/kafka\.ts"/.test(text)) return "kafka";
   // Each starts several Lotus under load.
   if (file.startsWith("scripts/chaos/")) return "chaos";
-  // Tests of sockets, processes, bundles or the database are not unit tests.
+  // Tests of sockets, processes, bundles or the database are not unit tests. A test makes a program to start it.
   if (
-    /\/lotus\.ts"|testing\/database\.ts"|\binject\b|"node:(child_process|http|net)"|bundleOf|startPostgres/.test(text)
+    /\/lotus\.ts"|testing\/database\.ts"|\binject\b|"node:(child_process|http|net)"|\bchmod\b|bundleOf|startPostgres/.test(
+      text,
+    )
   )
     return "lotus";
   return "unit";

@@ -4,6 +4,8 @@ import { describe, expect, it } from "vitest";
 import { AMOUNT_MAX, Amount, BALANCE_MAX, readBalance, toNumber, toText } from "./money.ts";
 
 const amounts = fc.bigInt({ min: 1n, max: AMOUNT_MAX });
+/** Any text. The texts of fast-check's unit "binary" are the same; its table of all code points costs a second. */
+const texts = fc.array(fc.nat({ max: 0x10ffff })).map((points) => String.fromCodePoint(...points));
 const balances = fc.bigInt({ min: 0n, max: BALANCE_MAX });
 
 describe("an amount", () => {
@@ -29,7 +31,7 @@ describe("an amount", () => {
 
   it("has only digits with at most two decimals, above 0 and at most the limit", () => {
     fc.assert(
-      fc.property(fc.oneof(fc.string({ unit: "binary" }), fc.stringMatching(/^[-+ 0-9.,eEx_]{0,20}$/)), (text) => {
+      fc.property(fc.oneof(texts, fc.stringMatching(/^[-+ 0-9.,eEx_]{0,20}$/)), (text) => {
         const plain = /^(0|[1-9][0-9]*)(\.[0-9]{1,2})?$/.test(text) && Number(text) > 0 && Number(text) <= 1e9;
         expect(v.safeParse(Amount, text).success).toBe(plain);
       }),
