@@ -5,7 +5,7 @@ import { defineConfig } from "vitest/config";
 const TIMEOUT_MILLISECONDS = 120_000;
 const CLUSTER_TIMEOUT_MILLISECONDS = 300_000;
 
-type Project = "unit" | "lotus" | "chaos" | "kafka" | "cluster";
+type Project = "unit" | "unit-mocks" | "lotus" | "chaos" | "kafka" | "cluster";
 
 /** Returns the project of a test file: by its name, or by the parts that it imports. */
 function projectOf(file: string): Project {
@@ -21,7 +21,7 @@ function projectOf(file: string): Project {
     )
   )
     return "lotus";
-  return "unit";
+  return /\bvi\./.test(text) ? "unit-mocks" : "unit";
 }
 
 const files = ["functions", "triggers", "scripts"].flatMap((folder) =>
@@ -34,13 +34,16 @@ const filesOf = (project: Project) => files.filter((file) => projectOf(file) ===
 const limits = { testTimeout: TIMEOUT_MILLISECONDS, hookTimeout: TIMEOUT_MILLISECONDS, pool: "forks" } as const;
 /** The files of a project run after those of lower groups: the tests share a Postgres server and two cores. */
 const group = (groupOrder: number, maxWorkers = 1) => ({ maxWorkers, sequence: { groupOrder } });
+const threads = { pool: "threads", sequence: { groupOrder: 0 } } as const;
 /** Half of the time of such a test is a wait for a limit to pass. */
 const LOTUS_FILES_AT_ONCE = 2;
 
 export default defineConfig({
   test: {
     projects: [
-      { test: { name: "unit", include: filesOf("unit"), ...limits, pool: "threads", sequence: { groupOrder: 0 } } },
+      // These files share their modules, which halves the time. A file that replaces modules or variables has its own.
+      { test: { name: "unit", include: filesOf("unit"), ...limits, ...threads, isolate: false } },
+      { test: { name: "unit-mocks", include: filesOf("unit-mocks"), ...limits, ...threads } },
       {
         test: {
           name: "lotus",
