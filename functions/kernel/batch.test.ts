@@ -5,6 +5,8 @@ import { batched } from "./batch.ts";
 import { outcomeUnknown, query, type Repetition, RowLocked, unavailable } from "./database.ts";
 import {
   BATCH_CALLS_MAX,
+  BATCH_FILL_CALLS_MAX,
+  BATCH_FILL_MILLISECONDS,
   BATCH_KEY_CALLS_MAX,
   BATCH_LANE_STATEMENTS_MAX,
   BATCH_QUEUE_MILLISECONDS_MAX,
@@ -53,12 +55,20 @@ interface Sent {
   readonly calls: readonly Call[];
   readonly repetition: Repetition | undefined;
   /** Answers the calls, except those with these values: their rows are locked. */
+  reply(locked?: readonly number[]): Promise<void>;
+  /** Answers the calls, and waits until the next batch is sent. */
   answer(locked?: readonly number[]): Promise<void>;
   fail(error: unknown): Promise<void>;
 }
 
 /** Waits until every promise that can settle has settled. */
 const turn = () => vi.advanceTimersByTimeAsync(0);
+/** Waits until a batch no longer waits for the next requests of the clients that were answered. */
+const fillEnds = async () => {
+  await vi.advanceTimersByTimeAsync(BATCH_FILL_MILLISECONDS);
+  await new Promise((resolve) => setImmediate(resolve));
+  await turn();
+};
 
 const codeOf = (promise: Promise<unknown>) =>
   promise.then(
@@ -81,14 +91,17 @@ describe("calls in shared statements, with a fake database", () => {
           kind,
           calls,
           repetition,
-          answer(locked = []) {
+          reply(locked = []) {
             const rows = calls.map(({ value }, position) => ({ value, position }));
             resolve(rows.filter(({ value }) => !locked.includes(value)) as never);
             return turn().then(() => undefined);
           },
+          answer(locked) {
+            return this.reply(locked).then(fillEnds);
+          },
           fail(error) {
             reject(error);
-            return turn().then(() => undefined);
+            return fillEnds();
           },
         });
       });
@@ -173,6 +186,51 @@ describe("calls in shared statements, with a fake database", () => {
     await occupy(run);
     for (let value = 0; value < BATCH_ROWS_MAX * 4; value++) void run(call(value));
     expect(sent).toEqual([]);
+  });
+
+  it("waits with the next batch for the clients that were answered, and sends it when as many calls are ready", async () => {
+    const run = batched<Call, Row>(description);
+    for (const value of [1, 2, 3]) void run(call(value));
+    await next().reply();
+    expect(sent).toEqual([]);
+    void run(call(4));
+    const batch = next();
+    expect(values(batch)).toEqual([2, 3, 4]);
+    await batch.reply();
+    for (const value of [5, 6]) void run(call(value));
+    expect(sent).toEqual([]);
+    void run(call(7));
+    expect(values(next())).toEqual([5, 6, 7]);
+  });
+
+  it("waits no longer than the limit, and not at all for a single client or with enough calls", async () => {
+    const run = batched<Call, Row>(description);
+    for (const value of [1, 2, 3]) void run(call(value));
+    await next().reply();
+    await vi.advanceTimersByTimeAsync(BATCH_FILL_MILLISECONDS - 1);
+    expect(sent).toEqual([]);
+    await fillEnds();
+    expect(values(next())).toEqual([2, 3]);
+
+    const runSingle = batched<Call, Row>(description);
+    void runSingle(call(1));
+    await next().reply();
+    void runSingle(call(2));
+    expect(values(next())).toEqual([2]);
+
+    const runMany = batched<Call, Row>(description);
+    for (let value = 0; value <= BATCH_FILL_CALLS_MAX; value++) void runMany(call(value));
+    await next().reply();
+    expect(values(next())).toHaveLength(BATCH_FILL_CALLS_MAX);
+  });
+
+  it("waits for further calls of one key too", async () => {
+    const run = batched<Call, Row>(description);
+    for (const value of [1, 2]) void run({ key: "a", value });
+    await next().reply();
+    expect(sent).toEqual([]);
+    void run({ key: "a", value: 3 });
+    expect(sent.map(values)).toEqual([[2, 3]]);
   });
 
   it("sends a call whose row is locked alone, while the others continue in batches", async () => {

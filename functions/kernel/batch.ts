@@ -2,6 +2,8 @@
 import { outcomeUnknown, query, type Repetition, RowLocked, unavailable } from "./database.ts";
 import {
   BATCH_CALLS_MAX,
+  BATCH_FILL_CALLS_MAX,
+  BATCH_FILL_MILLISECONDS,
   BATCH_KEY_CALLS_MAX,
   BATCH_LANE_KEYS_MAX,
   BATCH_LANE_STATEMENTS_MAX,
@@ -94,6 +96,8 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
   let calls = 0;
   /** The statements in flight outside the lane. */
   const flights = new Set<Flight>();
+  /** The next batch waits for this number of calls, until the timer ends. Undefined: it does not wait. */
+  let fill: { readonly calls: number; readonly timer: NodeJS.Timeout } | undefined;
   /** The statements with `one` in flight, in the lane or for a single call. */
   let laneStatements = 0;
   /** The statements of the lane in flight whose row stayed locked at the attempt before. */
@@ -282,8 +286,31 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     };
   }
 
+  /**
+   * Lets the next batch wait for the next requests of the clients that receive their answers now, because a larger batch costs less
+   * for each call. It waits for as many calls as the last statement answered and as wait already.
+   * @param answered the calls of the last statement
+   */
+  function beginFill(answered: number): void {
+    endFill();
+    const calls = Math.min(answered + countReadyCalls(), BATCH_FILL_CALLS_MAX);
+    if (calls < 2) return;
+    const end = () => {
+      endFill();
+      sendNext();
+    };
+    // The answers of a large batch may take longer than the timer. Node reads the requests that have arrived before an immediate.
+    fill = { calls, timer: setTimeout(() => setImmediate(end), BATCH_FILL_MILLISECONDS) };
+  }
+
+  function endFill(): void {
+    clearTimeout(fill?.timer);
+    fill = undefined;
+  }
+
   /** One statement at a time makes the largest batches. A slow statement must not delay other calls, so a second one may run beside it. */
   function mayBeginFlight(): boolean {
+    if (fill !== undefined && countReadyCalls() < fill.calls) return false;
     return flights.size < BATCH_STATEMENTS_MAX && [...flights].every(({ slow }) => slow);
   }
 
@@ -297,6 +324,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     await sendMany(entries);
     endFlight();
     for (const queue of sources) enqueue(queue);
+    beginFill(entries.length);
     sendNext();
   }
 
@@ -320,6 +348,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     if (isBlocked) blockedInFlight--;
     enqueue(queue);
     if (isBlocked) measureLane();
+    else beginFill(1);
     sendNext();
   }
 
@@ -363,6 +392,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       void runInLane(queue, entry);
     }
     while (ready.length > 0 && mayBeginFlight()) {
+      endFill();
       const { entries, sources } = takeBatch();
       const [entry] = entries;
       const [queue] = sources;
@@ -403,8 +433,8 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       if (known === undefined) {
         queues.set(key, queue);
         ready.push(queue);
-        sendNext();
       }
+      if (known === undefined || fill !== undefined) sendNext();
       // The call was not sent at once.
       if (queue.waiting.at(-1) === entry) startWaiting(queue, entry);
       if (blocked.has(queue)) measureLane();

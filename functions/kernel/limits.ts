@@ -77,6 +77,10 @@ export const BATCH_STATEMENTS_MAX = 2;
 export const BATCH_LANE_STATEMENTS_MAX = 2;
 /** Separates slow statements: one in flight for longer may wait for a locked row. */
 export const BATCH_SLOW_MILLISECONDS = 50;
+/** Limits how long a batch waits for the next requests of the clients that the last statement has answered. */
+export const BATCH_FILL_MILLISECONDS = 1;
+/** Ends that wait when this number of calls is ready. More calls in a batch hardly lower the cost of a call. */
+export const BATCH_FILL_CALLS_MAX = 32;
 /** Pauses before a call whose row stayed locked is sent again. */
 export const BATCH_ROW_PAUSE_MILLISECONDS = 100;
 /** Limits the calls of one process that wait or are in flight. */
