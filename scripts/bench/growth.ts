@@ -77,11 +77,11 @@ async function compare(world: World, { node, rounds, seconds }: BenchOptions, on
   for (const isFull of [true, false]) {
     const database = await world.database();
     const users = await database.users(USERS);
-    // A page of the same length on both sides.
+    // A page of the same length, with a next page, on both sides.
     for (const user of users.slice(0, 1))
       await database.admin.query(
         `insert into notification.notifications (id, user_id, email, message, created_at)
-         select gen_random_uuid(), $1, $2, 'number ' || n, now() from generate_series(1, 20) n`,
+         select gen_random_uuid(), $1, $2, 'number ' || n, now() from generate_series(1, 40) n`,
         [user.id, user.email],
       );
     if (isFull) await one.fill(database, users);
