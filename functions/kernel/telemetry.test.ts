@@ -301,6 +301,33 @@ describe("the trace of an event that takes another way", () => {
     await lotus.tick("events-relay");
     const isTwoHours = (seconds: number) => seconds >= 2 * HOUR_SECONDS && seconds < 3 * HOUR_SECONDS;
     await eventually("the seal is two hours old", () => valuesOf("lotus.seal.age", "events-relay").some(isTwoHours));
+    // The last seal counts, beside older ones.
+    await lotus.tick("billing-seal");
+    await lotus.tick("events-relay");
+    await eventually("the new seal is not an hour old", () =>
+      valuesOf("lotus.seal.age", "events-relay").some((seconds) => seconds < HOUR_SECONDS),
+    );
+  });
+
+  it("is accompanied by the figures of a ledger that is wrong, of an old event and of a dead letter", async () => {
+    await lotus.database.query("update billing.accounts set balance = balance + 7 where id = $1", [user.id]);
+    await lotus.database.query(
+      `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting)
+       select gen_random_uuid(), topic, type, source, subject, clock_timestamp() - interval '1 hour', '{}', awaiting
+       from (values ('notification-requested', 'lotus.notification-requested.v1', '/test', 'nobody', array['notification-store']))
+         event (topic, type, source, subject, awaiting)`,
+    );
+    await lotus.database.query(
+      `insert into events.dead_letters (event_key, subscriber, reason, attributes, body)
+       values (gen_random_uuid(), 'notification-store', 'a reason', '{}', '')`,
+    );
+    await lotus.tick("events-relay");
+    const reported = (name: Metric, isRight: (value: number) => boolean) =>
+      eventually(`${name} is right`, () => valuesOf(name, "events-relay").some(isRight));
+    await reported("lotus.trial_balance", (minorUnits) => minorUnits === 7);
+    await reported("lotus.outbox.rows", (rows) => rows === 1);
+    await reported("lotus.outbox.age", (seconds) => seconds >= HOUR_SECONDS && seconds < 2 * HOUR_SECONDS);
+    await reported("lotus.dead_letters", (letters) => letters === 1);
   });
 
   it("is accompanied by the number of calls that wait for a locked row", async () => {
