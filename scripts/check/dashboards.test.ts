@@ -57,6 +57,52 @@ async function readPanels(): Promise<string[]> {
 /** Returns the report of promtool about a file of rules. @throws {Error} with the report, when it refuses them */
 const checkRules = (file: string) => execFileSync("promtool", ["check", "rules", file], { encoding: "utf8" });
 
+/** Returns the report of promtool about rules or tests of rules. @throws {Error} with the report, when it refuses them */
+async function report(content: object, call: "check" | "test"): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), "lotus-rules-"));
+  try {
+    const file = join(folder, "rules.yaml");
+    await writeFile(file, JSON.stringify(content));
+    return execFileSync("promtool", [call, "rules", file], { encoding: "utf8" });
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+}
+
+const MINUTES = 40;
+const always = (value: number) => `${value}x${MINUTES}`;
+/** A counter that grows by so much each minute. */
+const growing = (value: number) => `0+${value}x${MINUTES}`;
+const requests = (status: number) =>
+  `http_server_request_duration_seconds_count{service_namespace="lotus",http_response_status_code="${status}"}`;
+const coldStarts = (seconds: string) => `faas_init_duration_seconds_bucket{le="${seconds}"}`;
+
+/** Series of a Lotus without a fault. */
+const HEALTHY: Readonly<Record<string, string>> = {
+  lotus_outbox_rows: always(3),
+  lotus_outbox_age_seconds: always(50),
+  lotus_dead_letters: always(0),
+  lotus_trial_balance: always(0),
+  lotus_seal_age_seconds: always(3_600),
+  [requests(200)]: growing(1_000),
+  [requests(503)]: growing(5),
+  [coldStarts("2.5")]: growing(10),
+  [coldStarts("5")]: growing(10),
+  [coldStarts("+Inf")]: growing(10),
+};
+
+/** The alert of each fault, with the series that differ. An empty text: the series does not exist. */
+const FIRING: readonly (readonly [alert: string, series: Readonly<Record<string, string>>])[] = [
+  ["none", {}],
+  ["LotusOutboxOld", { lotus_outbox_age_seconds: always(70) }],
+  ["LotusDeadLetters", { lotus_dead_letters: always(1) }],
+  ["LotusTrialBalance", { lotus_trial_balance: always(-1) }],
+  ["LotusSealOld", { lotus_seal_age_seconds: always(7_300) }],
+  ["LotusServerErrors", { [requests(503)]: growing(20) }],
+  ["LotusColdStartsSlow", { [coldStarts("2.5")]: growing(5) }],
+  ["LotusRelaySilent", { lotus_outbox_rows: "" }],
+];
+
 describe("the dashboard and the alerts", () => {
   it("read only metrics that functions or Knative export", async () => {
     const expressions = [...(await readPanels()), ...(await readRules()).map(({ expr }) => expr)];
@@ -91,6 +137,35 @@ describe("the dashboard and the alerts", () => {
       expect(checkRules(ALERTS)).toContain("SUCCESS");
     });
 
+    it.each(FIRING)("fire the alert %s for its cause only", async (alert, series) => {
+      const values = { ...HEALTHY, ...series };
+      const test = {
+        rule_files: [ALERTS],
+        evaluation_interval: "1m",
+        tests: [
+          {
+            interval: "1m",
+            input_series: Object.entries(values).flatMap(([name, value]) =>
+              value === "" ? [] : [{ series: name, values: value }],
+            ),
+            promql_expr_test: [
+              {
+                expr: 'count by (alertname) (ALERTS{alertstate="firing"})',
+                eval_time: `${MINUTES}m`,
+                exp_samples: alert === "none" ? [] : [{ labels: `{alertname="${alert}"}`, value: 1 }],
+              },
+            ],
+          },
+        ],
+      };
+      expect(await report(test, "test")).toContain("SUCCESS");
+    });
+
+    it("have a cause in this test for each alert", async () => {
+      const tested = FIRING.map(([alert]) => alert).filter((alert) => alert !== "none");
+      expect(tested.sort()).toEqual((await readRules()).map(({ alert }) => alert).sort());
+    });
+
     it("have valid expressions in every panel", async () => {
       const rules = (await readPanels()).map((expr, index) => ({
         record: `panel_${index}`,
@@ -98,14 +173,7 @@ describe("the dashboard and the alerts", () => {
         expr: expr.replaceAll(/\$__rate_interval/g, "5m"),
       }));
       expect(rules.length).toBeGreaterThan(0);
-      const folder = await mkdtemp(join(tmpdir(), "lotus-rules-"));
-      try {
-        const file = join(folder, "panels.yaml");
-        await writeFile(file, JSON.stringify({ groups: [{ name: "panels", rules }] }));
-        expect(checkRules(file)).toContain(`${rules.length} rules found`);
-      } finally {
-        await rm(folder, { recursive: true });
-      }
+      expect(await report({ groups: [{ name: "panels", rules }] }, "check")).toContain(`${rules.length} rules found`);
     });
   });
 });
