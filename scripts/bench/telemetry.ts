@@ -26,11 +26,11 @@ const STARTS_EACH_ROUND = 5;
 const COLD_START_TO_FLOOR_MAX = 2.3;
 const CPU_TO_OFF_MAX = 1.1;
 /**
- * One turn of one process is a noisy sample: the size of the batches changes the CPU of a payment by more than telemetry does, and the
- * compiler of V8 treats two processes of one program differently. So each round starts two new processes, and its sample is the CPU of
- * many short turns.
+ * Two processes of the same program differ by up to 15 % in the CPU of a payment, and keep this difference until they end. So each round
+ * starts several pairs of processes. The turns of a pair alternate, so that other work of the machine falls on both.
  */
-const TURNS_EACH_ROUND = 10;
+const PAIRS_EACH_ROUND = 3;
+const TURNS_EACH_PAIR = 4;
 
 /** Starts a collector that accepts everything. */
 async function startCollector(): Promise<{ readonly url: string; stop(): Promise<void> }> {
@@ -94,19 +94,20 @@ async function cpu(
   const environment = database.environmentOf("order-pay");
   const requests = payments(users);
   const measured: { on: number[]; off: number[] } = { on: [], off: [] };
-  for (let round = 0; round < options.rounds; round++) {
+  const seconds = options.seconds / 2;
+  for (let pair = 0; pair < options.rounds * PAIRS_EACH_ROUND; pair++) {
     const on = await start(programOf("order-pay"), { ...environment, ...sampled(url) }, options.node);
     const off = await start(programOf("order-pay"), environment, options.node);
-    const load = (side: Listening, seconds: number) =>
-      world.load(side, { connections: CONNECTIONS, seconds, requests });
+    const load = (side: Listening, duration: number) =>
+      world.load(side, { connections: CONNECTIONS, seconds: duration, requests });
     // Until their end, code is compiled and connections are opened.
-    for (const side of [on, off]) await load(side, options.seconds);
+    for (const side of [on, off]) await load(side, seconds);
     const samples: { on: Sample[]; off: Sample[] } = { on: [], off: [] };
-    for (let turn = 0; turn < TURNS_EACH_ROUND; turn++) {
+    for (let turn = 0; turn < TURNS_EACH_PAIR; turn++) {
       const first = turn % 2 === 0 ? "on" : "off";
       const second = turn % 2 === 0 ? "off" : "on";
       for (const side of [first, second] as const)
-        samples[side].push(await load({ on, off }[side], options.seconds / TURNS_EACH_ROUND));
+        samples[side].push(await load({ on, off }[side], seconds / TURNS_EACH_PAIR));
     }
     measured.on.push(microsecondsEach(samples.on));
     measured.off.push(microsecondsEach(samples.off));
