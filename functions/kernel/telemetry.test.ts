@@ -310,10 +310,10 @@ describe("the trace of an event that takes another way", () => {
   });
 
   it("is accompanied by the figures of a ledger that is wrong, of an old event and of a dead letter", async () => {
-    // A trigger of the ledger refuses such a change. Triggers do not fire for a replica.
-    await lotus.database.query("set session_replication_role = replica");
+    // A trigger of the ledger refuses such a change.
+    await lotus.database.query("alter table billing.accounts disable trigger user");
     await lotus.database.query("update billing.accounts set balance = balance + 7 where id = $1", [user.id]);
-    await lotus.database.query("reset session_replication_role");
+    await lotus.database.query("alter table billing.accounts enable trigger user");
     await lotus.database.query(
       `insert into events.outbox (id, topic, type, source, subject, time, data, awaiting)
        select gen_random_uuid(), topic, type, source, subject, clock_timestamp() - interval '1 hour', '{}'::jsonb, awaiting
