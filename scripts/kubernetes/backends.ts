@@ -2,7 +2,7 @@
 import { POOL_CONNECTIONS_MAX } from "#kernel/limits";
 import { Refusal } from "../cli/errors.ts";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
-import { type Environment, LAPTOP } from "./environment.ts";
+import { type Environment, LAPTOP, withAuthority } from "./environment.ts";
 import { type KafkaSecurity, readSecurity, securityOf, writeSecurity } from "./kafka-security.ts";
 import type { KubernetesObject } from "./kubectl.ts";
 import type { DeployOptions } from "./options.ts";
@@ -146,12 +146,13 @@ function prefixOf(
 /** Returns the backends that an environment's file names. */
 export function backendsOf(environment: Environment): Backends {
   const { database, kafka, cors } = environment;
-  const pooler = database.mode === "cluster" ? undefined : database.pooler;
+  const urlOf = (url: string) => (database.mode !== "cluster" && database.authority ? withAuthority(url) : url);
+  const pooler = database.mode === "cluster" || database.pooler === undefined ? undefined : urlOf(database.pooler);
   return {
     database:
       database.mode === "cluster"
         ? { kind: "cluster" }
-        : { kind: database.mode, url: database.url, ...(!database.prepare && { prepare: false }) },
+        : { kind: database.mode, url: urlOf(database.url), ...(!database.prepare && { prepare: false }) },
     kafka: kafkaInFile(environment),
     ...(kafka.prefix !== "" && { kafkaPrefix: kafka.prefix }),
     ...(pooler !== undefined && { pooler }),

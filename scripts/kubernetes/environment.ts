@@ -93,6 +93,8 @@ const Database = v.variant(
       url: databaseUrl,
       /** The URL of the pooler that functions use. Its user may be a pattern such as {role}.project-ref. */
       pooler: v.optional(databaseUrl),
+      /** The Secrets of the database contain the certificate authority, `ca.crt`. */
+      authority: v.optional(flag, false),
       /** False: a transaction pooler that does not keep prepared statements. */
       prepare: v.optional(flag, true),
     }),
@@ -286,6 +288,16 @@ function knownFields(path: readonly (string | number)[]): string[] {
   if (schema?.options !== undefined)
     return schema.options.flatMap((option: { entries?: object }) => Object.keys(option.entries ?? {}));
   return Object.keys(schema?.entries ?? {});
+}
+
+/** The file of the database's authority in a pod. The Secret of the password contains it too. */
+const AUTHORITY_PATH = "/etc/lotus/database/ca.crt";
+
+/** Returns a database URL that names the authority as pods find it. */
+export function withAuthority(url: string): string {
+  const complete = new URL(url);
+  complete.searchParams.set("sslrootcert", AUTHORITY_PATH);
+  return complete.href;
 }
 
 /** The names of the environments in the checkout. */

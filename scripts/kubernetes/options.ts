@@ -8,7 +8,7 @@ import type { Option } from "../cli/command.ts";
 import { UsageError } from "../cli/errors.ts";
 import { brokers, cors, readOrigins } from "../cli/options.ts";
 import { PODS_MAX_DEFAULT } from "../database/connections.ts";
-import { LAPTOP } from "./environment.ts";
+import { LAPTOP, withAuthority } from "./environment.ts";
 import { type KafkaCredentials, MECHANISMS } from "./kafka-security.ts";
 
 export const BASE_DEFAULT = "gcr.io/distroless/nodejs24-debian12:nonroot";
@@ -23,7 +23,7 @@ export interface DeployOptions {
   readonly databasePassword: string | undefined;
   /** The database is behind a pooler that does not keep prepared statements. */
   readonly noPrepare: boolean;
-  /** PEM text of the authority that signed the database's certificate: the file of sslrootcert. */
+  /** PEM text of the authority that signed the database's certificate: of --database-authority, or of sslrootcert. */
   readonly databaseAuthority: string | undefined;
   /** The URL of the pooler that functions use, as roleUrl reads it. */
   readonly pooler: string | undefined;
@@ -81,6 +81,12 @@ export const DEPLOY_OPTIONS = {
     value: "URL",
     about:
       "Neon or any Postgres instead of one in the cluster: postgres://owner@host:port/name. DATABASE_ADMIN_PASSWORD contains the password",
+  },
+  "database-authority": {
+    type: "string",
+    value: "FILE",
+    about:
+      "the PEM file of the authority that signed the database's certificate, for an environment with database.authority",
   },
   cors: { ...cors, about: `${cors.about}; an empty text removes them` },
   brokers: { ...brokers, about: "these Kafka brokers, host:port,…, instead of one in the cluster" },
@@ -166,17 +172,12 @@ function parseUrl(text: string): string {
   return text;
 }
 
-/** The file of the database's authority in a pod. The Secret of the password contains it too. */
-const AUTHORITY_PATH = "/etc/lotus/database/ca.crt";
-
 /** Reads the authority's file on this machine, and names the place where pods find it. */
-function withAuthority(text: string): { url: string; authority: string | undefined } {
+function readAuthority(text: string): { url: string; authority: string | undefined } {
   try {
     const { authority } = readDatabaseAddress(text);
     if (authority === undefined) return { url: text, authority };
-    const url = new URL(text);
-    url.searchParams.set("sslrootcert", AUTHORITY_PATH);
-    return { url: url.href, authority };
+    return { url: withAuthority(text), authority };
   } catch (error) {
     throw new UsageError(`--database: ${(error as Error).message}`);
   }
@@ -260,6 +261,10 @@ function credentialsOf(values: DeployValues, password: string | undefined): Kafk
   };
 }
 
+function environmentNameOf({ render, environment }: Pick<DeployValues, "render" | "environment">): string {
+  return render ?? environment ?? LAPTOP;
+}
+
 /**
  * Returns the options of a deployment.
  * @throws {UsageError} when the values contradict each other
@@ -271,6 +276,11 @@ export function readOptions(
 ): DeployOptions {
   if (values.brokers !== undefined && values.replicas !== undefined) {
     throw new UsageError("--replicas counts brokers in the cluster; --brokers names others. Give one of them.");
+  }
+  if (values["database-authority"] !== undefined && environmentNameOf(values) === LAPTOP) {
+    throw new UsageError(
+      "On the laptop the URL names the authority: --database 'postgres://owner@host/name?sslrootcert=FILE'.",
+    );
   }
   if (values.registry !== undefined && values["load-command"] !== undefined) {
     throw new UsageError("--registry and --load-command both bring images to the cluster. Give one of them.");
@@ -286,8 +296,8 @@ export function readOptions(
     throw new UsageError(`--kafka-prefix must be ${prefix.issues[0].message}; "${values["kafka-prefix"]}" is not.`);
   }
   const replicas = oneOf("--replicas", values.replicas, ["1", "3"]);
-  const database = values.database === undefined ? undefined : withAuthority(parseUrl(values.database));
-  const environmentName = values.render ?? values.environment ?? LAPTOP;
+  const database = values.database === undefined ? undefined : readAuthority(parseUrl(values.database));
+  const environmentName = environmentNameOf(values);
   if (environmentName !== LAPTOP) {
     const inFile = FILE_OPTIONS.filter((option) => values[option] !== undefined && values[option] !== false);
     if (inFile.length > 0)
@@ -305,7 +315,10 @@ export function readOptions(
     yes: values.yes,
     databasePassword: environment.DATABASE_ADMIN_PASSWORD,
     database: database?.url,
-    databaseAuthority: database?.authority,
+    databaseAuthority:
+      values["database-authority"] === undefined
+        ? database?.authority
+        : readPem("--database-authority", values["database-authority"], "certificate"),
     pooler: values.pooler === undefined ? undefined : parsePooler(values.pooler),
     pods: values.pods === undefined ? undefined : parseNumber("--pods", values.pods),
     pool: values.pool === undefined ? undefined : parseNumber("--pool", values.pool),

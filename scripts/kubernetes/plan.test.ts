@@ -353,6 +353,27 @@ ${more}`,
     );
   });
 
+  it("names the authority of the database and of its pooler as pods find it", async () => {
+    const text = `host: shop.example
+database: { mode: outside, url: "${OWNER}?sslmode=verify-full", pooler: "postgres://pool.example:6432", authority: true }
+kafka: { mode: cluster }`;
+    const environment = parseEnvironment("shop", text, functionNames);
+    const backends = choose(await options(), nothing, environment);
+    const file = `sslrootcert=${encodeURIComponent("/etc/lotus/database/ca.crt")}`;
+    expect(backends.database).toMatchObject({ url: `${OWNER}?sslmode=verify-full&${file}` });
+    expect(backends.pooler).toContain(file);
+    const plan = await planOf(backends, ["order-pay"], environment);
+    for (const object of [plan.functions[0]?.service, plan.migrate, plan.preflight]) {
+      const mounts = object?.spec.template.spec.containers[0].volumeMounts;
+      expect(mounts).toContainEqual(expect.objectContaining({ mountPath: "/etc/lotus/database" }));
+    }
+    const { databaseAuthority } = await options("--environment", "staging", "--database-authority", AUTHORITY);
+    expect(databaseAuthority).toContain("BEGIN CERTIFICATE");
+    await expect(options("--database-authority", AUTHORITY)).rejects.toThrow(
+      "On the laptop the URL names the authority",
+    );
+  });
+
   it("reaches Kafka with a client certificate, in functions, in jobs and in the source", async () => {
     const environment = shop();
     const backends = choose(await options(), nothing, environment);
