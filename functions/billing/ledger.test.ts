@@ -45,6 +45,14 @@ async function place(waits: boolean, calls: readonly { user: string; price: numb
   return rows;
 }
 
+it.each(["deposit", "withdrawal", "transfer"])("moves nothing in a %s without calls", async (kind) => {
+  const { rows } = await lotus.database.query(
+    "select * from billing.move_money($1, true, '{}', '{}', '{}', '{}', '{}', '{}', null, '{}')",
+    [kind],
+  );
+  expect(rows).toEqual([]);
+});
+
 describe.each([
   ["waits for locked accounts", true],
   ["skips locked accounts", false],

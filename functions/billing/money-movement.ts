@@ -46,7 +46,7 @@ export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: 
     calls.map(({ money }) => String(money)),
     calls.map(({ request }) => request.idempotency.key),
     calls.map(({ request }) => request.idempotency.fingerprint),
-    calls[0]?.request.source,
+    calls[0]?.request.source ?? "billing",
     calls.map(({ request }) => request.traceparent),
   ];
   return batched<MoneyCall, Moved>({
@@ -55,6 +55,7 @@ export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: 
     one: statement(true),
     valuesOfMany: values,
     valuesOfOne: (call) => values([call]),
+    valuesOfNone: () => values([]),
     keyOf: ({ request }) => request.user.id,
     repetitionOf: ({ request }) => request.idempotency.repetition,
     deadlineOf: ({ request }) => request.deadline,

@@ -83,7 +83,7 @@ const columns = (calls: readonly Call[]) => [
   calls.map(({ request }) => request.user.email),
   calls.map(({ request }) => request.idempotency.key),
   calls.map(({ request }) => request.idempotency.fingerprint),
-  calls[0]?.request.source,
+  calls[0]?.request.source ?? "order",
   calls.map(({ request }) => request.traceparent),
 ];
 
@@ -102,6 +102,7 @@ function orderStatement<OneCall extends Call>(name: string, values: (calls: read
     one: statement(true),
     valuesOfMany: (calls) => [...columns(calls), ...values(calls)],
     valuesOfOne: (call) => [...columns([call]), ...values([call])],
+    valuesOfNone: () => [...columns([]), ...values([])],
     keyOf: ({ request }) => request.user.id,
     repetitionOf: ({ request }) => request.idempotency.repetition,
     deadlineOf: ({ request }) => request.deadline,
@@ -109,12 +110,18 @@ function orderStatement<OneCall extends Call>(name: string, values: (calls: read
   });
 }
 
-const place = orderStatement<Call & { subscriptionId: number | null; price: Money | null }>("place", (calls) => [
-  calls.map(({ subscriptionId }) => subscriptionId),
-  calls.map(({ price }) => (price === null ? null : String(price))),
-]);
+// A bundle leaves out the statement that its function does not call.
+const place = /* @__PURE__ */ orderStatement<Call & { subscriptionId: number | null; price: Money | null }>(
+  "place",
+  (calls) => [
+    calls.map(({ subscriptionId }) => subscriptionId),
+    calls.map(({ price }) => (price === null ? null : String(price))),
+  ],
+);
 
-const refund = orderStatement<Call & { orderId: string }>("refund", (calls) => [calls.map(({ orderId }) => orderId)]);
+const refund = /* @__PURE__ */ orderStatement<Call & { orderId: string }>("refund", (calls) => [
+  calls.map(({ orderId }) => orderId),
+]);
 
 const refusal = (outcome: CodeOf<400 | 404 | 409 | 422>) =>
   outcome === "idempotency-key-expired" ? expiredKey() : new Problem(outcome);
