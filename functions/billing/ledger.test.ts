@@ -104,6 +104,37 @@ describe.each([
   });
 });
 
+describe("a refund", () => {
+  const refund = async (user: string, orders: readonly string[]) => {
+    const nulls = orders.map(() => null);
+    const { rows } = await lotus.database.query<Placed>(
+      `select * from "order".refund(true, $1, $2, $3, $3, 'order-refund', $3, $4)`,
+      [orders.map(() => user), orders.map(() => "ada@example.com"), nulls, orders],
+    );
+    return rows;
+  };
+
+  it("of one order twice in a statement has one effect and two equal answers", async () => {
+    const [user = ""] = await accounts(1000);
+    const [placed] = await place(true, [{ user, price: 600 }]);
+    const order = placed?.answer.order?.id ?? "";
+    const [first, second] = await refund(user, [order, order]);
+    expect(first?.answer).toMatchObject({ outcome: "done", balance: 1000 });
+    expect(second?.answer).toEqual(first?.answer);
+    expect([first?.emitted.length, second?.emitted.length]).toEqual([1, 0]);
+  });
+
+  it("never returns the charge of another user, also when its caller does not check the order", async () => {
+    const [user = "", other = ""] = await accounts(1000, 0);
+    const [placed] = await place(true, [{ user, price: 600 }]);
+    const refundToOther = lotus.database.query(
+      "select billing.move_unchecked('order', 'refund', true, $1, array[null::uuid], array[null::bigint], $2, $3, $3, $3)",
+      [[other], [placed?.answer.order?.id], [null]],
+    );
+    await expect(refundToOther).rejects.toThrow("has no charge");
+  });
+});
+
 describe("a statement that skips locked accounts", () => {
   it("answers the calls of other accounts, and leaves out those of the locked account", async () => {
     const [locked = "", free = ""] = await accounts(1000, 1000);
