@@ -176,7 +176,7 @@ export interface Admission {
   readonly answer?: Success<number, unknown> | Problem;
   /** The time at which the head of the request arrived, on the clock of `performance.now()`. */
   readonly arrivedAt: number;
-  /** Called once when the work on the request has ended, even if the client has closed the connection. It frees the request's share. */
+  /** Called once when the work on the request has ended, even if the client has closed the connection. The request then counts no longer. */
   end?: () => void;
 }
 /** `server.ts` calls `admit` before it receives the body, and `answer` reads the same result later. */

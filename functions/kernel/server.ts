@@ -10,7 +10,6 @@ import { cloudEvent, http } from "@google-cloud/functions-framework";
 import { getTestServer } from "@google-cloud/functions-framework/testing";
 import { allowOrigin } from "./cors.ts";
 import { closeDatabase, openDatabase } from "./database.ts";
-import { forbidden, isForThisMachine, isFromPage, isSecret, RUN_HEADER } from "./doors.ts";
 import { admit, type Endpoint, endSpan, spanOf, toHttpFunction, type Use } from "./endpoint.ts";
 import { disconnectKafka } from "./kafka.ts";
 import {
@@ -31,13 +30,14 @@ import {
   REQUESTS_OF_USER_MAX,
 } from "./limits.ts";
 import { createHttpServer } from "./listener.ts";
+import { forbidden, isForThisMachine, isFromPage, isSecret, RUN_HEADER } from "./local-access.ts";
 import { failure, log, logAs } from "./log.ts";
 import { flushQueue } from "./outbox.ts";
 import { Problem, writeProblem } from "./problem.ts";
 import { addressOf } from "./request.ts";
 import { hasBody, Receiver } from "./request-body.ts";
+import { RequestsInProgress } from "./requests-in-progress.ts";
 import { readSettingFile, required, SettingsError, settings } from "./settings.ts";
-import { Shares } from "./shares.ts";
 import { markDelivered, readDelivery, type Subscriber, toCloudEventFunction } from "./subscriber.ts";
 import { closeTelemetry, loadTelemetry, markListening, prepareTelemetry, type TelemetryModule } from "./telemetry.ts";
 
@@ -87,7 +87,7 @@ export function createFunctionServer(
     if (!isEndpoint && (isFromPage(request) || (secret && !isForThisMachine(request)))) return false;
     return !secret || isSecret(request.headers[RUN_HEADER], secret);
   };
-  const shares = new Shares(REQUESTS_IN_FLIGHT_MAX);
+  const inProgress = new RequestsInProgress(REQUESTS_IN_FLIGHT_MAX);
   /** The responses that are not complete. */
   const unfinished = new Set<ServerResponse>();
   let draining = false;
@@ -112,9 +112,9 @@ export function createFunctionServer(
       return writeProblem(response, new Problem("method-not-allowed", "A trigger accepts POST.", { headers }));
     }
     // An overloaded process refuses before it verifies the token and receives the body, so that a refusal costs little.
-    if (isEndpoint && shares.overload !== undefined) {
+    if (isEndpoint && inProgress.overload !== undefined) {
       request.resume();
-      return writeProblem(response, shares.overload);
+      return writeProblem(response, inProgress.overload);
     }
     // After an error here `toHttpFunction` calls `admit` again, receives the same error and answers 500.
     const admission = isEndpoint ? await admit(description, name, request).catch(() => undefined) : undefined;
@@ -131,11 +131,11 @@ export function createFunctionServer(
       // A source delivers the events of all users, so it may use all requests in flight.
       const clientMax =
         id !== undefined ? REQUESTS_OF_USER_MAX : isEndpoint ? REQUESTS_OF_ADDRESS_MAX : REQUESTS_IN_FLIGHT_MAX;
-      const endShare = shares.begin(id ?? address, clientMax);
-      if (endShare instanceof Problem) return writeProblem(response, endShare);
+      const endRequest = inProgress.begin(id ?? address, clientMax);
+      if (endRequest instanceof Problem) return writeProblem(response, endRequest);
       // The handler of an endpoint continues after its client has closed the connection.
-      if (admission !== undefined) admission.end = endShare;
-      else response.once("close", endShare);
+      if (admission !== undefined) admission.end = endRequest;
+      else response.once("close", endRequest);
     }
     if (!isEndpoint) {
       const event = readDelivery(request.headers, request.body);

@@ -1,7 +1,7 @@
 /** Password hashes with scrypt (OWASP Password Storage Cheat Sheet): N = 2^14, r = 8, p = 5; 16 MiB each. */
 import { randomBytes, scrypt, timingSafeEqual } from "node:crypto";
 import { Problem } from "#kernel/problem";
-import { Shares } from "#kernel/shares";
+import { RequestsInProgress } from "#kernel/requests-in-progress";
 
 const COST = { N: 2 ** 14, r: 8, p: 5 };
 const SALT_BYTES = 16;
@@ -12,15 +12,15 @@ export const PASSWORDS_IN_PROGRESS_MAX = 200;
 /** Limits the passwords of one address among them, so that one client leaves others their logins. */
 export const PASSWORDS_OF_ADDRESS_MAX = 100;
 
-const shares = new Shares(PASSWORDS_IN_PROGRESS_MAX);
+const inProgress = new RequestsInProgress(PASSWORDS_IN_PROGRESS_MAX);
 
 /**
- * @param address the client's, which has a share of the limit
+ * @param address the client's; each address may use a part of the limit
  * @throws {Problem} when so many passwords wait that clients would give up before the answer: `too-many-requests` for passwords of
  *   this address, `unavailable` for those of all
  */
 async function derive(password: string, address: string, salt: Buffer, { N, r, p } = COST): Promise<Buffer> {
-  const end = shares.begin(address, PASSWORDS_OF_ADDRESS_MAX);
+  const end = inProgress.begin(address, PASSWORDS_OF_ADDRESS_MAX);
   if (end instanceof Problem) throw end;
   // NFKC: the same password typed on another keyboard or system is the same password (RFC 8265 §4.2).
   const text = password.normalize("NFKC");
@@ -37,7 +37,7 @@ async function derive(password: string, address: string, salt: Buffer, { N, r, p
 
 /**
  * Hashes a password with a new salt. The result names its parameters, so that they may grow.
- * @param address the client's, which has a share of the passwords in progress
+ * @param address the client's; each address may use a part of the limit
  */
 export async function hashPassword(password: string, address: string): Promise<string> {
   const salt = randomBytes(SALT_BYTES);
@@ -51,7 +51,7 @@ const NOBODY = ["scrypt", COST.N, COST.r, COST.p, "AAAAAAAAAAAAAAAAAAAAAA", "A".
 /**
  * Returns whether a password is the one that was hashed. Without a hash, as for an unknown email, the answer is false after
  * the same work.
- * @param address the client's, which has a share of the passwords in progress
+ * @param address the client's; each address may use a part of the limit
  */
 export async function passwordMatches(password: string, hashed: string | null, address: string): Promise<boolean> {
   const [, N, r, p, salt = "", hash = ""] = (hashed ?? NOBODY).split("$");

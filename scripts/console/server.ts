@@ -3,7 +3,7 @@ import { randomBytes, randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { dirname, join } from "node:path";
-import { forbidden, isForThisMachine, isSecret } from "#kernel/doors";
+import { forbidden, isForThisMachine, isSecret } from "#kernel/local-access";
 import { Problem, quoted, writeProblem } from "#kernel/problem";
 import { originForm } from "#kernel/request";
 import { messageOf, Refusal } from "../cli/errors.ts";

@@ -355,7 +355,7 @@ describe("the API", () => {
     for (const { path, description } of endpoints) {
       const { responses = {} } = document.paths[path]?.[description.method.toLowerCase()] ?? {};
       const documented = Object.keys(responses).filter(
-        // Every endpoint limits the requests of one client; shares.test.ts causes that.
+        // Every endpoint limits the requests of one client; requests-in-progress.test.ts causes that.
         (status) => !NOT_HERE.includes(status) && (status !== "429" || 429 in description.answers),
       );
       expect([path, ...(seen.get(path) ?? [])].sort()).toEqual([path, ...documented].sort());

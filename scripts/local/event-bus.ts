@@ -1,7 +1,6 @@
 /** The broker of a run without Kafka: accepts CloudEvents over HTTP (K_SINK) and delivers them to the sources of their topic. */
 import { setMaxListeners } from "node:events";
 import type { IncomingMessage, Server } from "node:http";
-import { forbidden, isForThisMachine, isFromPage, isSecret } from "#kernel/doors";
 import {
   EVENT_BODY_BYTES_MAX,
   EVENT_HEADER_BYTES_MAX,
@@ -9,6 +8,7 @@ import {
   REQUESTS_INCOMPLETE_MAX,
 } from "#kernel/limits";
 import { createHttpServer } from "#kernel/listener";
+import { forbidden, isForThisMachine, isFromPage, isSecret } from "#kernel/local-access";
 import { writeProblem } from "#kernel/problem";
 import { Receiver } from "#kernel/request-body";
 import { type Delivered, deliver, type KafkaSource, type Message, type Resolve } from "../sources/delivery.ts";

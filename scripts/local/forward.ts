@@ -1,6 +1,6 @@
 /** Forwards a complete request to a function's process, and its answer back. */
 import { request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders, type ServerResponse } from "node:http";
-import { RUN_HEADER } from "#kernel/doors";
+import { RUN_HEADER } from "#kernel/local-access";
 import { Problem, writeProblem } from "#kernel/problem";
 import { addressOf } from "#kernel/request";
 import { hasBody, type Receiver } from "#kernel/request-body";

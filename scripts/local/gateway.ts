@@ -12,7 +12,7 @@ import { createHttpServer } from "#kernel/listener";
 import { Problem, quoted, writeProblem } from "#kernel/problem";
 import { addressOf, originForm } from "#kernel/request";
 import { Receiver } from "#kernel/request-body";
-import { Shares } from "#kernel/shares";
+import { RequestsInProgress } from "#kernel/requests-in-progress";
 import { forward, receive } from "./forward.ts";
 import type { FunctionProcess } from "./function-process.ts";
 import type { Manifests } from "./manifests.ts";
@@ -61,7 +61,7 @@ export function createGateway(
 ): Server {
   const receiver = new Receiver(REQUESTS_INCOMPLETE_MAX, REQUEST_BODY_BYTES_MAX);
   const unfinished = new Set<ServerResponse>();
-  const shares = new Shares(REQUESTS_IN_FLIGHT_MAX);
+  const inProgress = new RequestsInProgress(REQUESTS_IN_FLIGHT_MAX);
   let closing = false;
   const serve = async (incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> => {
     const began = performance.now();
@@ -79,7 +79,7 @@ export function createGateway(
     }
     const received = await receive(receiver, incoming, outgoing);
     if (received === undefined) return;
-    const end = shares.begin(addressOf(incoming, 0), REQUESTS_OF_ADDRESS_MAX);
+    const end = inProgress.begin(addressOf(incoming, 0), REQUESTS_OF_ADDRESS_MAX);
     if (end instanceof Problem) return writeProblem(outgoing, end);
     let trace: string | undefined;
     const readTrace = ({ headers }: IncomingMessage) => {

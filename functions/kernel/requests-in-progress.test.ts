@@ -6,8 +6,8 @@ import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest
 import { call, eventually, holdAccount, newUser, startTestLotus, type TestLotus } from "../../scripts/testing/lotus.ts";
 import { endpoint, ok } from "./endpoint.ts";
 import { REQUESTS_OF_USER_MAX } from "./limits.ts";
+import { RequestsInProgress } from "./requests-in-progress.ts";
 import { createFunctionServer } from "./server.ts";
-import { Shares } from "./shares.ts";
 
 /** The deadline of the function server in this process; the functions of `lotus` keep theirs. */
 const DEADLINE_MILLISECONDS = 200;
@@ -100,11 +100,11 @@ describe("waiting requests", () => {
   });
 });
 
-describe("the shares of a process", () => {
+describe("the requests in progress of a process", () => {
   it("refuse a client above its limit, and every client above the total limit", () => {
-    const shares = new Shares(3);
+    const inProgress = new RequestsInProgress(3);
     const begin = (client: string) => {
-      const outcome = shares.begin(client, 2);
+      const outcome = inProgress.begin(client, 2);
       return typeof outcome === "function" ? outcome : outcome.code;
     };
     const first = begin("a");

@@ -4,7 +4,7 @@ import { Problem } from "./problem.ts";
 const later = { headers: { "retry-after": "1" } };
 
 /** Counts the requests in progress of one process. */
-export class Shares {
+export class RequestsInProgress {
   readonly #requestsMax: number;
   readonly #ofClient = new Map<string, number>();
   /** One object for every refusal: an overloaded process has no time to create errors with stacks. */
