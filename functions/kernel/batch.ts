@@ -82,7 +82,8 @@ const busy = (detail: string) =>
   });
 
 /**
- * Makes a function that runs calls in shared statements. A call that arrives while no statement is in flight is sent at once, with `one`.
+ * Makes a function that runs calls in shared statements. A call that arrives while no statement is in flight is sent at once, with `one`,
+ * unless a batch waits for further calls.
  * A call whose row is locked, and each call of a batch that fails, goes to a lane where it runs alone with `one`.
  * @returns a function that resolves to the row of its call. It rejects with the database's error, or with a {@link Problem}:
  *   `unavailable` when the call had no effect, `outcome-unknown` when the connection was lost and the call cannot be repeated
@@ -229,8 +230,12 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     return begun;
   }
 
-  /** Sends one batch. Calls that the statement skipped, or that may run again after its failure, return to their queues. */
-  async function sendMany(entries: readonly Entry<Call, Row>[]): Promise<void> {
+  /**
+   * Sends one batch. Calls that the statement skipped, or that may run again after its failure, return to their queues.
+   * @returns the number of answered calls
+   */
+  async function sendMany(entries: readonly Entry<Call, Row>[]): Promise<number> {
+    let answered = 0;
     let unanswered: (Entry<Call, Row> | undefined)[] = [...entries];
     try {
       const begun = beginStatement(entries, many, false);
@@ -239,6 +244,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
         const entry = unanswered[row.position];
         if (entry === undefined) continue;
         unanswered[row.position] = undefined;
+        answered++;
         calls--;
         entry.resolve(row);
       }
@@ -247,6 +253,7 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
       unanswered = handleFailedBatch(entries, error);
     }
     requeueAlone(unanswered.filter((entry) => entry !== undefined));
+    return answered;
   }
 
   /** Sends one call. Resolves to true when its row stayed locked and the entry waits again. */
@@ -324,10 +331,10 @@ export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call
     const { endFlight } = beginFlight((flight) => {
       flight.slow = true;
     });
-    await sendMany(entries);
+    const answered = await sendMany(entries);
     endFlight();
     for (const queue of sources) enqueue(queue);
-    beginFill(entries.length);
+    beginFill(answered);
     sendNext();
   }
 

@@ -10,6 +10,7 @@ import {
   DATABASE_RETRY_MILLISECONDS_MAX,
   DATABASE_RETRY_PAUSE_MILLISECONDS_MAX,
   DATABASE_RETRY_PAUSE_MILLISECONDS_MIN,
+  DATABASE_WARM_UP_MILLISECONDS_MAX,
   POOL_IDLE_MILLISECONDS_MAX,
   POOL_WAIT_MILLISECONDS_MAX,
   STATEMENT_MILLISECONDS_MAX,
@@ -275,12 +276,15 @@ export function warmUpWith(name: string, text: string, values: readonly unknown[
   warmUps.push({ name, text, values });
 }
 
-/** Runs the warm-ups on a new connection, and returns it to the pool. Closes it after a failure. */
+/** Runs the warm-ups on a new connection, and returns it to the pool. Closes it after a failure, or when they take too long. */
 async function warmUp(client: PoolClient): Promise<void> {
   let failed = true;
-  try {
+  const run = async () => {
     for (const { name, text, values } of warmUps)
       await client.query({ ...(prepares() && { name }), text, values: [...values] });
+  };
+  try {
+    await until(performance.now() + DATABASE_WARM_UP_MILLISECONDS_MAX, run());
     failed = false;
   } finally {
     client.release(failed);

@@ -97,6 +97,8 @@ export const BATCH_WAIT_MILLISECONDS_MAX = 10_000;
 export const DATABASE_CONNECT_MILLISECONDS_MAX = 5_000;
 /** Limits how long a statement is repeated after its first failure: above a server's restart, below a client's patience. */
 export const DATABASE_RETRY_MILLISECONDS_MAX = 3_000;
+/** Limits the statements that the first connection runs before a request needs it. The first request waits for them. */
+export const DATABASE_WARM_UP_MILLISECONDS_MAX = 2_000;
 /** Is the first pause between two attempts. Each further pause is twice as long. */
 export const DATABASE_RETRY_PAUSE_MILLISECONDS_MIN = 20;
 /** Limits the pause between two attempts. */
@@ -135,6 +137,8 @@ export const PUBLISH_BATCHES_WAITING_MAX = 32;
 export const RELAY_OVERDUE_SECONDS = 10;
 /** Limits the events in one statement of the relay. */
 export const RELAY_BATCH_EVENTS_MAX = 500;
+/** Limits the claimed events whose release the relay repeats after a failure of the database. The others wait as after a publication. */
+export const RELAY_UNRELEASED_EVENTS_MAX = 10_000;
 /** Limits the bytes of one batch. A broker limits a batch for one partition, and accepts the largest event. */
 export const RELAY_BATCH_BYTES_MAX = EVENT_BODY_BYTES_MAX;
 /** Limits one run of the relay. */

@@ -116,7 +116,7 @@ export function readTraceparent(text: unknown): SpanContext | undefined {
   return { traceId, spanId, sampled: (Number.parseInt(flags, 16) & 1) === 1 };
 }
 
-/** Whether the flags of a `traceparent` ask for recording. It reads two characters only: most events are not sampled. */
+/** Returns whether the flags of a `traceparent` ask for recording. It reads two characters only: most events are not sampled. */
 function mayBeSampled(text: unknown): boolean {
   return typeof text === "string" && (Number.parseInt(text.slice(FLAGS_AT, FLAGS_AT + 2), 16) & 1) === 1;
 }

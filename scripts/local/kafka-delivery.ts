@@ -43,11 +43,13 @@ export async function deliverFromKafka(options: DeliveryOptions): Promise<Delive
   let sources: readonly KafkaSource[] = [];
   let running: readonly RunningSource[] = [];
   const readInstallation = async (): Promise<string | undefined> => {
-    for (;;) {
+    for (let told = ""; ; ) {
       try {
         return await options.installation();
       } catch (error) {
-        tell("kafka", `The database does not answer: ${(error as Error).message}. The events wait until it does.`);
+        const news = `The database does not answer: ${(error as Error).message}. The events wait until it does.`;
+        if (news !== told) tell("kafka", news);
+        told = news;
       }
       await delay(INSTALLATION_MILLISECONDS, undefined, { signal });
     }

@@ -71,7 +71,7 @@ export interface LotusOptions {
   onStopRequested?(): void;
   /** Serves the console at `/`. */
   readonly console?: boolean;
-  /** How long a fault of the console lasts. */
+  /** The duration of a fault of the console. */
   readonly faultMilliseconds?: number;
   /** Do not build: dist/ is up to date. */
   readonly built?: boolean;
@@ -487,6 +487,14 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       endings.push(() => watching.stop());
     }
 
+    const fire = (source: Manifests["pingSources"][number]) =>
+      ping(source, resolve(source.spec.sink.ref.name)).catch((error: Error) =>
+        onNews(source.metadata.name, `not fired: ${error.message}`),
+      );
+    const scheduled = options.scheduled === false ? [] : manifests.pingSources;
+    const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
+    endings.push(async () => crons.map((cron) => cron.stop()));
+
     const gateway = createGateway(routes, functions, options.cors, console?.page, console?.observer);
     const listening = await listenAt(gateway, options);
     endings.push(() => listening.stop());
@@ -523,20 +531,15 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       ));
     if (delivery !== undefined) endings.push(() => delivery.stop());
 
-    const fire = (source: Manifests["pingSources"][number]) =>
-      ping(source, resolve(source.spec.sink.ref.name)).catch((error: Error) =>
-        onNews(source.metadata.name, `not fired: ${error.message}`),
-      );
-    const scheduled = options.scheduled === false ? [] : manifests.pingSources;
-    const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
-    endings.push(async () => crons.map((cron) => cron.stop()));
     return {
       url,
       insideUrl: inside,
       adminUrl: database,
       telemetry,
       kafka,
-      kafkaSources: delivery?.sources() ?? [],
+      get kafkaSources() {
+        return delivery?.sources() ?? [];
+      },
       manifests,
       functions,
       served: descriptions,

@@ -2,6 +2,7 @@ import { fork } from "node:child_process";
 import { once } from "node:events";
 import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { PUBLISH_ATTEMPTS_MAX } from "#kernel/limits";
 import { bundleOf } from "../../scripts/build/bundles.ts";
 import type { Kafka } from "../../scripts/kafka/cluster.ts";
 import {
@@ -272,9 +273,44 @@ describe("the relay", () => {
     expect(await outbox(lotus)).toEqual({ waiting: 20, attempts: 1 });
     lotus.disturbBus("deliver");
     await lotus.database.query(`grant ${release} to ${role}`);
+    // As after the last publication: the release must come before events at the limit of publications move to the dead letters.
+    await lotus.database.query(
+      "update events.outbox set attempts = $1, attempted_at = attempted_at - interval '11 minutes'",
+      [PUBLISH_ATTEMPTS_MAX],
+    );
     await lotus.tick("events-relay");
     await eventually("the events are settled", async () => (await outbox(lotus)).waiting === 0);
     expect(await notificationsOf(lotus, user.id)).toEqual({ all: 20, different: 20 });
+    const { rows } = await lotus.database.query("select reason from events.dead_letters");
+    expect(rows).toEqual([]);
+  });
+
+  it("publishes other events while another session locks an event that it must release", async () => {
+    const [locked, free] = [await newUser(lotus), await newUser(lotus)];
+    await settled(lotus);
+    const release = `execute on function events.release(uuid[])`;
+    const role = roleOf(lotus, "events");
+    lotus.disturbBus("refuse");
+    await lotus.database.query(`revoke ${release} from ${role}`);
+    await leaveInOutbox(lotus.database, locked.id, numbered(1));
+    await lotus.tick("events-relay");
+    lotus.disturbBus("deliver");
+    await lotus.database.query(`grant ${release} to ${role}`);
+    await leaveInOutbox(lotus.database, free.id, numbered(1));
+    const holder = new Client({ connectionString: lotus.adminUrl });
+    await holder.connect();
+    await holder.query("begin");
+    await holder.query("select from events.outbox where subject = $1 for update", [locked.id]);
+    await lotus.tick("events-relay");
+    await eventually("the free event is settled", async () => (await outbox(lotus)).waiting === 1);
+    await holder.query("rollback");
+    await holder.end();
+    await lotus.tick("events-relay");
+    await eventually("the other event is settled", async () => (await outbox(lotus)).waiting === 0);
+    expect([await notificationsOf(lotus, locked.id), await notificationsOf(lotus, free.id)]).toEqual([
+      { all: 1, different: 1 },
+      { all: 1, different: 1 },
+    ]);
   });
 
   it("deletes the oldest dead letters of other producers beyond a number, a size and an age, and none from the outbox", async () => {

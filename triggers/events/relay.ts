@@ -14,6 +14,7 @@ import {
   RELAY_BATCH_EVENTS_MAX,
   RELAY_OVERDUE_SECONDS,
   RELAY_RUN_MILLISECONDS_MAX,
+  RELAY_UNRELEASED_EVENTS_MAX,
   TRIM_BATCH_DEAD_LETTERS_MAX,
 } from "#kernel/limits";
 import { failure, log } from "#kernel/log";
@@ -55,26 +56,25 @@ async function claim(overdueSeconds: number, exceptTopics: readonly string[], sp
   return row?.overdue ?? [];
 }
 
-/** Events that a run claimed and neither published nor released, because the database failed as well. */
+/** The ids of events that were claimed and neither published nor released, because the database failed as well. */
 let unreleased: readonly string[] = [];
 
 /**
- * Releases claimed events, so that an outage does not count as an attempt.
- * @returns whether the database did it; otherwise the next run repeats it
+ * Releases claimed events, and those that an earlier call could not release, so that an outage does not count as an attempt.
+ * When the database fails, the next call tries again.
  */
-async function release(ids: readonly string[]): Promise<boolean> {
-  unreleased = ids;
+async function release(ids: readonly string[]): Promise<void> {
+  unreleased = [...new Set([...unreleased, ...ids])].slice(-RELAY_UNRELEASED_EVENTS_MAX);
+  if (unreleased.length === 0) return;
   try {
-    if (ids.length > 0) await query("release", "select events.release($1)", [ids]);
+    await query("release", "select events.release($1)", [unreleased]);
+    unreleased = [];
   } catch (error) {
     log("error", "claimed events were not released; the next run tries again", {
-      count: ids.length,
+      count: unreleased.length,
       ...failure(error),
     });
-    return false;
   }
-  unreleased = [];
-  return true;
 }
 
 /** Moves events that no subscriber settles to the dead letters, so that the number of publications has a limit. */
@@ -92,7 +92,6 @@ async function giveUp(): Promise<void> {
 async function publishOverdue(span: Span): Promise<void> {
   const began = performance.now();
   const until = began + RELAY_RUN_MILLISECONDS_MAX;
-  if (!(await release(unreleased))) return;
   // A topic that the brokers refuse or lack waits for the next run, and delays no other topic.
   const failed: string[] = [];
   let published = 0;
@@ -100,8 +99,7 @@ async function publishOverdue(span: Span): Promise<void> {
     // Claims only events that were overdue when this run began, so that this run does not publish an event twice.
     const overdue = await claim(RELAY_OVERDUE_SECONDS + elapsed / 1000, failed, span);
     if (overdue.length === 0) break;
-    const topics = byTopic(overdue);
-    for (const [index, [topic, envelopes]] of topics.entries()) {
+    for (const [topic, envelopes] of byTopic(overdue)) {
       try {
         published += await publishOrMoveToDeadLetters(envelopes, until, span);
       } catch (error) {
@@ -112,10 +110,7 @@ async function publishOverdue(span: Span): Promise<void> {
           reason,
         });
         failed.push(topic);
-        if (await release(idsOf(envelopes))) continue;
-        // The database fails too. The events of the other topics were claimed, and are not published in this run.
-        unreleased = idsOf(topics.slice(index).flatMap(([, rest]) => rest));
-        return;
+        await release(idsOf(envelopes));
       }
     }
   }
@@ -220,6 +215,8 @@ export default subscriber({
   schedule: "* * * * *",
   async handle({ span }) {
     await reported(reportOutbox, span);
+    // Before events at the limit of publications move to the dead letters: a released event has one publication more.
+    await release([]);
     await giveUp();
     await publishOverdue(span);
     await trimDeadLetters();

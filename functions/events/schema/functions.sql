@@ -235,7 +235,8 @@ $$;
 create or replace function events.release(event_keys uuid[])
 returns void language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
   with claimed as materialized (
-    select o.id from events.outbox o where o.id = any(event_keys) order by o.time for update
+    -- A second release of the same events has no effect.
+    select o.id from events.outbox o where o.id = any(event_keys) and o.attempted_at <> '-infinity' order by o.time for update
   )
   update events.outbox o set attempts = greatest(o.attempts - 1, 0), attempted_at = '-infinity'
   from claimed where o.id = claimed.id
