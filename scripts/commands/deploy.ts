@@ -279,10 +279,6 @@ async function makeSecrets(backends: Backends, options: DeployOptions, environme
     });
     report(made.length === 0 ? "all there" : `made ${made.join(", ")}`);
   });
-  const { database } = environment;
-  const isSigned = database.mode !== "cluster" && database.authority;
-  if (isSigned && secretValue(await get("secret", "database-admin", environment.namespace), "ca.crt") === undefined)
-    throw new Refusal("The Secret database-admin has no ca.crt. Give --database-authority FILE once.");
   const { kafka } = backends;
   const isSecured = kafka.kind === "outside" && kafka.security !== undefined;
   if (isSecured && (await get("secret", "kafka", environment.namespace)) === undefined)

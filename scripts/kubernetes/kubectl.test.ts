@@ -1,11 +1,12 @@
-/** Two environments that one process prepares at the same time, against a stub of a cluster. */
+/** Environments that one process prepares at the same time, and the Secrets of a deployment, against a stub of a cluster. */
 import { chmod, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { SERVICES } from "../database/sql.ts";
 import { changePublicKeys, ensureSecrets } from "../secrets/cluster.ts";
 import { addKey } from "../secrets/keys.ts";
-import { choose } from "./backends.ts";
+import { backendsOf, choose } from "./backends.ts";
 import { type Environment, parseEnvironment } from "./environment.ts";
 import type { KafkaCredentials } from "./kafka-security.ts";
 import { type KubernetesObject, runJob } from "./kubectl.ts";
@@ -25,6 +26,7 @@ sleep 0.02
 case "$*" in
 "get job "*) echo '{"status":{"conditions":[{"type":"Complete","status":"True"}]}}' ;;
 "get services.serving"*) echo '{"metadata":{"generation":1},"status":{"observedGeneration":1,"latestCreatedRevisionName":"r","latestReadyRevisionName":"r","conditions":[{"type":"Ready","status":"True"}],"traffic":[]}}' ;;
+"get secret database-admin -n lotus-signed "*) echo "$OWNER" ;;
 "get "*) echo NotFound >&2; exit 1 ;;
 esac
 `;
@@ -65,7 +67,7 @@ async function prepare(name: Name): Promise<void> {
   await applyFunctions([functionOf(name)], namespace, () => undefined);
 }
 
-describe.skipIf(process.platform === "win32")("two environments in one process", () => {
+describe.skipIf(process.platform === "win32")("a stub of a cluster", () => {
   let folder: string;
   const { PATH, CALLS } = process.env;
   beforeAll(async () => {
@@ -102,6 +104,45 @@ describe.skipIf(process.platform === "win32")("two environments in one process",
     expect(ofOne).toEqual(texts);
     for (const text of texts)
       for (const [, namespace] of text.matchAll(/ -n (\S+)/g)) expect(namespace).not.toBe("lotus");
+  });
+
+  describe("an environment whose database has a certificate authority", () => {
+    const url = "postgres://owner@db.example:5432/shop?sslmode=verify-full";
+    const text = `
+namespace: lotus-signed
+host: signed.example
+database: { mode: outside, url: "${url}", authority: true }
+kafka: { mode: cluster }`;
+    const environment = parseEnvironment("signed", text, []);
+    const { database } = backendsOf(environment);
+    const former = url.replace("owner@", "owner:secret@");
+
+    /** Makes the Secrets beside an owner's Secret. Returns what kubectl applies. */
+    async function applied(owner: Readonly<Record<string, string>>): Promise<string[]> {
+      const data = Object.fromEntries(Object.entries(owner).map(([key, value]) => [key, btoa(value)]));
+      const calls = await mkdtemp(join(folder, "calls-"));
+      Object.assign(process.env, { CALLS: calls, OWNER: JSON.stringify({ metadata: {}, data }) });
+      const failure = await ensureSecrets(database, NO_KAFKA, environment).catch((error: Error) => error.message);
+      const texts = await Promise.all((await readdir(calls)).map((file) => readFile(join(calls, file), "utf8")));
+      return [...(typeof failure === "string" ? [failure] : []), ...texts.filter((call) => / apply /.test(call))];
+    }
+    afterAll(() => {
+      delete process.env.OWNER;
+    });
+
+    it("writes no Secret while the authority is missing", async () => {
+      const sentence = "The Secret database-admin has no ca.crt. Give --database-authority FILE once.";
+      expect(await applied({ url: former, password: "secret" })).toEqual([sentence]);
+    });
+
+    it("keeps the authority when the URL names it for the first time", async () => {
+      const [written = "", ...others] = await applied({ url: former, password: "secret", "ca.crt": "PEM" });
+      expect(others).toEqual([]);
+      expect(written).toContain("sslrootcert=");
+      // The owner's Secret and the Secrets of the roles; no copy of the former Secret.
+      expect(written.match(/ca\.crt"?: "?PEM/g)).toHaveLength(SERVICES.length + 1);
+      expect(written).not.toMatch(/database-admin-\d/);
+    });
   });
 
   it.each(NAMES)("the refusal of a changed prefix names the namespace of %s", (name) => {

@@ -95,7 +95,20 @@ function withPassword(url: string, password: string | undefined, former: string 
   return complete.href;
 }
 
-/** Makes the Secrets that are missing and corrects where the database is. Returns the names of those that were written. */
+/** Compares two URLs. The parameter `sslrootcert` names a file of the pods, and not another database. */
+function isSameDatabase(one: string, other: string): boolean {
+  const [a, b] = [one, other].map((text) => {
+    const url = new URL(withoutPassword(text));
+    url.searchParams.delete("sslrootcert");
+    return url.href;
+  });
+  return a === b;
+}
+
+/**
+ * Makes the missing Secrets and corrects the address of the database. Returns the names of the written Secrets.
+ * @throws {Refusal} before it writes a Secret, when the environment needs an authority and the owner's Secret would not contain one
+ */
 export async function ensureSecrets(
   database: Database,
   kafka: KafkaCredentials,
@@ -117,10 +130,10 @@ export async function ensureSecrets(
     const former = adminUrl;
     adminUrl = withPassword(database.url, given, former);
     const password = decodeURIComponent(new URL(adminUrl).password);
+    const isSame = former !== undefined && isSameDatabase(former, database.url);
     // The only copy of the former owner's password would be lost.
-    if (former !== undefined && withoutPassword(former) !== database.url)
+    if (former !== undefined && !isSame)
       missing.set(`database-admin-${Date.now()}`, { url: former, password: secretValue(owner, "password") ?? "" });
-    const isSame = former !== undefined && withoutPassword(former) === database.url;
     const kept = authority ?? (isSame ? secretValue(owner, "ca.crt") : undefined);
     if (former !== adminUrl || kept !== secretValue(owner, "ca.crt"))
       missing.set("database-admin", { url: adminUrl, password, ...(kept !== undefined && { "ca.crt": kept }) });
@@ -128,6 +141,10 @@ export async function ensureSecrets(
     const password = decodeURIComponent(new URL(adminUrl).password);
     missing.set("database-admin", { url: adminUrl, password, "ca.crt": authority });
   }
+  const isSigned = environment.database.mode !== "cluster" && environment.database.authority;
+  const ownerAuthority = missing.get("database-admin") ?? { "ca.crt": secretValue(owner, "ca.crt") };
+  if (isSigned && ownerAuthority["ca.crt"] === undefined)
+    throw new Refusal("The Secret database-admin has no ca.crt. Give --database-authority FILE once.");
   // The superuser of the cluster's own Postgres. Only that Postgres mounts this Secret.
   if (database.kind === "cluster" && (await get("secret", "database-superuser", within)) === undefined)
     missing.set("database-superuser", { password: newPassword() });
