@@ -93,6 +93,11 @@ describe("the image", () => {
       for (const file of cachesIn(first.keys())) expect(others.get(file), file).toBe(first.get(file));
     });
 
+    it("makes the build fail when a cache cannot be renumbered", async () => {
+      const foreign = "require('node:fs').writeFileSync(__dirname + '/foreign.v8.cache', '');";
+      await expect(build(foreign)).rejects.toThrow(/The process --renumber of .*order-list ended with 1\./);
+    });
+
     it("is accepted by a process without flags", async () => {
       const caches = cachesIn((await build()).keys());
       const program = `
