@@ -40,13 +40,18 @@ export async function joinGroup(
     retry: { retries: 0, restartOnFailure: async () => false },
   });
   await consumer.connect();
-  await consumer.subscribe({ topics: [...topics], fromBeginning: true });
-  await consumer.run({
-    autoCommit: !commits,
-    eachMessage: async ({ topic, partition }) => {
-      if (commits) await consumer.commitOffsets([{ topic, partition, offset: "0" }]);
-    },
-  });
+  try {
+    await consumer.subscribe({ topics: [...topics], fromBeginning: true });
+    await consumer.run({
+      autoCommit: !commits,
+      eachMessage: async ({ topic, partition }) => {
+        if (commits) await consumer.commitOffsets([{ topic, partition, offset: "0" }]);
+      },
+    });
+  } catch (error) {
+    await consumer.disconnect().catch(() => undefined);
+    throw error;
+  }
   return {
     async leave() {
       await consumer.disconnect().catch(() => undefined);
