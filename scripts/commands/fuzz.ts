@@ -123,7 +123,7 @@ ${relative(ROOT, FOLDER)}, and runs it against a separate Lotus with an empty da
     try {
       const token = await newToken(lotus.url);
       // An endpoint without inputs has few different requests, so a round may generate fewer than it may send.
-      for (let round = 0; sent < cases; round++) {
+      for (let round = 0; sent < cases && failures.length === 0; round++) {
         const before = sent;
         const casesPerEndpoint = Math.max(CASES_OF_ROUND_MIN, Math.ceil((cases - sent) / endpoints / 2));
         for (const [how, headers] of [
