@@ -21,7 +21,7 @@ const OVERLOAD = 4;
 const SECONDS_FACTOR = 30;
 /** More than the requests that a process works on, and fewer than the connections that it accepts: each refusal is an answer. */
 const SENT_AT_A_TIME_MAX = 1_500;
-/** A payment of the probe begins so often. The probe is a process of its own with few payments, so that it measures no wait of its own. */
+/** The bench process sends one payment of the probe at this interval. The flood runs in another process and does not delay the probe. */
 const PROBE_MILLISECONDS = 50;
 const PROBES_AT_A_TIME_MAX = 100;
 const PROGRESS_SECONDS = 10;
@@ -56,7 +56,7 @@ function pay(agent: Agent, port: number, path: string, token: string): Promise<A
   });
 }
 
-/** Runs the flood in a process of its own, and prints its progress. */
+/** Runs the flood in another process, and prints its progress. */
 async function flood(options: FloodOptions): Promise<FloodResult> {
   const child = fork(program("flood.ts"), [], { execArgv: ["--import", TYPESCRIPT] });
   guardChild(child);

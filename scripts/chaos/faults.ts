@@ -118,7 +118,7 @@ async function withDatabase<T>(url: string, work: (client: Client) => Promise<T>
   }
 }
 
-/** Locks rows in a transaction, and resolves to what ends it. */
+/** Locks rows in a transaction. Returns the function that ends it. */
 async function lockRows(url: string, text: string): Promise<() => Promise<void>> {
   const client = new Client({ connectionString: url, connectionTimeoutMillis: CONNECT_MILLISECONDS_MAX });
   client.on("error", () => undefined);

@@ -11,7 +11,7 @@ import { Load, type LoadResult } from "./load.ts";
 import type { Job } from "./protocol.ts";
 
 const FAULT_LOAD_PER_SECOND = 20;
-/** How long a fault lasts. */
+/** Sets the duration of a fault, unless the options give another. */
 export const FAULT_MILLISECONDS = 5_000;
 /** The load begins before a fault and ends after it. Both are parts of the duration of the fault. */
 const CALM_BEFORE = 0.4;
