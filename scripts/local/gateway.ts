@@ -4,6 +4,7 @@ import type { AddressInfo } from "node:net";
 import { allowOrigin } from "#kernel/cors";
 import {
   CONNECTIONS_WAITING_MAX,
+  DRAIN_REQUESTS_MILLISECONDS_MAX,
   REQUEST_BODY_BYTES_MAX,
   REQUEST_HEADER_BYTES_MAX,
   REQUESTS_INCOMPLETE_MAX,
@@ -23,7 +24,7 @@ const REQUESTS_IN_FLIGHT_MAX = 2_000;
 /** Limits the requests of one address among them. One connection can carry as many: Node reads pipelined requests at once. */
 export const REQUESTS_OF_ADDRESS_MAX = 1_500;
 
-/** A listening server. `stop` finishes requests in flight first. */
+/** A listening server. `stop` finishes requests in flight first, for at most DRAIN_REQUESTS_MILLISECONDS_MAX. */
 export interface Listening {
   readonly port: number;
   stop(): Promise<void>;
@@ -40,7 +41,9 @@ export async function listen(server: Server, port: number, host?: string): Promi
     async stop() {
       const closed = new Promise((resolve) => server.close(resolve));
       server.closeIdleConnections();
+      const late = setTimeout(() => server.closeAllConnections(), DRAIN_REQUESTS_MILLISECONDS_MAX);
       await closed;
+      clearTimeout(late);
     },
   };
 }

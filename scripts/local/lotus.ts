@@ -491,10 +491,6 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
       ping(source, resolve(source.spec.sink.ref.name)).catch((error: Error) =>
         onNews(source.metadata.name, `not fired: ${error.message}`),
       );
-    const scheduled = options.scheduled === false ? [] : manifests.pingSources;
-    const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
-    endings.push(async () => crons.map((cron) => cron.stop()));
-
     const gateway = createGateway(routes, functions, options.cors, console?.page, console?.observer);
     const listening = await listenAt(gateway, options);
     endings.push(() => listening.stop());
@@ -513,6 +509,11 @@ export async function startLotus(options: LotusOptions): Promise<Lotus> {
     };
     await runFile.publish({ url, ...addresses });
     endings.push(() => runFile.publish(addresses));
+
+    const scheduled = options.scheduled === false ? [] : manifests.pingSources;
+    const crons = scheduled.map((source) => new Cron(source.spec.schedule, () => fire(source)));
+    // They stop before the gateway, which waits for the answers to their requests.
+    endings.push(async () => crons.map((cron) => cron.stop()));
 
     // The gateway already serves, and does not wait for brokers that are down.
     const delivery =
