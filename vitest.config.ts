@@ -35,8 +35,9 @@ const limits = { testTimeout: TIMEOUT_MILLISECONDS, hookTimeout: TIMEOUT_MILLISE
 /** The files of a project run after those of lower groups: the tests share a Postgres server and two cores. */
 const group = (groupOrder: number, maxWorkers = 1) => ({ maxWorkers, sequence: { groupOrder } });
 const threads = { pool: "threads", sequence: { groupOrder: 0 } } as const;
-/** Half of the time of such a test is a wait for a limit to pass. */
+/** Half of the time of such a test is a wait: for a limit to pass, or for brokers. */
 const LOTUS_FILES_AT_ONCE = 2;
+const KAFKA_FILES_AT_ONCE = 2;
 
 export default defineConfig({
   test: {
@@ -68,7 +69,7 @@ export default defineConfig({
           include: filesOf("kafka"),
           globalSetup: "scripts/testing/setup.ts",
           ...limits,
-          ...group(3),
+          ...group(3, KAFKA_FILES_AT_ONCE),
         },
       },
       {
