@@ -1,7 +1,7 @@
 /** Moves money for deposits, withdrawals and transfers. Calls that arrive together share one database statement. */
 import * as v from "valibot";
 import { batched } from "#kernel/batch";
-import { type EndpointRequest, ok, type Success } from "#kernel/endpoint";
+import { type CallRequest, ok, type Success } from "#kernel/endpoint";
 import { Amount, AmountNumber, type Money, readBalance, toNumber, toText } from "#kernel/money";
 import type { Envelope } from "#kernel/outbox";
 import { type CodeOf, invalid, Problem } from "#kernel/problem";
@@ -10,15 +10,9 @@ import { expiredKey } from "#kernel/request";
 export const MoneyQuery = v.object({ money: Amount });
 export const Balance = v.pipe(v.object({ balance: AmountNumber }), v.title("Balance"));
 
-/** The parts of a request that a movement of money needs. */
-type MoneyRequest = Pick<
-  EndpointRequest,
-  "user" | "idempotency" | "deadline" | "source" | "span" | "traceparent" | "publish"
->;
-
 /** A movement of money that a user requests. */
 export interface MoneyCall {
-  readonly request: MoneyRequest;
+  readonly request: CallRequest;
   readonly money: Money;
   /** The recipient of a transfer: an email in its normal form. */
   readonly recipient: string | null;
@@ -46,7 +40,7 @@ export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: 
     calls.map(({ money }) => String(money)),
     calls.map(({ request }) => request.idempotency.key),
     calls.map(({ request }) => request.idempotency.fingerprint),
-    calls[0]?.request.source ?? "billing",
+    calls[0]?.request.source,
     calls.map(({ request }) => request.traceparent),
   ];
   return batched<MoneyCall, Moved>({
@@ -55,7 +49,6 @@ export function moneyMover(kind: "deposit" | "withdrawal" | "transfer"): (call: 
     one: statement(true),
     valuesOfMany: values,
     valuesOfOne: (call) => values([call]),
-    valuesOfNone: () => values([]),
     keyOf: ({ request }) => request.user.id,
     repetitionOf: ({ request }) => request.idempotency.repetition,
     deadlineOf: ({ request }) => request.deadline,
@@ -104,7 +97,7 @@ function refusal({ outcome, balance, wait }: Moved["answer"], { money, recipient
  */
 export async function moveMoney(
   move: (call: MoneyCall) => Promise<Moved>,
-  request: MoneyRequest,
+  request: CallRequest,
   money: Money,
   recipient: string | null = null,
 ): Promise<Success<200, { balance: number }> | Problem> {

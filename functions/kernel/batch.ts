@@ -1,5 +1,5 @@
 /** Group commit: calls that arrive while a statement is in flight share the next one. See docs/decisions/0015-group-commit.md. */
-import { outcomeUnknown, query, type Repetition, RowLocked, unavailable, warmUpWith } from "./database.ts";
+import { outcomeUnknown, query, type Repetition, RowLocked, unavailable } from "./database.ts";
 import {
   BATCH_CALLS_MAX,
   BATCH_FILL_CALLS_MAX,
@@ -31,8 +31,6 @@ export interface BatchStatement<Call> {
   valuesOfMany(calls: readonly Call[]): unknown[];
   /** Returns the parameters of `one`. */
   valuesOfOne(call: Call): unknown[];
-  /** Returns parameters of `one` that contain no call. With them the statement has no effect, and the first connection runs it once. */
-  valuesOfNone?(): unknown[];
   /** Returns the key of a call. Calls with the same key are applied in order of arrival, never in two statements at a time. */
   keyOf(call: Call): string;
   /** Returns whether a call may be repeated after a lost connection. */
@@ -90,7 +88,6 @@ const busy = (detail: string) =>
  */
 export function batched<Call, Row>(statement: BatchStatement<Call>): (call: Call) => Promise<Row> {
   const { name, many, one } = statement;
-  if (statement.valuesOfNone !== undefined) warmUpWith(name, one, statement.valuesOfNone());
   const queues = new Map<string, KeyQueue<Call, Row>>();
   /** The queues whose next call may join a batch. */
   const ready: KeyQueue<Call, Row>[] = [];

@@ -10,7 +10,6 @@ import {
   DATABASE_RETRY_MILLISECONDS_MAX,
   DATABASE_RETRY_PAUSE_MILLISECONDS_MAX,
   DATABASE_RETRY_PAUSE_MILLISECONDS_MIN,
-  DATABASE_WARM_UP_MILLISECONDS_MAX,
   POOL_IDLE_MILLISECONDS_MAX,
   POOL_WAIT_MILLISECONDS_MAX,
   STATEMENT_MILLISECONDS_MAX,
@@ -259,45 +258,13 @@ async function connect(giveUpAt: number): Promise<PoolClient> {
   }
 }
 
-/** A statement without effect: it makes the server load and plan what the first request needs. */
-interface WarmUp {
-  readonly name: string;
-  readonly text: string;
-  readonly values: readonly unknown[];
-}
-const warmUps: WarmUp[] = [];
-
-/**
- * Adds a statement that the first connection runs before a request needs it. The first payment of a server process takes 5 ms less.
- * @param name the name of the prepared statement, which later calls of the same text share
- * @param values parameters with which the statement has no effect
- */
-export function warmUpWith(name: string, text: string, values: readonly unknown[]): void {
-  warmUps.push({ name, text, values });
-}
-
-/** Runs the warm-ups on a new connection, and returns it to the pool. Closes it after a failure, or when they take too long. */
-async function warmUp(client: PoolClient): Promise<void> {
-  let failed = true;
-  const run = async () => {
-    for (const { name, text, values } of warmUps)
-      await client.query({ ...(prepares() && { name }), text, values: [...values] });
-  };
-  try {
-    await until(performance.now() + DATABASE_WARM_UP_MILLISECONDS_MAX, run());
-    failed = false;
-  } finally {
-    client.release(failed);
-  }
-}
-
-/** The first connection, until it is ready for the first request. */
+/** The first connection, while `openDatabase` opens it. */
 let opening: Promise<void> | undefined;
 
 /** Opens the first connection before a request needs it. Ignores a failure: the first statement connects again and reports it. */
 export function openDatabase(): void {
   opening = open()
-    .then(warmUp)
+    .then((client) => client.release())
     .catch(() => undefined)
     .finally(() => {
       opening = undefined;

@@ -83,6 +83,12 @@ export interface EndpointRequest<
   publish(envelopes: readonly Envelope[]): void;
 }
 
+/** The parts of a request that a call in a shared statement needs. */
+export type CallRequest = Pick<
+  EndpointRequest,
+  "user" | "idempotency" | "deadline" | "source" | "span" | "traceparent" | "publish"
+>;
+
 /** Names a secret of a function: its service's database role, the public keys, or the private key. */
 export type Use = "database" | "public-keys" | "signing-key";
 

@@ -97,8 +97,6 @@ export const BATCH_WAIT_MILLISECONDS_MAX = 10_000;
 export const DATABASE_CONNECT_MILLISECONDS_MAX = 5_000;
 /** Limits how long a statement is repeated after its first failure: above a server's restart, below a client's patience. */
 export const DATABASE_RETRY_MILLISECONDS_MAX = 3_000;
-/** Limits the statements that the first connection runs before a request needs it. The first request waits for them. */
-export const DATABASE_WARM_UP_MILLISECONDS_MAX = 2_000;
 /** Is the first pause between two attempts. Each further pause is twice as long. */
 export const DATABASE_RETRY_PAUSE_MILLISECONDS_MIN = 20;
 /** Limits the pause between two attempts. */

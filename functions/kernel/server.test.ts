@@ -39,6 +39,14 @@ afterEach(async () => {
 });
 afterAll(() => lotus.stop());
 
+const EMPTY = endpoint({
+  method: "GET",
+  caller: "anyone",
+  summary: "Answers 200.",
+  answers: { 200: v.object({}) },
+  handle: async () => ok({}),
+});
+
 interface Program {
   readonly child: ChildProcess;
   readonly url: string;
@@ -191,14 +199,7 @@ describe("a function's server", () => {
   });
 
   it("limits the time of a whole request", () => {
-    const description = endpoint({
-      method: "GET",
-      caller: "anyone",
-      summary: "Answers 200.",
-      answers: { 200: v.object({}) },
-      handle: async () => ok({}),
-    });
-    const { server } = createFunctionServer("limited-time", description);
+    const { server } = createFunctionServer("limited-time", EMPTY);
     expect([server.requestTimeout, server.headersTimeout]).toEqual([5_000, 5_000]);
     expect(server.maxHeadersCount).toBe(0);
   });
@@ -379,14 +380,7 @@ describe("a bundle", () => {
 
 describe("the objects of a request", () => {
   it("share their hidden classes with those of other requests", async () => {
-    const description = endpoint({
-      method: "GET",
-      caller: "anyone",
-      summary: "Answers 200.",
-      answers: { 200: v.object({}) },
-      handle: async () => ok({}),
-    });
-    const { server } = createFunctionServer("same-classes", description);
+    const { server } = createFunctionServer("same-classes", EMPTY);
     const served: [IncomingMessage, ServerResponse][] = [];
     server.on("request", (incoming, outgoing) => served.push([incoming, outgoing]));
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));

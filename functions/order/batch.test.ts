@@ -81,19 +81,6 @@ async function charges(payers: readonly TestUser[]): Promise<number[]> {
   return rows.map((row) => Number(row.charges));
 }
 
-it("prepares the statements of orders on the first connection, without an effect", async () => {
-  const { openDatabase, query } = await import("#kernel/database");
-  openDatabase();
-  const prepared = await query(
-    "prepared",
-    "select name from pg_prepared_statements where name like 'order.%' order by name",
-    [],
-  );
-  expect(prepared).toEqual([{ name: "order.place" }, { name: "order.refund" }]);
-  const { rows } = await lotus.database.query(`select from "order".orders`);
-  expect(rows).toEqual([]);
-});
-
 describe("a batch of payments", () => {
   it("is one statement", async () => {
     await lotus.database.query("delete from testing.statements");

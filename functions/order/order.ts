@@ -1,7 +1,7 @@
 /** Places and refunds orders. Calls that arrive together share one database statement, which is one transaction. */
 import * as v from "valibot";
 import { batched } from "#kernel/batch";
-import type { EndpointRequest } from "#kernel/endpoint";
+import type { CallRequest } from "#kernel/endpoint";
 import { AmountNumber, type Money, readBalance, toNumber, toText } from "#kernel/money";
 import type { Envelope } from "#kernel/outbox";
 import { type CodeOf, Problem } from "#kernel/problem";
@@ -57,14 +57,9 @@ export function present(row: OrderRow | OrderInJson): v.InferInput<typeof Order>
   };
 }
 
-/** The parts of a request that an order needs. */
-type OrderRequest = Pick<
-  EndpointRequest,
-  "user" | "idempotency" | "deadline" | "source" | "span" | "traceparent" | "publish"
->;
 /** A call of a statement. Spreading the request into it would cost more, because V8 then makes a hidden class for each call. */
 interface Call {
-  readonly request: OrderRequest;
+  readonly request: CallRequest;
 }
 
 /** The row that a statement returns for a call: the answer, and the events that it wrote to the outbox. */
@@ -83,7 +78,7 @@ const columns = (calls: readonly Call[]) => [
   calls.map(({ request }) => request.user.email),
   calls.map(({ request }) => request.idempotency.key),
   calls.map(({ request }) => request.idempotency.fingerprint),
-  calls[0]?.request.source ?? "order",
+  calls[0]?.request.source,
   calls.map(({ request }) => request.traceparent),
 ];
 
@@ -102,7 +97,6 @@ function orderStatement<OneCall extends Call>(name: string, values: (calls: read
     one: statement(true),
     valuesOfMany: (calls) => [...columns(calls), ...values(calls)],
     valuesOfOne: (call) => [...columns([call]), ...values([call])],
-    valuesOfNone: () => [...columns([]), ...values([])],
     keyOf: ({ request }) => request.user.id,
     repetitionOf: ({ request }) => request.idempotency.repetition,
     deadlineOf: ({ request }) => request.deadline,
@@ -129,7 +123,7 @@ const refusal = (outcome: CodeOf<400 | 404 | 409 | 422>) =>
 /** Places an order for a subscription or for a price. Returns the payment, or the refusal. */
 export async function placeOrder(
   item: { idSubscription: number } | { price: Money },
-  request: OrderRequest,
+  request: CallRequest,
 ): Promise<v.InferInput<typeof Payment> | Problem> {
   const [subscriptionId, price] = "price" in item ? [null, item.price] : [item.idSubscription, null];
   const { answer, emitted } = await place({ request, subscriptionId, price });
@@ -155,7 +149,7 @@ export async function placeOrder(
 /** Refunds a paid order of the caller. Returns the order and the balance after the refund, or the refusal. */
 export async function refundOrder(
   orderId: string,
-  request: OrderRequest,
+  request: CallRequest,
 ): Promise<v.InferInput<typeof Payment> | Problem> {
   const { answer, emitted } = await refund({ request, orderId });
   request.publish(emitted);
